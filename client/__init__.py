@@ -1,0 +1,1 @@
+"""From slides to embeddings, scores and occlusion attributions over gRPC; never imports torch."""

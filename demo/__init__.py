@@ -1,0 +1,1 @@
+"""The quick start: one real slide, end to end."""

@@ -1,0 +1,1 @@
+"""A local Triton: the real tritonserver, no docker, no GPU."""

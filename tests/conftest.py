@@ -1,0 +1,39 @@
+"""What tests share: the real slide, one exported demo repository and one real Triton a test run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_slide() -> Path:
+    """CMU-1-Small-Region, a real Aperio slide (2220x2967 px, 0.499 mpp)."""
+    path = ROOT / "build" / "CMU-1-Small-Region.svs"
+    assert path.exists(), "the real slide is missing: run `make build/CMU-1-Small-Region.svs`"
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_repository(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
+    """A model repository with the `demo` preset exported into it; read only."""
+    from export.pipeline import export_preset
+    from export.repository import copy_configs
+
+    repository = tmp_path_factory.mktemp("model_repository")
+    copy_configs(ROOT / "model_repository", repository)
+    export_preset("demo", repository=repository, slide=real_slide)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def triton_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real Triton that serves `demo_repository` over gRPC."""
+    from server.local import run_triton
+
+    with run_triton(demo_repository, log=tmp_path_factory.mktemp("log") / "triton.log") as server:
+        yield server.url

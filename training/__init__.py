@@ -1,0 +1,1 @@
+"""PyTorch: the two encoders, their weights, fine-tuning."""
