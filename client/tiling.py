@@ -1,0 +1,223 @@
+"""Which tiles of a slide are read, and where from: a plan that decides everything and reads no pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client.errors import PlanError
+from client.slide import Slide
+from client.tissue import Mask, TissueMask
+
+Coords = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """Every tile of one slide, row-major, and how each is read.
+
+    Pairs are (x, y). A tile is `tile_size` level pixels wide and high; its centre of `read_size`, `read_offset` from
+    the tile's corner, is read at `level` and becomes `crop_px` x `crop_px` pixels of `mpp_effective`.
+    """
+
+    path: Path
+    slide_id: str
+    coords: Coords  # [N, 2] level-0 pixels of each tile's top-left corner
+    tissue: npt.NDArray[np.float32]  # [N] part of each tile that is tissue
+    tile_px: int
+    crop_px: int
+    overlap: int
+    level: int
+    downsample: float
+    tile_size: tuple[int, int]
+    read_size: tuple[int, int]
+    read_offset: tuple[int, int]
+    dimensions: tuple[int, int]  # level 0
+    mpp_level0: tuple[float, float]
+    mpp_source: str
+    mpp_requested: float
+    mpp_effective: tuple[float, float]
+    recipe: dict[str, Any]  # JSON-able: what decides the pixels, for the key of a resume
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether tiles are resized after reading; False means the slide's own pixels."""
+        return self.read_size != (self.crop_px, self.crop_px)
+
+    @property
+    def resample(self) -> tuple[float, float]:
+        """Level pixels that become one tile pixel."""
+        return self.read_size[0] / self.crop_px, self.read_size[1] / self.crop_px
+
+    @property
+    def tile_size_level0(self) -> tuple[int, int]:
+        """The tile's size in level-0 pixels, rounded down so that neighbours never share an index."""
+        return _pair(math.floor(side * self.downsample + 1e-6) for side in self.tile_size)
+
+    @property
+    def patch_size_level0(self) -> int:
+        """The tile's width in level-0 pixels (TRIDENT's name; the height differs on anisotropic slides only)."""
+        return self.tile_size_level0[0]
+
+    def level_positions(self) -> Coords:
+        """[N, 2] level pixels of the top-left corner of what is read of each tile."""
+        return np.rint(self.coords / self.downsample).astype(np.int64) + np.array(self.read_offset)
+
+
+def plan_tiles(
+    slide: Slide,
+    tissue: TissueMask | None,
+    *,
+    tile_px: int = 256,
+    crop_px: int = 224,
+    mpp: float = 0.5,
+    overlap: int = 0,
+    min_tissue: float = 0.1,
+    native_tolerance: float = 0.01,
+    upsample_tolerance: float = 0.1,
+) -> TilePlan:
+    """Lay a grid of `tile_px` tiles of `mpp` over the slide and keep those with at least `min_tissue` tissue.
+
+    The level is the coarsest that is still at least as fine as `mpp`. Where it is within `native_tolerance` of it on
+    both axes its pixels are taken as they are, and `mpp_effective` says what they are; else they are resampled.
+    The grid starts at the slide's origin (or its bounds'), not at the tissue, so that tiles fall on stored tiles.
+    `tissue` None keeps every tile; `overlap` is in tile pixels. Tiles may reach beyond the edge, which is white.
+
+    Raises:
+        PlanError: an option makes no sense, or the slide is coarser than `mpp` by more than `upsample_tolerance`.
+    """
+    _check_options(tile_px, crop_px, mpp, overlap, min_tissue)
+    level = _best_level(slide, mpp, native_tolerance)
+    downsample = slide.level_downsamples[level]
+    scale = tuple(mpp / (own * downsample) for own in slide.mpp)  # level pixels a tile pixel
+    if min(scale) < 1 / (1 + upsample_tolerance):
+        raise PlanError(
+            f"{slide.path}: its finest level has {max(slide.mpp):g} mpp; tiles of {mpp:g} would be magnified "
+            f"{1 / min(scale):.2f} times (at most {1 + upsample_tolerance:g} allowed): ask for a coarser mpp"
+        )
+    if all(abs(s - 1) <= native_tolerance for s in scale):
+        scale = (1.0, 1.0)
+    # Rounded up: the level's own grid never gets finer than the target's, so two tiles never share an index.
+    tile_size = _pair(math.ceil(tile_px * s - 1e-6) for s in scale)
+    stride = _pair(math.ceil((tile_px - overlap) * s - 1e-6) for s in scale)
+    read_size = _pair(round(crop_px * s) for s in scale)
+    coords = _grid(slide.bounds, downsample, stride)
+    fraction = _tissue_fraction(tissue, coords, tile_size, downsample)
+    keep = fraction >= min_tissue
+    return TilePlan(
+        path=slide.path,
+        slide_id=slide.slide_id,
+        coords=coords[keep],
+        tissue=fraction[keep],
+        tile_px=tile_px,
+        crop_px=crop_px,
+        overlap=overlap,
+        level=level,
+        downsample=downsample,
+        tile_size=tile_size,
+        read_size=read_size,
+        read_offset=_pair((tile - read) // 2 for tile, read in zip(tile_size, read_size, strict=True)),
+        dimensions=slide.dimensions,
+        mpp_level0=slide.mpp,
+        mpp_source=slide.mpp_source,
+        mpp_requested=mpp,
+        mpp_effective=_float_pair(
+            own * downsample * read / crop_px for own, read in zip(slide.mpp, read_size, strict=True)
+        ),
+        recipe={
+            "tile_px": tile_px,
+            "crop_px": crop_px,
+            "mpp": mpp,
+            "overlap": overlap,
+            "min_tissue": min_tissue,
+            "mpp_level0": list(slide.mpp),
+            "level": level,
+            "tile_size": list(tile_size),
+            "read_size": list(read_size),
+            "coords_sha256": hashlib.sha256(np.ascontiguousarray(coords[keep])).hexdigest()[:16],
+        },
+    )
+
+
+def _check_options(tile_px: int, crop_px: int, mpp: float, overlap: int, min_tissue: float) -> None:
+    if not 0 < crop_px <= tile_px:
+        raise PlanError(f"a crop of {crop_px} px does not fit a tile of {tile_px} px: give 0 < crop <= tile")
+    if not 0 <= overlap < tile_px:
+        raise PlanError(
+            f"an overlap of {overlap} px leaves tiles of {tile_px} px no step: give 0 <= overlap < tile"
+        )
+    if not (mpp > 0 and math.isfinite(mpp)):
+        raise PlanError(f"tiles of {mpp} mpp make no sense: give a positive number, such as 0.5")
+    if not 0 <= min_tissue <= 1:
+        raise PlanError(f"a tissue fraction of {min_tissue} makes no sense: give 0 to 1")
+
+
+def _best_level(slide: Slide, mpp: float, tolerance: float) -> int:
+    limit = mpp * (1 + tolerance)
+    fine = [i for i, factor in enumerate(slide.level_downsamples) if max(slide.mpp) * factor <= limit]
+    return fine[-1] if fine else 0
+
+
+def _grid(bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int]) -> Coords:
+    """[N, 2] level-0 corners of every tile that starts within the bounds, row-major."""
+    left, top, width, height = bounds
+    axes = []
+    for start, length, step in ((left, width, stride[0]), (top, height, stride[1])):
+        first = round(start / downsample)
+        count = math.ceil(length / (step * downsample) - 1e-9)
+        axes.append(np.rint((first + step * np.arange(count)) * downsample).astype(np.int64))
+    y, x = np.meshgrid(axes[1], axes[0], indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def _tissue_fraction(
+    tissue: TissueMask | None, coords: Coords, tile_size: tuple[int, int], downsample: float
+) -> npt.NDArray[np.float32]:
+    """[N] part of each tile that is tissue, exact to a fraction of a mask pixel; outside the mask is none."""
+    if tissue is None:
+        return np.ones(len(coords), np.float32)
+    sums = _area_below(tissue.mask)
+    low = coords / tissue.downsample
+    high = (coords + np.array(tile_size) * downsample) / tissue.downsample
+    area = _at(sums, high[:, 0], high[:, 1]) - _at(sums, low[:, 0], high[:, 1])
+    area -= _at(sums, high[:, 0], low[:, 1]) - _at(sums, low[:, 0], low[:, 1])
+    return (area / np.prod(high - low, axis=1)).astype(np.float32)
+
+
+def _area_below(mask: Mask) -> npt.NDArray[np.float64]:
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    sums[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+    return sums
+
+
+def _at(
+    sums: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The summed area up to (x, y), linear between mask pixels: exact, for a mask is constant within a pixel."""
+    x, y = np.clip(x, 0, sums.shape[1] - 1), np.clip(y, 0, sums.shape[0] - 1)
+    column = np.minimum(x.astype(np.int64), max(0, sums.shape[1] - 2))
+    row = np.minimum(y.astype(np.int64), max(0, sums.shape[0] - 2))
+    dx, dy = x - column, y - row
+    above = sums[row, column] * (1 - dx) + sums[row, column + 1] * dx
+    below = sums[row + 1, column] * (1 - dx) + sums[row + 1, column + 1] * dx
+    result: npt.NDArray[np.float64] = above * (1 - dy) + below * dy
+    return result
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    x, y = values
+    return x, y
+
+
+def _float_pair(values: Any) -> tuple[float, float]:
+    x, y = values
+    return x, y
