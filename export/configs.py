@@ -1,0 +1,54 @@
+"""Served configs: a model's committed `config.pbtxt`, narrowed to one export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.contract import Contract
+from export.errors import ExportError
+
+
+def read_config(path: Path) -> model_config_pb2.ModelConfig:
+    """Parse a `config.pbtxt`.
+
+    Raises:
+        ExportError: the file is missing or is no model configuration.
+    """
+    config = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse(path.read_text(), config)
+    except FileNotFoundError:
+        raise ExportError(
+            f"{path} is missing: a repository starts from the committed configs of model_repository/"
+        ) from None
+    except text_format.ParseError as error:
+        raise ExportError(f"{path} is not a Triton model configuration: {error}") from None
+    return config
+
+
+def served_config(template: model_config_pb2.ModelConfig, contract: Contract) -> str:
+    """`template` with exact dims, this version alone, the contract, and no LOGITS where there is no head."""
+    config = model_config_pb2.ModelConfig()
+    config.CopyFrom(template)
+    known = contract.tensor_dims()
+    if contract.head is None:
+        _drop_logits(config)
+    for tensor in (*config.input, *config.output):
+        exact = known.get(tensor.name)
+        if exact is not None:
+            tensor.dims[-len(exact) :] = exact
+    config.version_policy.Clear()
+    config.version_policy.specific.versions.append(contract.version)
+    config.parameters["contract"].string_value = contract.to_json()
+    return str(text_format.MessageToString(config))
+
+
+def _drop_logits(config: model_config_pb2.ModelConfig) -> None:
+    for index in reversed(range(len(config.output))):
+        if config.output[index].name == "LOGITS":
+            del config.output[index]
+    for step in config.ensemble_scheduling.step:
+        step.output_map.pop("LOGITS", None)
