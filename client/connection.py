@@ -1,0 +1,324 @@
+"""Requests to Triton over gRPC: bounded in flight, tried again by kind of error, cancelled together."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import tenacity
+from numpy.typing import NDArray
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from client.shared_memory import SharedInputs, is_lost_region
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+_SETTLE_S = 5.0  # a server that just failed is passed over for so long, unless all have failed
+
+
+class ServerUnavailable(ClientError):
+    """No server answered, also after the retries."""
+
+
+class RequestRefused(ClientError):
+    """A server answered that it won't do this; asking again can't help."""
+
+
+class Cancelled(ClientError):
+    """The connection was cancelled (Ctrl-C) while the request was under way."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later.
+
+    UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
+    all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
+    that shuts down may answer CANCELLED too. All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) stays.
+    """
+    if not isinstance(error, InferenceServerException):
+        return False
+    message = (error.message() or "").lower()
+    if error.status() == "StatusCode.UNAVAILABLE":
+        return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
+    return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
+
+
+@dataclass(frozen=True)
+class ServerTime:
+    """What Triton counted for one model: rows, executions of the batcher, seconds of waiting and computing.
+
+    `queue_s` adds up the waits of single requests, `compute_s` the executions (a merged batch counts once).
+    """
+
+    requests: int = 0
+    rows: int = 0
+    executions: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+    def __sub__(self, earlier: ServerTime) -> ServerTime:
+        return ServerTime(
+            self.requests - earlier.requests,
+            self.rows - earlier.rows,
+            self.executions - earlier.executions,
+            self.queue_s - earlier.queue_s,
+            self.compute_s - earlier.compute_s,
+        )
+
+
+class Connection:
+    """Open channels to the servers of an endpoint, used by any number of threads.
+
+    At most `in_flight` requests a server are under way at a time, over all threads and slides. `cancel` makes
+    every request, also the ones that wait for a retry, end with `Cancelled`.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, in_flight: int = 4) -> None:
+        self.endpoint = endpoint
+        self.in_flight = in_flight * len(endpoint.servers)
+        credentials = endpoint.credentials()
+        self._clients = {
+            server: InferenceServerClient(
+                server, creds=credentials, channel_args=endpoint.channel_arguments()
+            )
+            for server in endpoint.servers
+        }
+        self._headers = dict(endpoint.headers)
+        self._failed_at = dict.fromkeys(endpoint.servers, -_SETTLE_S)
+        self._turns = itertools.cycle(endpoint.servers)
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="request")
+        self._shared = SharedInputs() if endpoint.shared_memory else None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """End every request now; the connection can only be closed afterwards."""
+        self._cancelled.set()
+        for client in self._clients.values():
+            client.close()
+
+    def close(self) -> None:
+        """Close the channels; requests that are still under way end with `Cancelled`."""
+        self._pool.shutdown(wait=self._shared is not None, cancel_futures=True)
+        if self._shared:
+            self._shared.close(next(iter(self._clients.values())), self._headers)
+        self.cancel()
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], *, version: int | None = None
+    ) -> dict[str, Array]:
+        """One inference: named arrays in, the named outputs back (read-only arrays).
+
+        Raises:
+            ServerUnavailable, RequestRefused, Cancelled
+        """
+        wanted = [InferRequestedOutput(name) for name in outputs]
+
+        def request(client: InferenceServerClient) -> dict[str, Array]:
+            result = client.infer(
+                model,
+                self._inputs(client, inputs),
+                model_version="" if version is None else str(version),
+                outputs=wanted,
+                headers=self._headers,
+                timeout=int(self.endpoint.timeout * 1e6),
+                client_timeout=self.endpoint.timeout,
+            )
+            return {name: result.as_numpy(name) for name in outputs}
+
+        return self._try(model, request)
+
+    def infer_in_order(
+        self,
+        model: str,
+        requests: Iterable[Mapping[str, Array]],
+        outputs: Sequence[str],
+        *,
+        version: int | None = None,
+        window: int | None = None,
+    ) -> Iterator[dict[str, Array]]:
+        """The answers to a stream of requests, in the requests' order, with at most `window` begun at a time.
+
+        A request is taken from `requests` only when there is room for it, so memory stays constant however
+        long the stream is. When an answer fails, the ones behind it are given up.
+        """
+        begun: deque[Future[dict[str, Array]]] = deque()
+        try:
+            for inputs in requests:
+                begun.append(self.submit(self.infer, model, inputs, outputs, version=version))
+                if len(begun) >= (window or self.in_flight):
+                    yield _result(begun.popleft())
+            while begun:
+                yield _result(begun.popleft())
+        finally:
+            for future in begun:
+                future.cancel()
+
+    def submit(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `function` in one of the request threads, of which there are `in_flight`."""
+        try:
+            return self._pool.submit(function, *args, **kwargs)
+        except RuntimeError as error:  # the pool was shut down
+            raise Cancelled("cancelled") from error
+
+    def on_each(self, call: Callable[[InferenceServerClient], T]) -> dict[str, T]:
+        """The answer of every single server to one call of tritonclient's, without retries.
+
+        Raises:
+            ServerUnavailable, RequestRefused
+        """
+        answers = {}
+        for server, client in self._clients.items():
+            try:
+                answers[server] = call(client)
+            except InferenceServerException as error:
+                raise self._explained(error, f"{server}", None) from error
+        return answers
+
+    def model_configs(self, model: str) -> dict[str, Any]:
+        """A model's configuration (a `ModelConfig` message) as each server has it.
+
+        Raises:
+            ServerUnavailable, RequestRefused
+        """
+        answers = self.on_each(
+            lambda client: client.get_model_config(
+                model, headers=self._headers, client_timeout=self.endpoint.timeout
+            )
+        )
+        return {server: answer.config for server, answer in answers.items()}
+
+    def server_time(self, model: str, version: int | None = None) -> ServerTime | None:
+        """Triton's running counts for a model over all servers, None where they can't be read.
+
+        They can't behind a balanced name (each answer would be another server's) or where it is restricted.
+        """
+        if self.endpoint.balanced_by_grpc:
+            return None
+        text = "" if version is None else str(version)
+        try:
+            answers = self.on_each(
+                lambda client: client.get_inference_statistics(
+                    model, text, headers=self._headers, client_timeout=self.endpoint.timeout
+                )
+            )
+        except ClientError:
+            return None
+        models = [stats for answer in answers.values() for stats in answer.model_stats]
+        batches = [batch for stats in models for batch in stats.batch_stats]
+        return ServerTime(
+            requests=sum(stats.inference_stats.success.count for stats in models),
+            rows=sum(stats.inference_count for stats in models),
+            executions=sum(stats.execution_count for stats in models),
+            queue_s=sum(stats.inference_stats.queue.ns for stats in models) / 1e9,
+            compute_s=sum(batch.compute_infer.ns for batch in batches) / 1e9,
+        )
+
+    def _inputs(self, client: InferenceServerClient, inputs: Mapping[str, Array]) -> list[InferInput]:
+        if self._shared:
+            return self._shared.place(client, inputs, self._headers)
+        tensors = []
+        for name, array in inputs.items():
+            tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensors.append(tensor.set_data_from_numpy(np.ascontiguousarray(array)))
+        return tensors
+
+    def _try(self, model: str, request: Callable[[InferenceServerClient], T]) -> T:
+        """Send a request to the servers in turn until one answers or its time is over."""
+        server = ""
+
+        def attempt() -> T:
+            nonlocal server
+            server = self._next_server()
+            try:
+                return request(self._clients[server])
+            except InferenceServerException as error:
+                if error.status() == "StatusCode.UNAVAILABLE":
+                    self._failed_at[server] = time.monotonic()
+                if self._shared:
+                    self._shared.forget(self._clients[server], self._headers)
+                raise
+
+        retries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5),
+            # Only the pauses count: a request that failed after minutes of computing still deserves retries.
+            stop=lambda state: self._cancelled.is_set() or state.idle_for >= self.endpoint.retry_for,
+            sleep=tenacity.sleep_using_event(self._cancelled),
+            before_sleep=lambda state: logger.info("%s: %s, trying again", server, _message(state)),
+            reraise=True,
+        )
+        try:
+            return retries(attempt)
+        except InferenceServerException as error:
+            raise self._explained(error, server, model) from error
+        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            if self._cancelled.is_set():
+                raise Cancelled("cancelled") from error
+            raise
+
+    def _next_server(self) -> str:
+        with self._lock:
+            now = time.monotonic()
+            for server in itertools.islice(self._turns, len(self._clients)):
+                if now - self._failed_at[server] >= _SETTLE_S:
+                    return server
+            return next(self._turns)
+
+    def _explained(self, error: InferenceServerException, server: str, model: str | None) -> ClientError:
+        """The one line that says which server failed at what, and what helps."""
+        if self._cancelled.is_set():
+            return Cancelled("cancelled")
+        message = " ".join((error.message() or "no reason given").split())
+        status = (error.status() or "").removeprefix("StatusCode.")
+        asked = f" ({model})" if model else ""
+        if "protocol is restricted" in message.lower():
+            return RequestRefused(
+                f"{server} wants a header for this{asked}: {message}; give it with --header"
+            )
+        if status == "UNAVAILABLE":
+            hint = (
+                "is it running? (make serve)" if not self.endpoint.secure else "is it running, with this TLS?"
+            )
+            return ServerUnavailable(
+                f"no answer from the Triton server at {server}{asked}: {message}; {hint}"
+            )
+        if status == "DEADLINE_EXCEEDED":
+            return ServerUnavailable(
+                f"the Triton server at {server}{asked} took over {self.endpoint.timeout:g} s; raise --timeout"
+            )
+        return RequestRefused(
+            f"the Triton server at {server} refused the request{asked}: {message} [{status}]"
+        )
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise Cancelled("cancelled") from error
+
+
+def _message(state: tenacity.RetryCallState) -> str:
+    error = state.outcome.exception() if state.outcome else None
+    return error.message() if isinstance(error, InferenceServerException) else str(error)
