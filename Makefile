@@ -46,6 +46,12 @@ $(TRITON): requirements/triton.lock | $(READY)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target build/triton
 	@touch $@
 
+.PHONY: triton serve
+triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
+
+serve: $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
+	$(BIN)/python -m server
+
 # --- checks ---------------------------------------------------------------------
 ROOMS := training export server client demo tests
 .PHONY: lint test

@@ -1,0 +1,66 @@
+"""`python -m server`: serve a model repository on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from server.assemble import ROOT
+from server.errors import ServerError
+from server.local import LOOPBACK, run_triton
+
+
+def serve(
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(help="Further flags for tritonserver, after `--`.", metavar="[-- FLAGS]"),
+    ] = None,
+    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = ROOT / "model_repository",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
+    http_port: Annotated[int | None, typer.Option(help="Port of HTTP; off unless given.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    log: Annotated[Path, typer.Option(help="Where Triton's log goes.")] = ROOT
+    / "build"
+    / "log"
+    / "triton.log",
+    grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at the end.")] = 10,
+) -> None:
+    """Serve a model repository with a real Triton until Ctrl-C or SIGTERM.
+
+    Example: python -m server --grpc-port 9001 -- --log-verbose=1
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with run_triton(
+            repository,
+            log=log,
+            host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            flags=flags or [],
+            grace=grace,
+        ) as server:
+            typer.echo(f"serving {', '.join(server.models)} at {server.url} (gRPC)")
+            typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
+            code = server.wait()
+        raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    except ServerError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    typer.run(serve)

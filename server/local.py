@@ -1,0 +1,178 @@
+"""A real tritonserver on this machine, for as long as a `with` block runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tritonclient.grpc as triton
+
+from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
+from server.errors import ServerError
+from server.ports import check_port, free_port
+from server.readiness import check_models
+
+GUARD = Path(__file__).resolve().parent / "guard.py"
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A tritonserver that answers requests for every model of its repository."""
+
+    url: str
+    """host:port of gRPC."""
+    metrics_url: str
+    models: tuple[str, ...]
+    pid: int
+    """Process number of tritonserver itself."""
+    log: Path
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        """Kill tritonserver as a crash would (for tests)."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait(self) -> int:
+        """Block until tritonserver ends by itself; returns its exit code."""
+        return self.process.wait()
+
+
+@contextmanager
+def run_triton(
+    repository: Path,
+    *,
+    log: Path,
+    host: str = LOOPBACK,
+    grpc_port: int | None = None,
+    http_port: int | None = None,
+    metrics_port: int | None = None,
+    flags: Sequence[str] = (),
+    start_timeout: float = 300,
+    grace: float = 0,
+    triton_home: Path = TRITON,
+    backends: Path = BACKENDS,
+) -> Iterator[RunningServer]:
+    """Serve `repository` and yield once every model has answered a real request.
+
+    The gRPC and metrics ports default to free ones; HTTP is off unless it is given a port. `flags` go to
+    tritonserver as they are. When the block ends, or this process dies in whatever way, requests in flight
+    get `grace` seconds to finish and no process stays behind. The server's output goes to `log`.
+    Raises ServerError where the server can't start, naming the reason.
+    """
+    program = tritonserver(triton_home)
+    check_repository(repository)
+    ports = {"grpc": grpc_port or free_port(host), "metrics": metrics_port or free_port(host)}
+    if http_port is not None:
+        ports["http"] = http_port
+    for name, port in ports.items():
+        check_port(host, port, f"--{name}-port")
+    shm_prefix = f"triton_{os.getpid()}_{ports['grpc']}_"
+    command = [
+        str(program),
+        f"--model-repository={repository.resolve()}",
+        f"--backend-directory={assemble_backends(triton_home, backends).resolve()}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        "--model-config-name=served",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={int(grace)}",
+        f"--allow-http={str('http' in ports).lower()}",
+        *(f"--{name}-address={host}" for name in ports),
+        *(f"--{name}-port={port}" for name, port in ports.items()),
+        *flags,
+    ]
+    # Triton takes some 2 s more to unload its models; without grace it is killed at once.
+    kill_after = grace + 5 if grace else 0
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), shm_prefix, str(kill_after), *command],
+            env=server_environment(triton_home),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal reaches us alone; the guard passes it on in order
+        )
+    with process:
+        try:
+            assert process.stdout is not None
+            pid = int(process.stdout.readline())
+            wait_for_port(process, host, ports["grpc"], log, start_timeout)
+            url = f"{host}:{ports['grpc']}"
+            with triton.InferenceServerClient(url) as client:
+                models = tuple(check_models(client, start_timeout))
+            yield RunningServer(
+                url=url,
+                metrics_url=f"http://{host}:{ports['metrics']}/metrics",
+                models=models,
+                pid=pid,
+                log=log,
+                process=process,
+            )
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def check_repository(repository: Path) -> None:
+    """Raise ServerError unless every model of `repository` has a version to serve."""
+    models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
+    if not models:
+        raise ServerError(f"{repository} is no model repository: no <model>/config.pbtxt in it")
+    empty = [model.name for model in models if not any(path.name.isdigit() for path in model.iterdir())]
+    if empty:
+        raise ServerError(f"nothing is exported for {', '.join(empty)} in {repository}: run `make export`")
+
+
+def server_environment(triton_home: Path) -> dict[str, str]:
+    """The environment in which tritonserver and its stubs find this interpreter and its packages."""
+    libraries = [
+        str((triton_home / "nvidia_pytriton.libs").resolve()),
+        sysconfig.get_config_var("LIBDIR"),
+        *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
+    ]
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "LD_LIBRARY_PATH": ":".join(libraries),
+    }
+
+
+def wait_for_port(process: subprocess.Popen[str], host: str, port: int, log: Path, timeout: float) -> None:
+    """Wait until tritonserver listens, which it does once its models are loaded."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(diagnose(log))
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise ServerError(f"tritonserver did not load its models within {timeout:.0f} s: see {log}")
+
+
+def diagnose(log: Path) -> str:
+    """Why tritonserver gave up, out of its log, in one line."""
+    text = log.read_text(errors="replace")
+    failed = re.search(r"failed to load '(.+?)' version \d+: (.+)", text)
+    if failed:
+        return f"model '{failed[1]}' failed to load: {failed[2]} (log: {log})"
+    return f"tritonserver did not start: see {log}"
