@@ -1,0 +1,78 @@
+"""The cooperative game behind every method: players (tiles, regions), coalitions in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from client.attribution.scorer import Float64, Int64, Mask, Scorer
+from client.attribution.target import Target
+from client.errors import ClientError
+
+
+def _silent(count: int) -> None:
+    del count
+
+
+@dataclass(frozen=True)
+class Game:
+    """v(S): the explained numbers [K] of the slide of which only the players in S are kept.
+
+    feature_mask: player of every tile, int64 [N], 0..G-1 (Captum's word; one player a tile if None).
+    perturbations_per_eval: masks handed to the scorer at once; bounds memory, changes no result.
+    progress_callback: called with the number of masks done since the last call.
+    """
+
+    scorer: Scorer
+    target: Target
+    feature_mask: Int64
+    perturbations_per_eval: int = 64
+    progress_callback: Callable[[int], None] = field(default=_silent)
+
+    def __post_init__(self) -> None:
+        if self.feature_mask.ndim != 1 or not len(self.feature_mask):
+            raise ClientError("nothing to explain: the slide has no tiles")
+        present = np.unique(self.feature_mask)
+        if present[0] != 0 or present[-1] != len(present) - 1:
+            raise ClientError("feature_mask must number the regions 0, 1, 2, … without a gap")
+        if self.perturbations_per_eval < 1:
+            raise ClientError("perturbations_per_eval must be at least 1")
+
+    @property
+    def players(self) -> int:
+        """G."""
+        return int(self.feature_mask.max()) + 1
+
+    @property
+    def sizes(self) -> Int64:
+        """Tiles of every player, [G]."""
+        return np.bincount(self.feature_mask).astype(np.int64)
+
+    def values(self, coalitions: Iterable[Mask]) -> Float64:
+        """v of each coalition (bool [G], True: kept), [M, K] float64; a generator is read block by block."""
+        rows = iter(coalitions)
+        parts: list[Float64] = []
+        while block := list(islice(rows, self.perturbations_per_eval)):
+            parts.append(self.target(self.scorer(np.stack(block)[:, self.feature_mask])))
+            self.progress_callback(len(block))
+        if not parts:
+            return np.zeros((0, len(self.target.names)))
+        values = np.concatenate(parts)
+        if not np.isfinite(values).all():
+            raise ClientError(
+                "the model scored a masked slide as NaN or infinite: these weights can't be explained"
+            )
+        return values
+
+    def ends(self) -> tuple[Float64, Float64]:
+        """v of nothing kept and of everything kept, [K] each."""
+        empty, full = self.values(np.stack([np.zeros(self.players, bool), np.ones(self.players, bool)]))
+        return empty, full
+
+    def to_tiles(self, values: Float64, *, share: bool) -> Float64:
+        """Player values [G, K] -> tile values [N, K]; `share` splits a player's value among its tiles."""
+        of_a_tile: Float64 = values / self.sizes[:, None] if share else values
+        return of_a_tile[self.feature_mask]

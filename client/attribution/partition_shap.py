@@ -1,0 +1,185 @@
+"""Owen values on a quadtree of the slide, refined best-first: the default map.
+
+A node's value is the mean of its marginals with its sibling absent and present, and so down the tree
+(Owen 1977; SHAP's PartitionExplainer is the same recursion on a hierarchy of features).
+Refining from both contexts is what survives redundancy: with every other tumour tile present one more
+changes nothing, with them absent it changes everything.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.attribution.game import Game
+from client.attribution.regions import Quadtree, centres, quadtree
+from client.attribution.result import Attribution
+from client.attribution.scorer import Float64, Int64, Mask
+
+# Splits evaluated together. Fixed, so that the values don't depend on how many masks a request holds.
+SPLITS_PER_ROUND = 8
+# No stop while one marginal holds more of the average: 1/16 of the slide in 1/16 of the contexts.
+COARSEST_AT_STOP = 1 / 256
+
+
+@dataclass(frozen=True)
+class _Marginal:
+    """`weight` of the Owen average in which `node` joins the players of `context`."""
+
+    node: int
+    context: NDArray[np.uint8]  # packed bits [ceil(G / 8)]
+    before: Float64  # v(context), [K]
+    after: Float64  # v(context and node), [K]
+    weight: float
+
+    @property
+    def mass(self) -> Float64:
+        return self.weight * (self.after - self.before)
+
+
+@dataclass
+class _Frontier:
+    """Marginals not yet split, by the mass and by the share of the slide that they hold."""
+
+    tree: Quadtree
+    focus: int
+    open: dict[int, _Marginal] = field(default_factory=dict)
+    resolved: list[_Marginal] = field(default_factory=list)
+    open_mass: float = 0.0
+    resolved_mass: float = 0.0
+    _born: int = 0
+    _by_mass: list[tuple[float, int]] = field(default_factory=list)
+    _by_share: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, marginal: _Marginal) -> None:
+        mass = abs(float(marginal.mass[self.focus]))
+        if self.tree.size(marginal.node) == 1:
+            self.resolved.append(marginal)
+            self.resolved_mass += mass
+            return
+        self.open[self._born] = marginal
+        self.open_mass += mass
+        heapq.heappush(self._by_mass, (-mass, self._born))
+        heapq.heappush(self._by_share, (-self._share(marginal), self._born))
+        self._born += 1
+
+    def take(self, count: int) -> list[_Marginal]:
+        """The `count` marginals of the largest mass; the last of a full round is the coarsest.
+
+        A node in which evidence for and against cancels has no mass and would never be opened by it.
+        """
+        heaps = [self._by_mass] * count
+        if count == SPLITS_PER_ROUND:
+            heaps[-1] = self._by_share
+        return [self._pop(heap) for heap in heaps]
+
+    @property
+    def unresolved(self) -> float:
+        """Part of the absolute mass that lies in nodes of more than one player."""
+        if not self.open:
+            return 0.0
+        total = self.open_mass + self.resolved_mass
+        return max(self.open_mass, 0.0) / total if total > 0 else 1.0
+
+    @property
+    def coarsest(self) -> float:
+        """The largest share of the whole average that one open marginal holds."""
+        while self._by_share and self._by_share[0][1] not in self.open:
+            heapq.heappop(self._by_share)
+        return -self._by_share[0][0] if self._by_share else 0.0
+
+    def _share(self, marginal: _Marginal) -> float:
+        return marginal.weight * self.tree.size(marginal.node) / self.tree.size(0)
+
+    def _pop(self, heap: list[tuple[float, int]]) -> _Marginal:
+        while (number := heapq.heappop(heap)[1]) not in self.open:
+            pass
+        marginal = self.open.pop(number)
+        self.open_mass -= abs(float(marginal.mass[self.focus]))
+        return marginal
+
+
+def partition_shap(
+    game: Game,
+    positions: Float64 | Int64,
+    *,
+    max_evals: int = 512,
+    focus: int = 0,
+    tolerance: float = 0.05,
+) -> Attribution:
+    """Owen values of the players at tile `positions` [N, 2].
+
+    max_evals: masks scored at most.
+    focus: the class that decides what is refined.
+    tolerance: stop when the part of the absolute mass that lies in nodes not yet resolved to single
+        players is under it (and no node is coarse any more); 0 never stops early.
+
+    The sum of the values is v(everything) - v(nothing) at every budget: an unresolved node's value is
+    split evenly among its tiles, and `leaf_size` says where.
+    """
+    tree = quadtree(centres(np.asarray(positions), game.feature_mask))
+    empty, full = game.ends()
+    spent = 2
+    frontier = _Frontier(tree, focus)
+    frontier.add(_Marginal(0, np.packbits(np.zeros(game.players, dtype=bool)), empty, full, 1.0))
+    while frontier.open and spent + 2 <= max_evals:
+        if frontier.unresolved < tolerance and frontier.coarsest <= COARSEST_AT_STOP:
+            break
+        parents = frontier.take(min(SPLITS_PER_ROUND, len(frontier.open), (max_evals - spent) // 2))
+        values = game.values(np.concatenate([_halves(tree, parent, game.players) for parent in parents]))
+        spent += len(values)
+        for parent, (left, right) in zip(parents, values.reshape(len(parents), 2, -1), strict=True):
+            for marginal in _split(tree, parent, left, right, game.players):
+                frontier.add(marginal)
+    player_values, node_tiles = _spread(tree, [*frontier.resolved, *frontier.open.values()], game)
+    return Attribution(
+        "partition_shap",
+        game.target.names,
+        game.to_tiles(player_values, share=True),
+        empty,
+        full,
+        evaluations=spent,
+        additive=True,
+        leaf_size=node_tiles[game.feature_mask],
+        unresolved=frontier.unresolved,
+    )
+
+
+def _halves(tree: Quadtree, parent: _Marginal, players: int) -> Mask:
+    """The two coalitions [2, G] that split `parent`: its context with either child."""
+    context = np.unpackbits(parent.context, count=players).astype(bool)
+    rows = np.stack([context, context])
+    for row, child in zip(rows, tree.children[parent.node], strict=True):
+        row[tree.members(child)] = True
+    return rows
+
+
+def _split(
+    tree: Quadtree, parent: _Marginal, left: Float64, right: Float64, players: int
+) -> tuple[_Marginal, ...]:
+    """Each child joins with its sibling absent and present, half the weight each: the mass is kept."""
+    a, b = (int(child) for child in tree.children[parent.node])
+    with_a, with_b = (np.packbits(row) for row in _halves(tree, parent, players))
+    half = parent.weight / 2
+    return (
+        _Marginal(a, parent.context, parent.before, left, half),
+        _Marginal(a, with_b, right, parent.after, half),
+        _Marginal(b, parent.context, parent.before, right, half),
+        _Marginal(b, with_a, left, parent.after, half),
+    )
+
+
+def _spread(tree: Quadtree, marginals: list[_Marginal], game: Game) -> tuple[Float64, Float64]:
+    """Values of the players [G, K] and the mean tile count of the nodes they were resolved to [G]."""
+    sizes = game.sizes
+    values = np.zeros((game.players, len(game.target.names)))
+    nodes = np.zeros(game.players)
+    for marginal in marginals:
+        members = tree.members(marginal.node)
+        tiles = sizes[members]
+        values[members] += marginal.mass * (tiles / tiles.sum())[:, None]
+        nodes[members] += marginal.weight * tiles.sum()
+    return values, nodes

@@ -1,0 +1,116 @@
+"""Which tiles belong together: sliding windows and a quadtree over tile coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.attribution.scorer import Float64, Int64
+from client.errors import ClientError
+
+
+def grid_cells(coords: Int64, tile_px: int) -> Int64:
+    """Column and row [N, 2] of tiles at `coords`; `tile_px` is a tile's extent, both in level-0 px."""
+    cells: Int64 = (coords - coords.min(axis=0)) // tile_px
+    return cells
+
+
+def sliding_windows(cells: Int64, size: int, stride: int) -> list[Int64]:
+    """Tile indices of every non-empty size x size window whose origin steps by `stride` tiles.
+
+    Windows start outside the slide so that border tiles are covered as often as inner ones
+    ((size / stride)² times where stride divides size).
+    """
+    if not 1 <= stride <= size:
+        raise ClientError(f"stride must lie between 1 and the window's size ({size}), not {stride}")
+    first = -((size - 1) // stride) * stride
+    members: dict[tuple[int, int], list[int]] = {}
+    for tile, (x, y) in enumerate(cells.tolist()):
+        for column in _origins(x, size, stride, first):
+            for row in _origins(y, size, stride, first):
+                members.setdefault((row, column), []).append(tile)
+    return [np.array(tiles, dtype=np.int64) for _, tiles in sorted(members.items())]
+
+
+def _origins(at: int, size: int, stride: int, first: int) -> range:
+    lowest = at - size + 1
+    start = first + -((first - lowest) // stride) * stride
+    return range(start, at + 1, stride)
+
+
+def grid_regions(cells: Int64, size: int) -> Int64:
+    """Region number [N] of non-overlapping size x size blocks of tiles."""
+    blocks = cells // size
+    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Quadtree:
+    """A binary tree over G positions; node 0 is the root and node i holds order[start[i]:stop[i]].
+
+    children [nodes, 2]; -1 in a leaf. Two levels of it are one level of a quadtree: the longer side of
+    the node's bounding box is cut in the middle.
+    """
+
+    order: Int64
+    start: Int64
+    stop: Int64
+    children: Int64
+
+    def members(self, node: int) -> Int64:
+        """Positions that belong to `node`."""
+        return self.order[self.start[node] : self.stop[node]]
+
+    def size(self, node: int) -> int:
+        """How many they are."""
+        return int(self.stop[node] - self.start[node])
+
+
+def quadtree(positions: Float64 | Int64) -> Quadtree:
+    """The tree over `positions` [G, 2]; it depends on where positions are, not on their order."""
+    points = np.asarray(positions, dtype=np.float64)
+    order = np.lexsort((points[:, 0], points[:, 1])).astype(np.int64)
+    start, stop, children = [0], [len(points)], [[-1, -1]]
+    pending = [0]
+    while pending:
+        node = pending.pop()
+        begin, end = start[node], stop[node]
+        if end - begin < 2:
+            continue
+        inside = points[order[begin:end]]
+        low, high = inside.min(axis=0), inside.max(axis=0)
+        axis = int((high - low).argmax())
+        second = inside[:, axis] > (low[axis] + high[axis]) / 2
+        if not second.any():  # all at one place
+            second = np.arange(end - begin) >= (end - begin) // 2
+        order[begin:end] = np.concatenate([order[begin:end][~second], order[begin:end][second]])
+        middle = end - int(second.sum())
+        children[node] = [len(start), len(start) + 1]
+        pending += children[node]
+        start += [begin, middle]
+        stop += [middle, end]
+        children += [[-1, -1], [-1, -1]]
+    return Quadtree(order, np.array(start), np.array(stop), np.array(children))
+
+
+def coarse_regions(positions: Float64 | Int64, at_most: int) -> Int64:
+    """Region number [G]: the quadtree's largest node is split until there are `at_most` regions."""
+    tree = quadtree(positions)
+    nodes = [0]
+    while len(nodes) < at_most:
+        largest = max(nodes, key=tree.size)
+        if tree.size(largest) < 2:
+            break
+        nodes.remove(largest)
+        nodes += tree.children[largest].tolist()
+    labels = np.empty(len(positions), dtype=np.int64)
+    for number, node in enumerate(sorted(nodes, key=lambda n: int(tree.start[n]))):
+        labels[tree.members(node)] = number
+    return labels
+
+
+def centres(positions: Int64, feature_mask: Int64) -> Float64:
+    """Mean position [G, 2] of every region's tiles."""
+    counts = np.bincount(feature_mask)
+    return np.stack([np.bincount(feature_mask, positions[:, axis]) / counts for axis in (0, 1)], axis=1)

@@ -1,0 +1,114 @@
+"""What every method asks of a model, masks in and scores out, and the occluders: what "left out" means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+class Scores(NamedTuple):
+    """What M masked copies of one slide score."""
+
+    logits: Float32  # [M, C]; C = 0 where the served model has no head
+    slide: Float32  # [M, E]
+
+
+class Scorer(Protocol):
+    """`keep` bool [M, N] (True: the tile stays) -> scores of the M masked slides."""
+
+    def __call__(self, keep: Mask) -> Scores: ...
+
+
+class Forward(Protocol):
+    """One slide (embeddings [N, D], level-0 coords [N, 2], in slot order) under M in-place masks [M, N]."""
+
+    def __call__(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores: ...
+
+
+def in_place(forward: Forward, embeddings: Float32, coords: Int64) -> Scorer:
+    """The default occluder: a left-out tile keeps its slot and coordinates and no query sees it as a key."""
+
+    def score(keep: Mask) -> Scores:
+        return forward(embeddings, coords, keep)
+
+    return score
+
+
+def replace(forward: Forward, embeddings: Float32, coords: Int64, reference: Float32) -> Scorer:
+    """A left-out tile's embedding becomes `reference`, [D] for all tiles or [N, D] a tile.
+
+    The mask is in the embeddings, so every mask is a forward of its own.
+    """
+
+    def score(keep: Mask) -> Scores:
+        everything = np.ones((1, len(embeddings)), dtype=bool)
+        return concatenate(
+            [forward(np.where(row[:, None], embeddings, reference), coords, everything) for row in keep]
+        )
+
+    return score
+
+
+def drop(forward: Forward, embeddings: Float32, coords: Int64) -> Scorer:
+    """A left-out tile is taken out of the sequence, as HIPPO, xMIL and MILLI do.
+
+    On LongNet that moves every later tile to another slot, hence to other heads and segments: use it
+    for bags of one tile (`keep_one`) and for models that don't know slots, not for `occlusion`.
+    """
+
+    def score(keep: Mask) -> Scores:
+        if not keep.any(axis=1).all():
+            raise ValueError("a slide with every tile dropped has no score; use the in-place mask")
+        return concatenate(
+            [forward(embeddings[row], coords[row], np.ones((1, int(row.sum())), dtype=bool)) for row in keep]
+        )
+
+    return score
+
+
+def average(scorers: Sequence[Scorer]) -> Scorer:
+    """The mean logits and slide embedding of several scorers, e.g. of draws from a bank."""
+
+    def score(keep: Mask) -> Scores:
+        scores = [scorer(keep) for scorer in scorers]
+        return Scores(_mean([s.logits for s in scores]), _mean([s.slide for s in scores]))
+
+    return score
+
+
+def _mean(arrays: Sequence[Float32]) -> Float32:
+    return np.asarray(np.mean(arrays, axis=0, dtype=np.float64), dtype=np.float32)
+
+
+def concatenate(parts: Sequence[Scores]) -> Scores:
+    """Scores of several batches of masks, one after the other."""
+    return Scores(np.concatenate([p.logits for p in parts]), np.concatenate([p.slide for p in parts]))
+
+
+def medoid(embeddings: Float32, *, sample: int = 2000, seed: int = 0) -> Float32:
+    """The embedding [D] of the slide's most typical tile: least summed distance to a sample of the others.
+
+    With more than `sample` tiles the candidates and the others are one random sample: the cost stays bounded.
+    """
+    if len(embeddings) > sample:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(embeddings), sample, replace=False))
+        embeddings = embeddings[chosen]
+    wide = embeddings.astype(np.float64)
+    squares = (wide**2).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * wide @ wide.T, 0))
+    chosen_one: Float32 = embeddings[int(distances.sum(axis=1).argmin())]
+    return chosen_one
+
+
+def bank_draws(bank: Float32, tiles: int, draws: int, seed: int = 0) -> list[Float32]:
+    """`draws` references [N, D]: for every tile one embedding drawn from `bank` [B, D] with replacement."""
+    rng = np.random.default_rng(seed)
+    return [bank[rng.integers(0, len(bank), tiles)] for _ in range(draws)]

@@ -1,0 +1,68 @@
+"""The scorer behind which Triton's `slide_occlusion` stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from client.attribution.scorer import Float32, Int64, Mask, Scores, concatenate
+from client.connection import Array, Connection
+from client.contract import Contract, ContractError
+
+# While the server works on one request the next one is already there; more would only hold memory.
+IN_FLIGHT = 2
+
+
+class ServedForward:
+    """In-place masked forwards of one slide at a time on the server (a `scorer.Forward`).
+
+    A request carries the embeddings and coordinates once and as many masks as the contract's
+    `max_mask_tokens` allows. `frame` turns level-0 coordinates into the contract's.
+    """
+
+    def __init__(self, connection: Connection, contract: Contract, frame: Callable[[Int64], Int64]) -> None:
+        self._connection = connection
+        self._contract = contract
+        self._frame = frame
+        self.requests = 0
+        self.bytes_sent = 0
+
+    def masks_per_request(self, tiles: int) -> int:
+        """How many masks of a slide of `tiles` tiles fit into one request."""
+        budget = self._contract.occlusion.max_mask_tokens
+        if tiles + 1 > budget:
+            raise ContractError(
+                f"a slide of {tiles} tiles is over the server's budget of {budget} tokens a request: "
+                "export the model with a larger occlusion budget, or attribute a part of the slide"
+            )
+        return budget // (tiles + 1)
+
+    def __call__(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+        outputs = ["LOGITS", "SLIDE"] if self._contract.head else ["SLIDE"]
+        answers = self._connection.infer_in_order(
+            "slide_occlusion",
+            self._batches(embeddings, coords, keep),
+            outputs,
+            version=self._contract.version,
+            window=IN_FLIGHT,
+        )
+        return concatenate([_scores(answer) for answer in answers])
+
+    def _batches(self, embeddings: Float32, coords: Int64, keep: Mask) -> Iterator[dict[str, Array]]:
+        frame = self._frame(coords)
+        size = self.masks_per_request(len(embeddings))
+        for start in range(0, len(keep), size):
+            inputs: dict[str, Array] = {
+                "EMBEDDINGS": np.ascontiguousarray(embeddings, dtype=np.float32),
+                "COORDS": frame,
+                "KEEP": keep[start : start + size],
+            }
+            self.requests += 1
+            self.bytes_sent += sum(array.nbytes for array in inputs.values())
+            yield inputs
+
+
+def _scores(answer: dict[str, Array]) -> Scores:
+    slide = answer["SLIDE"]
+    return Scores(answer.get("LOGITS", np.zeros((len(slide), 0), dtype=np.float32)), slide)

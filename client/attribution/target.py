@@ -1,0 +1,62 @@
+"""The number that is explained: log-odds (default), probability, raw logit or slide-embedding likeness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from client.attribution.scorer import Float32, Float64, Scores
+from client.errors import ClientError
+
+Score = Literal["log_odds", "probability", "logit", "embedding"]
+HeadKind = Literal["multiclass", "multilabel", "binary"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Turns scores into K explained numbers, one a class (K = C) or the embedding's likeness (K = 1).
+
+    score: `log_odds`: logit_c - logsumexp(the others), for a multilabel or one-logit head the logit itself;
+        `probability`: softmax or sigmoid; `logit`: raw; `embedding`: cosine to `reference`, so that
+        1 - value is how far the masked slide's embedding has moved.
+    reference: the unmasked slide's embedding [E], for `embedding` only.
+    """
+
+    names: tuple[str, ...]
+    score: Score = "log_odds"
+    head: HeadKind = "multiclass"
+    reference: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        if self.score == "embedding" and self.reference is None:
+            raise ClientError("the `embedding` score compares with the unmasked slide: give its embedding")
+
+    def __call__(self, scores: Scores) -> Float64:
+        """[M, K] float64."""
+        if self.score == "embedding":
+            assert self.reference is not None
+            return _cosine(scores.slide.astype(np.float64), self.reference.astype(np.float64))[:, None]
+        logits = scores.logits.astype(np.float64)
+        exclusive = self.head != "multilabel" and logits.shape[1] > 1
+        if self.score == "logit" or (self.score == "log_odds" and not exclusive):
+            return logits
+        if self.score == "log_odds":
+            return _log_odds(logits)
+        if exclusive:
+            return np.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)))
+        return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+
+
+def _log_odds(logits: Float64) -> Float64:
+    # The class itself is set to -inf rather than subtracted: exact where one class has all the mass.
+    classes = logits.shape[1]
+    others = np.repeat(logits[:, None, :], classes, axis=1)
+    others[:, np.arange(classes), np.arange(classes)] = -np.inf
+    return np.asarray(logits - np.logaddexp.reduce(others, axis=2))
+
+
+def _cosine(rows: Float64, reference: Float64) -> Float64:
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference)
+    return np.asarray((rows @ reference) / np.maximum(norms, np.finfo(np.float64).tiny))

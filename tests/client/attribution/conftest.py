@@ -1,0 +1,47 @@
+"""Toy slides whose attributions are known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import pytest
+
+from client.attribution.game import Game
+from client.attribution.scorer import Float64, Int64, Mask, Scores
+from client.attribution.target import Target
+
+Rule = Callable[[Mask], Float64]
+
+
+class MakeGame(Protocol):
+    def __call__(self, rule: Rule, players: int, feature_mask: Int64 | None = None) -> Game: ...
+
+
+@pytest.fixture
+def toy_game() -> MakeGame:
+    """A game whose value is exactly `rule(keep [M, N]) -> [M]`, as the raw first logit of two classes."""
+
+    def make(rule: Rule, players: int, feature_mask: Int64 | None = None) -> Game:
+        def scorer(keep: Mask) -> Scores:
+            value = rule(keep).astype(np.float32)
+            return Scores(
+                np.stack([value, np.zeros_like(value)], axis=1), np.ones((len(keep), 2), np.float32)
+            )
+
+        mask = np.arange(players) if feature_mask is None else feature_mask
+        return Game(scorer, Target(("tumour", "normal"), score="log_odds"), mask)
+
+    return make
+
+
+@pytest.fixture
+def square() -> Callable[[int], Int64]:
+    """Row-major coords [side², 2] of a full square of 256-px tiles."""
+
+    def make(side: int) -> Int64:
+        rows, columns = np.divmod(np.arange(side * side), side)
+        return np.stack([columns, rows], axis=1).astype(np.int64) * 256
+
+    return make
