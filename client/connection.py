@@ -25,6 +25,7 @@ from client.shared_memory import SharedInputs, is_lost_region
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
+S = TypeVar("S")
 T = TypeVar("T")
 
 _SETTLE_S = 5.0  # a server that just failed is passed over for so long, unless all have failed
@@ -61,22 +62,32 @@ def is_transient(error: BaseException) -> bool:
 class ServerTime:
     """What Triton counted for one model: rows, executions of the batcher, seconds of waiting and computing.
 
-    `queue_s` adds up the waits of single requests, `compute_s` the executions (a merged batch counts once).
+    `request_s` and `queue_s` add up single requests, `compute_s` the executions (a merged batch counts once).
     """
 
-    requests: int = 0
     rows: int = 0
     executions: int = 0
+    request_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
 
     def __sub__(self, earlier: ServerTime) -> ServerTime:
         return ServerTime(
-            self.requests - earlier.requests,
             self.rows - earlier.rows,
             self.executions - earlier.executions,
+            self.request_s - earlier.request_s,
             self.queue_s - earlier.queue_s,
             self.compute_s - earlier.compute_s,
+        )
+
+    def scaled(self, factor: float) -> ServerTime:
+        """A client's share of what was done for all of them."""
+        return ServerTime(
+            round(self.rows * factor),
+            round(self.executions * factor),
+            self.request_s * factor,
+            self.queue_s * factor,
+            self.compute_s * factor,
         )
 
 
@@ -157,15 +168,23 @@ class Connection:
         version: int | None = None,
         window: int | None = None,
     ) -> Iterator[dict[str, Array]]:
-        """The answers to a stream of requests, in the requests' order, with at most `window` begun at a time.
+        """The answers to a stream of requests, in the requests' order; see `in_order`."""
+        return self.in_order(
+            lambda inputs: self.infer(model, inputs, outputs, version=version), requests, window=window
+        )
 
-        A request is taken from `requests` only when there is room for it, so memory stays constant however
-        long the stream is. When an answer fails, the ones behind it are given up.
+    def in_order(
+        self, ask: Callable[[S], T], items: Iterable[S], *, window: int | None = None
+    ) -> Iterator[T]:
+        """What `ask` answers to each item, in order, with at most `window` begun at a time.
+
+        An item is taken only when there is room for it, so memory stays constant however long the stream is.
+        When an answer fails, those behind it are given up.
         """
-        begun: deque[Future[dict[str, Array]]] = deque()
+        begun: deque[Future[T]] = deque()
         try:
-            for inputs in requests:
-                begun.append(self.submit(self.infer, model, inputs, outputs, version=version))
+            for item in items:
+                begun.append(self._submit(ask, item))
                 if len(begun) >= (window or self.in_flight):
                     yield _result(begun.popleft())
             while begun:
@@ -174,10 +193,9 @@ class Connection:
             for future in begun:
                 future.cancel()
 
-    def submit(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `function` in one of the request threads, of which there are `in_flight`."""
+    def _submit(self, ask: Callable[[S], T], item: S) -> Future[T]:
         try:
-            return self._pool.submit(function, *args, **kwargs)
+            return self._pool.submit(ask, item)
         except RuntimeError as error:  # the pool was shut down
             raise Cancelled("cancelled") from error
 
@@ -227,9 +245,9 @@ class Connection:
         models = [stats for answer in answers.values() for stats in answer.model_stats]
         batches = [batch for stats in models for batch in stats.batch_stats]
         return ServerTime(
-            requests=sum(stats.inference_stats.success.count for stats in models),
             rows=sum(stats.inference_count for stats in models),
             executions=sum(stats.execution_count for stats in models),
+            request_s=sum(stats.inference_stats.success.ns for stats in models) / 1e9,
             queue_s=sum(stats.inference_stats.queue.ns for stats in models) / 1e9,
             compute_s=sum(batch.compute_infer.ns for batch in batches) / 1e9,
         )

@@ -176,23 +176,24 @@ class Contract:
                 "raise --min-tissue or give a --mask"
             )
 
-    def grid_coordinates(self, plan: TilePlan) -> NDArray[np.int64]:
-        """The plan's coordinates [N, 2] in the frame that COORDS is meant in: a grid index is COORDS // 256.
+    def grid_coordinates(
+        self, coords: NDArray[np.int64], *, tile_size_level0: tuple[int, int], mpp_level0: tuple[float, float]
+    ) -> NDArray[np.int64]:
+        """Level-0 pixels [N, 2] in the frame that COORDS is meant in, where a grid index is COORDS // 256.
 
-        Rules: `level0/256` leaves level-0 pixels as they are, `level0/patch_size_level0` gives
-        floor(x·256/patch_size_level0), `target-mpp/256` floor(x·mpp_level0/mpp).
+        Rules: `level0/256` leaves them as they are, `level0/patch_size_level0` gives
+        floor(x·256/patch_size_level0), `target-mpp/256` floor(x·mpp_level0/mpp); pairs are (x, y).
 
         Raises:
             ContractError: the rule is unknown, or a tile lies outside the position grid; the first is named.
         """
-        coords = plan.coords
         size, rule = self.tile.size_px, self.variant.coordinates
         if rule == "level0/256":
             frame = coords
         elif rule == "level0/patch_size_level0":
-            frame = coords * size // np.array(plan.tile_size_level0)
+            frame = coords * size // np.array(tile_size_level0)
         elif rule == "target-mpp/256":
-            frame = np.floor(coords * (np.array(plan.mpp_level0) / self.tile.mpp)).astype(np.int64)
+            frame = np.floor(coords * (np.array(mpp_level0) / self.tile.mpp)).astype(np.int64)
         else:
             raise ContractError(
                 f"the contract's coordinate rule {rule!r} is unknown to this client: update it"

@@ -1,0 +1,44 @@
+"""`python -m client`: every command, and how errors reach the user."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from client.commands import score
+from client.errors import ClientError
+
+app = typer.Typer(
+    name="client",
+    help="Whole slides in, tile embeddings, slide embeddings, scores and occlusion maps out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("score")(score.command)
+
+
+@app.callback()
+def _keep_command_names() -> None:
+    """Typer leaves a lone command's name out without this."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
+    console = Console(stderr=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    try:
+        app(standalone_mode=True)
+    except ClientError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted", style="red")
+        sys.exit(130)

@@ -1,0 +1,113 @@
+"""Tiles to embeddings: decoding, sending and computing overlap, in order, in constant memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.connection import Connection, ServerTime
+from client.contract import Contract
+from client.ledger import Ledger
+from client.partial import Partial
+from client.reader import TileBatch, read_tiles
+from client.tiling import TilePlan
+
+Progress = Callable[[int, int], None]
+"""Called with how many tiles are done, of how many."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What makes it fast or small and changes no output: decoding threads, tiles a request, requests in flight."""
+
+    workers: int = 2
+    chunk: int = 64
+    in_flight: int = 4
+
+
+def embed_tiles(
+    plan: TilePlan,
+    connection: Connection,
+    contract: Contract,
+    pace: Pace,
+    *,
+    ledger: Ledger,
+    partial: Partial | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
+
+    With `partial`, the rows it holds are taken over and every answer is added to it.
+
+    Raises:
+        SlideError: the slide can't be opened.
+        ServerUnavailable, RequestRefused, Cancelled, OutputError
+    """
+    model, version, dim = "tile_encoder", contract.version, contract.tile_encoder.embed_dim
+    embeddings = np.full((len(plan), dim), np.nan, np.float32)
+    valid = np.zeros(len(plan), np.bool_)
+    start = done = len(partial.valid) if partial else 0
+    if partial:
+        embeddings[:done], valid[:done] = partial.embeddings, partial.valid
+    progress(done, len(plan))
+    asked = Ledger()
+
+    def ask(batch: TileBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        rows = np.full((len(batch.valid), dim), np.nan, np.float32)
+        if batch.valid.any():
+            pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
+            with asked.time("send", pixels.nbytes):
+                answer = connection.infer(model, {"TILES": pixels}, ["EMBEDDINGS"], version=version)
+            rows[batch.valid] = answer["EMBEDDINGS"]
+        return rows, batch.valid
+
+    before, began = connection.server_time(model, version), time.perf_counter()
+    tiles = read_tiles(plan, workers=pace.workers, batch=chunk_size(pace, contract), start=start)
+    with contextlib.closing(_timed(tiles, asked)) as batches:
+        for rows, good in connection.in_order(ask, batches):
+            embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
+            done += len(good)
+            if partial:
+                partial.append(rows, good)
+            progress(done, len(plan))
+    elapsed = time.perf_counter() - began
+    ledger.merge(asked)
+    ledger.add("wait-server", elapsed - asked.seconds("wait-read"))
+    served = _server_time(connection, model, version, before, sent=int(valid[start:].sum()))
+    if served:
+        ledger.add("queue", served.queue_s)
+        ledger.add("compute", served.compute_s)
+        ledger.add("send", -min(served.request_s, asked.seconds("send")))
+    return embeddings, valid
+
+
+def chunk_size(pace: Pace, contract: Contract) -> int:
+    """Tiles a request: what was asked for, at most what the model takes."""
+    return min(pace.chunk, contract.tile.max_batch)
+
+
+def _timed(tiles: Iterator[TileBatch], ledger: Ledger) -> Generator[TileBatch]:
+    while True:
+        with ledger.time("wait-read"):
+            batch = next(tiles, None)
+        if batch is None:
+            return
+        ledger.add("read", batch.read_seconds, batch.pixels.nbytes)
+        ledger.add("resize", batch.resize_seconds)
+        yield batch
+
+
+def _server_time(
+    connection: Connection, model: str, version: int, before: ServerTime | None, *, sent: int
+) -> ServerTime | None:
+    """The server's part in `sent` tiles: of all it did since `before`, for any client, the share of the rows."""
+    after = connection.server_time(model, version)
+    if before is None or after is None or sent == 0:
+        return None
+    spent = after - before
+    return spent.scaled(sent / spent.rows) if spent.rows >= sent else None  # fewer: it was started anew

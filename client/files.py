@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.errors import ClientError
+
+
+class OutputError(ClientError):
+    """An output can't be written."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path` to write to; it takes `path`'s place when the block ends well.
+
+    The name is the same each time: what a killed run left is overwritten by the next.
+
+    Raises:
+        OutputError: the disk is full, the folder is not writable …
+    """
+    part = path.with_name(f".{path.name}.part")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise OutputError(
+            f"cannot write {path}: {reason}; free some space or choose another --out"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file as a whole."""
+    with atomic_path(path) as part:
+        part.write_text(text)

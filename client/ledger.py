@@ -1,0 +1,137 @@
+"""Where a slide's time went: seconds, bytes and waits by stage, and the one that decided."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+STAGES = {
+    "digest": "hash the slide's content",
+    "open": "open the slide",
+    "tissue": "find the tissue and plan the tiles",
+    "read": "decode tiles (sum over the decoding threads)",
+    "resize": "resample tiles (sum over the decoding threads)",
+    "wait-read": "wait for decoded tiles, nothing to send",
+    "wait-server": "wait for the server's answers, nothing to do",
+    "send": "serialise and carry requests and answers (sum over the requests)",
+    "queue": "requests waiting in Triton's queue (sum over the requests)",
+    "compute": "the tile encoder's executions on the server",
+    "slide": "the slide encoder, as the client sees it",
+    "write": "write the outputs",
+}
+# What follows one after the other in a slide's time; the rest happens meanwhile.
+SERIAL = ("digest", "open", "tissue", "wait-read", "wait-server", "slide", "write")
+
+
+@dataclass
+class Stage:
+    """What one stage took in all."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+    calls: int = 0
+
+
+class Ledger:
+    """Adds up stages; any thread may add."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Stage] = {}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float, size: int = 0) -> None:
+        """Add seconds and bytes to a stage of `STAGES`."""
+        assert stage in STAGES, stage
+        with self._lock:
+            entry = self.stages.setdefault(stage, Stage())
+            entry.seconds += seconds
+            entry.bytes += size
+            entry.calls += 1
+
+    def seconds(self, stage: str) -> float:
+        """What a stage took so far."""
+        return self.stages[stage].seconds if stage in self.stages else 0.0
+
+    def merge(self, other: Ledger) -> None:
+        """Add another ledger's stages to this one."""
+        with self._lock:
+            for name, theirs in other.stages.items():
+                mine = self.stages.setdefault(name, Stage())
+                mine.seconds += theirs.seconds
+                mine.bytes += theirs.bytes
+                mine.calls += theirs.calls
+
+    @contextmanager
+    def time(self, stage: str, size: int = 0) -> Iterator[None]:
+        """Add the time that the block takes, also where it fails."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - began, size)
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """JSON-able: {stage: {seconds, bytes, calls}} in the order of `STAGES`."""
+        return {
+            name: {
+                "seconds": round(self.stages[name].seconds, 4),
+                "bytes": self.stages[name].bytes,
+                "calls": self.stages[name].calls,
+            }
+            for name in STAGES
+            if name in self.stages
+        }
+
+
+def total(ledgers: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The sum of several `as_dict`s."""
+    summed: dict[str, dict[str, float]] = {}
+    for name in STAGES:
+        found = [ledger[name] for ledger in ledgers if name in ledger]
+        if found:
+            summed[name] = {key: sum(entry[key] for entry in found) for key in ("seconds", "bytes", "calls")}
+    return summed
+
+
+def bottleneck(stages: dict[str, dict[str, float]]) -> str:
+    """One sentence: the stage that decided how long it took, and what would help."""
+
+    def seconds(name: str) -> float:
+        return stages.get(name, {}).get("seconds", 0.0)
+
+    serial = {name: seconds(name) for name in SERIAL}
+    everything = sum(serial.values())
+    if everything == 0:
+        return "nothing was measured"
+    worst = max(serial, key=lambda name: serial[name])
+    share = f"{serial[worst] / everything:.0%} of the time"
+    if worst != "wait-server":
+        return f"bottleneck: {_SAYS[worst][0]} ({share}): {_SAYS[worst][1]}"
+    if "compute" not in stages:
+        return f"bottleneck: the server ({share}); its statistics are not readable, so not known what in it"
+    # Requests overlap, so their sums don't compare with the clock; the encoder's executions on one server do.
+    inside = {name: seconds(name) for name in ("compute", "send")}
+    busy = seconds("compute") / max(1e-9, seconds("wait-read") + seconds("wait-server"))
+    part = "compute" if busy >= 0.7 or inside["compute"] >= inside["send"] else "send"
+    return f"bottleneck: {_SAYS[part][0]} ({share}, encoder busy {min(busy, 1):.0%}): {_SAYS[part][1]}"
+
+
+_SAYS = {
+    "digest": ("hashing the slides", "the storage is slow; copy the slides nearer"),
+    "open": ("opening the slides", "the storage is slow; copy the slides nearer"),
+    "tissue": (
+        "finding tissue",
+        "give masks (--mask or a mask_path column) or more slides at a time (--slides)",
+    ),
+    "wait-read": ("reading tiles", "more --workers, faster storage, or tiled JPEG TIFFs without resampling"),
+    "slide": ("the slide encoder", "it runs once a slide; more slides at a time (--slides) hide it"),
+    "write": ("writing outputs", "the output's disk is slow; choose another --out"),
+    "compute": (
+        "the tile encoder on the server",
+        "a faster GPU, fp16, or more servers (--url a:8001,b:8001)",
+    ),
+    "send": ("carrying requests", "a nearer server, --shared-memory on the same host, or more --in-flight"),
+}

@@ -1,0 +1,88 @@
+"""What is known of a slide so far: embeddings on disk that outlive a killed run.
+
+A file of one JSON line (what the rows belong to) and records behind it, appended in the tiles' order, each with its
+own checksum. A record cut off by a kill, and whatever a power failure left behind it, is dropped on opening.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.files import output_errors
+
+_RECORD = struct.Struct("<II")  # rows, CRC-32 of what follows
+_SYNC_EVERY_S = 10.0
+
+
+class Partial:
+    """The rows of one slide, [n, D] float32 and [n] valid, in a file that only grows.
+
+    `identity` is anything JSON-able that decides the rows; a file of another identity is begun anew.
+    """
+
+    def __init__(self, path: Path, identity: object, dim: int) -> None:
+        self._path = path
+        self._dim = dim
+        header = json.dumps({"identity": identity, "dim": dim}, sort_keys=True).encode() + b"\n"
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+            self.embeddings, self.valid, end = self._read(header)
+            self._file.truncate(end)
+            self._file.seek(0 if end == 0 else end)
+            if end == 0:
+                self._file.write(header)
+                self._file.flush()
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, embeddings: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Add rows [n, D] and [n]; they survive a kill at once and a power failure some seconds later."""
+        payload = valid.tobytes() + np.ascontiguousarray(embeddings, np.float32).tobytes()
+        with output_errors(self._path):
+            self._file.write(_RECORD.pack(len(valid), zlib.crc32(payload)) + payload)
+            self._file.flush()
+            if time.monotonic() - self._synced > _SYNC_EVERY_S:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+
+    def remove(self) -> None:
+        """Close and delete the file: its rows are somewhere final."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _read(self, header: bytes) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+        """The rows that are whole, and where the file's good part ends (0: not even the header)."""
+        embeddings, valid = [np.empty((0, self._dim), np.float32)], [np.empty(0, np.bool_)]
+        end = 0
+        if self._file.readline(len(header)) == header:
+            end = len(header)
+            while len(head := self._file.read(_RECORD.size)) == _RECORD.size:
+                rows, checksum = _RECORD.unpack(head)
+                size = rows * (1 + 4 * self._dim)
+                payload = self._file.read(size)
+                if len(payload) < size or zlib.crc32(payload) != checksum:
+                    break
+                valid.append(np.frombuffer(payload, np.bool_, rows))
+                embeddings.append(
+                    np.frombuffer(payload, np.float32, rows * self._dim, rows).reshape(rows, -1)
+                )
+                end += _RECORD.size + size
+        return np.concatenate(embeddings), np.concatenate(valid), end

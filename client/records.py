@@ -1,0 +1,111 @@
+"""What is known of each slide of a run: its outcome, the key of what was computed, its ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client import __version__
+from client.contract import Contract
+from client.digest import slide_sha256, slide_stamp
+from client.errors import ClientError
+from client.files import write_text
+from client.ledger import Ledger
+from client.score import Recipe, ScoredSlide, SlideSource
+
+OK, DEGRADED, FAILED = "ok", "degraded", "failed"
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """The outcome of one slide, kept as `records/<slide_id>.json`.
+
+    `key` names what was computed (see `recipe_hash`) and `stamp` the slide's files with size and time, so that an
+    unchanged slide needs no hashing. `reused` tells that this run found everything done.
+    """
+
+    slide_id: str
+    path: str
+    status: str
+    reason: str = ""
+    tiles: int = 0
+    invalid_tiles: int = 0
+    resumed_tiles: int = 0
+    seconds: float = 0.0
+    mpp: float | None = None
+    mpp_source: str = ""
+    key: str = ""
+    slide_sha256: str = ""
+    stamp: list[list[Any]] = field(default_factory=list)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    reused: bool = False
+
+
+def recipe_hash(source: SlideSource, content: str, contract: Contract, recipe: Recipe) -> str:
+    """16 hex digits of all that decides a slide's outputs: content, contract, recipe, mpp, mask, our version."""
+    parts = {
+        "slide_sha256": content,
+        "export_id": contract.export_id,
+        "recipe": dataclasses.asdict(recipe),
+        "mpp": source.mpp,
+        "mask_sha256": slide_sha256(source.mask) if source.mask else None,
+        "version": __version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def slide_record(
+    source: SlideSource, scored: ScoredSlide, ledger: Ledger, *, key: str, content: str, seconds: float
+) -> SlideRecord:
+    """The record of a slide that was scored."""
+    return SlideRecord(
+        slide_id=source.slide_id,
+        path=str(source.path),
+        status=DEGRADED if scored.degraded else OK,
+        reason=scored.degraded,
+        tiles=len(scored.valid),
+        invalid_tiles=int((~scored.valid).sum()),
+        resumed_tiles=scored.resumed_tiles,
+        seconds=round(seconds, 3),
+        mpp=scored.plan.mpp_level0[0],
+        mpp_source=scored.plan.mpp_source,
+        key=key,
+        slide_sha256=content,
+        stamp=slide_stamp(source.path),
+        stages=ledger.as_dict(),
+    )
+
+
+def record_path(out: Path, slide_id: str) -> Path:
+    """Where a slide's record is kept."""
+    return out / "records" / f"{slide_id}.json"
+
+
+def write_record(out: Path, record: SlideRecord) -> None:
+    """Keep a record, as a whole or not at all."""
+    write_text(record_path(out, record.slide_id), json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def read_record(out: Path, slide_id: str) -> SlideRecord | None:
+    """The record of a slide, None where there is none or another version wrote it."""
+    try:
+        return SlideRecord(**json.loads(record_path(out, slide_id).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def read_records(out: Path) -> list[SlideRecord]:
+    """Every record of an output folder, by slide id.
+
+    Raises:
+        ClientError: there is none.
+    """
+    records = [read_record(out, path.stem) for path in sorted((out / "records").glob("*.json"))]
+    found = [record for record in records if record]
+    if not found:
+        raise ClientError(f"{out}: holds no records: score slides into it first, or name their --out folder")
+    return found

@@ -1,0 +1,141 @@
+"""One slide, from the file to its embeddings and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.connection import Array, Connection
+from client.contract import Contract
+from client.embedding import Pace, Progress, embed_tiles
+from client.errors import SlideError
+from client.ledger import Ledger
+from client.partial import Partial
+from client.slide import Pixels, Slide, open_slide
+from client.tiling import TilePlan, plan_tiles
+from client.tissue import TissueMask, mask_from_image, tissue_mask
+
+THUMBNAIL_PX = 1024
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """A slide to score: its file, the name its outputs take, and what overrules the file or the tissue finder."""
+
+    path: Path
+    slide_id: str
+    mpp: float | None = None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides which tiles are scored, apart from the contract; changed, everything is computed again.
+
+    `tissue` False keeps every tile; else a tile needs at least `min_tissue` (0 to 1) of tissue.
+    """
+
+    tissue: bool = True
+    min_tissue: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSlide:
+    """A slide's plan and what the models said of it; the last four are None where no tile was valid."""
+
+    plan: TilePlan
+    tissue: TissueMask | None
+    thumbnail: Pixels
+    embeddings: NDArray[np.float32]  # [N, D], NaN where not valid
+    valid: NDArray[np.bool_]  # [N]
+    layers: NDArray[np.float32] | None  # [L+1, 2, E]: CLS and mean of every layer
+    slide: NDArray[np.float32] | None  # [E], the contract's variant
+    logits: NDArray[np.float32] | None  # [C], None too where the export has no head
+    resumed_tiles: int = 0  # taken over from an earlier run
+
+    @property
+    def degraded(self) -> str:
+        """Why the result isn't all it could be; empty where it is."""
+        invalid = len(self.valid) - int(self.valid.sum())
+        if len(self.valid) == 0:
+            return "no tissue found: no tile, so no slide embedding and no score"
+        return f"{invalid} of {len(self.valid)} tiles could not be decoded" if invalid else ""
+
+
+def score_slide(
+    source: SlideSource,
+    connection: Connection,
+    contract: Contract,
+    recipe: Recipe,
+    pace: Pace,
+    *,
+    ledger: Ledger,
+    partial: Callable[[TilePlan], Partial] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> ScoredSlide:
+    """Open, find tissue, plan, embed the tiles and encode the slide.
+
+    `partial` opens what an earlier run left of this plan. Stages are added to `ledger`.
+
+    Raises:
+        ClientError: the slide, its mask, its scale, the contract or the server; one line.
+    """
+    with ledger.time("open"):
+        slide = open_slide(source.path, source.mpp)
+    with slide, ledger.time("tissue"):
+        tissue = find_tissue(slide, source.mask) if recipe.tissue or source.mask else None
+        plan = plan_slide(slide, tissue, contract, recipe)
+        thumbnail = slide.thumbnail(THUMBNAIL_PX)
+    contract.check_plan(plan)
+    frame = contract.grid_coordinates(
+        plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
+    )
+    with partial(plan) if partial else nullcontext() as begun:
+        embeddings, valid = embed_tiles(
+            plan, connection, contract, pace, ledger=ledger, partial=begun, progress=progress
+        )
+    if len(valid) and not valid.any():
+        raise SlideError(
+            f"{source.path}: none of its {len(valid)} tiles could be decoded: copy the slide again"
+        )
+    layers = embedding = logits = None
+    if valid.any():
+        with ledger.time("slide", embeddings.nbytes):
+            layers, embedding, logits = encode_slide(connection, contract, embeddings[valid], frame[valid])
+    resumed = len(begun.valid) if begun else 0
+    return ScoredSlide(plan, tissue, thumbnail, embeddings, valid, layers, embedding, logits, resumed)
+
+
+def find_tissue(slide: Slide, mask: Path | None) -> TissueMask:
+    """The tissue as a mask image or annotations say, else by colour."""
+    return mask_from_image(mask, slide) if mask else tissue_mask(slide)
+
+
+def plan_slide(slide: Slide, tissue: TissueMask | None, contract: Contract, recipe: Recipe) -> TilePlan:
+    """Tiles as the contract wants them."""
+    return plan_tiles(
+        slide,
+        tissue,
+        tile_px=contract.tile.size_px,
+        crop_px=contract.tile.crop_px,
+        mpp=contract.tile.mpp,
+        min_tissue=recipe.min_tissue,
+    )
+
+
+def encode_slide(
+    connection: Connection,
+    contract: Contract,
+    embeddings: NDArray[np.float32],
+    frame: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """LAYERS [L+1, 2, E], SLIDE [E] and LOGITS [C] (None without a head) of tiles [N, D] at COORDS [N, 2]."""
+    outputs = ["LAYERS", "SLIDE", *(["LOGITS"] if contract.head else [])]
+    inputs: dict[str, Array] = {"EMBEDDINGS": embeddings, "COORDS": frame}
+    answer = connection.infer("slide_encoder", inputs, outputs, version=contract.version)
+    return answer["LAYERS"], answer["SLIDE"], answer.get("LOGITS")

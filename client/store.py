@@ -1,0 +1,187 @@
+"""HDF5 files that TRIDENT, CLAM, Patho-Bench and prov-gigapath read: arrays at the top, attributes on them.
+
+The same results give the same bytes: nothing in a file tells when, where or how fast it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from client import __version__
+from client.contract import Contract
+from client.errors import ClientError
+from client.files import atomic_path
+from client.score import ScoredSlide
+from client.tiling import TilePlan
+
+_CHUNK_ROWS = 256
+_MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of ours computes with them
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result was made from: the served contract, the slide's content and the recipe with all of it."""
+
+    contract: Contract
+    slide_sha256: str
+    recipe_hash: str
+
+    def attributes(self, plan: TilePlan) -> dict[str, Any]:
+        """Attributes that let anyone say what a number means and make it again."""
+        contract = self.contract
+        return {
+            "encoder": contract.tile_encoder.name,
+            "encoder_sha256": contract.tile_encoder.weights_sha256,
+            "slide_encoder": contract.slide_encoder.name,
+            "slide_encoder_sha256": contract.slide_encoder.weights_sha256,
+            "engine": "triton",
+            "precision": contract.precision,
+            "trained": contract.trained,
+            "export_id": contract.export_id,
+            "contract": contract.text,
+            "slide_sha256": self.slide_sha256,
+            "recipe_hash": self.recipe_hash,
+            "mpp_level0_x": plan.mpp_level0[0],
+            "mpp_level0_y": plan.mpp_level0[1],
+            "mpp_target": plan.mpp_requested,
+            "mpp_effective": plan.mpp_effective,
+            "mpp_source": plan.mpp_source,
+            "read_level": plan.level,
+            "resample": plan.resample,
+            "crop_px": plan.crop_px,
+            "alpha_fill": "white",
+            "tool_version": __version__,
+        }
+
+
+def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    """All of a slide in one file: a TRIDENT feature file with further arrays beside `features` and `coords`."""
+    with _new_file(path) as file:
+        _write_coords(file, scored.plan, path)
+        _write_features(file, scored, provenance, path)
+        _write_slide_arrays(file, scored, provenance, "slide_features", path)
+
+
+def write_patches(path: Path, plan: TilePlan) -> None:
+    """TRIDENT's `<slide>_patches.h5`: coordinates alone."""
+    with _new_file(path) as file:
+        _write_coords(file, plan, path)
+
+
+def write_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates."""
+    with _new_file(path) as file:
+        _write_coords(file, scored.plan, path)
+        _write_features(file, scored, provenance, path)
+
+
+def write_slide_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    """TRIDENT's `slide_features_<encoder>/<slide>.h5`: slide embedding, every layer, scores, coordinates."""
+    with _new_file(path) as file:
+        _write_coords(file, scored.plan, path)
+        _write_slide_arrays(file, scored, provenance, "features", path)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFeatures:
+    """A feature file read back."""
+
+    embeddings: NDArray[np.float32]
+    coords: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    coords_attributes: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+
+
+def read_features(path: Path) -> StoredFeatures:
+    """Read what `write_slide` or `write_features` wrote; `valid` is all True in a file of another tool.
+
+    Raises:
+        ClientError: no such file, not HDF5, or without `features` and `coords`.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            features, coords = file["features"], file["coords"]
+            valid = file["valid"][:] if "valid" in file else np.ones(len(features), np.bool_)
+            return StoredFeatures(features[:], coords[:], valid, dict(coords.attrs), dict(features.attrs))
+    except OSError as error:
+        raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    except KeyError as error:
+        raise ClientError(f"{path}: holds no features and coords; score the slide first") from error
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    with atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+        yield file
+
+
+def _write_coords(file: h5py.File, plan: TilePlan, path: Path) -> None:
+    data = _rows(file, "coords", plan.coords)
+    level0 = 10 / plan.mpp_level0[0]
+    data.attrs.update(
+        {
+            "patch_size": plan.tile_px,
+            "patch_size_level0": plan.patch_size_level0,
+            "tile_size_level0": plan.tile_size_level0,
+            "level0_magnification": min(_MAGNIFICATIONS, key=lambda m: abs(np.log(m / level0))),
+            "target_magnification": round(10 / plan.mpp_requested),
+            "overlap": plan.overlap,
+            "name": plan.slide_id,
+            "savetodir": path.parent.name,
+            "level0_width": plan.dimensions[0],
+            "level0_height": plan.dimensions[1],
+        }
+    )
+
+
+def _write_features(file: h5py.File, scored: ScoredSlide, provenance: Provenance, path: Path) -> None:
+    data = _rows(file, "features", scored.embeddings)
+    data.attrs.update({"name": scored.plan.slide_id, "savetodir": path.parent.name})
+    data.attrs.update(provenance.attributes(scored.plan))
+    _rows(file, "valid", scored.valid)
+    _rows(file, "tissue", scored.plan.tissue)
+
+
+def _write_slide_arrays(
+    file: h5py.File, scored: ScoredSlide, provenance: Provenance, name: str, path: Path
+) -> None:
+    """The slide embedding as `name`; a slide without a valid tile has arrays of length 0 instead."""
+    variant, head = provenance.contract.variant, provenance.contract.head
+    width = provenance.contract.slide_encoder.embed_dim
+    nothing = np.empty((0, width), np.float32)
+    embedding = file.create_dataset(name, data=nothing if scored.slide is None else scored.slide)
+    embedding.attrs.update({"name": scored.plan.slide_id, "savetodir": path.parent.name})
+    embedding.attrs.update(provenance.attributes(scored.plan))
+    embedding.attrs.update(
+        {
+            "pooling": variant.pooling,
+            "layer": variant.layer,
+            "norm": variant.norm,
+            "coord_rule": variant.coordinates,
+        }
+    )
+    for index, pooling in enumerate(("cls", "mean")):
+        layers = nothing if scored.layers is None else scored.layers[:, index]
+        file.create_dataset(f"layer_features_{pooling}", data=layers).attrs["pooling"] = pooling
+    if head:
+        logits = np.empty(0, np.float32) if scored.logits is None else scored.logits
+        scores = head.probabilities(logits) if logits.size else logits
+        for key, values in (("logits", logits), ("scores", scores)):
+            file.create_dataset(key, data=values).attrs.update({"classes": head.classes, "kind": head.kind})
+
+
+def _rows(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
+    """A dataset of one row a tile that can grow, in chunks that are not one row each."""
+    shape = values.shape
+    return file.create_dataset(
+        name, data=values, chunks=(_CHUNK_ROWS, *shape[1:]), maxshape=(None, *shape[1:])
+    )
