@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pace:
-    """What makes it fast or small and changes no output: decoding threads, tiles a request, requests in flight."""
+    """What makes a run fast or small: decoding threads, tiles a request, requests in flight."""
 
     workers: int = 2
     chunk: int = 64
@@ -105,7 +105,7 @@ def _timed(tiles: Iterator[TileBatch], ledger: Ledger) -> Generator[TileBatch]:
 def _server_time(
     connection: Connection, model: str, version: int, before: ServerTime | None, *, sent: int
 ) -> ServerTime | None:
-    """The server's part in `sent` tiles: of all it did since `before`, for any client, the share of the rows."""
+    """The server's part in `sent` tiles: their share of all it did since `before`, for any client."""
     after = connection.server_time(model, version)
     if before is None or after is None or sent == 0:
         return None

@@ -1,7 +1,8 @@
 """What is known of a slide so far: embeddings on disk that outlive a killed run.
 
-A file of one JSON line (what the rows belong to) and records behind it, appended in the tiles' order, each with its
-own checksum. A record cut off by a kill, and whatever a power failure left behind it, is dropped on opening.
+A file of one JSON line (what the rows belong to) and records behind it, appended in the tiles' order, each
+with its own checksum. A record cut off by a kill, and whatever a power failure left behind it, is dropped on
+opening.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _VALID, _INVALID = (20, 110, 60), (200, 30, 30)
 
 
 def draw_tiles(scored: ScoredSlide) -> Pixels:
-    """The thumbnail RGB uint8 [h, w, 3] with every tile's outline, green where it was scored, red where not."""
+    """The thumbnail RGB uint8 [h, w, 3] with every tile's outline, green where scored, red where not."""
     picture = scored.thumbnail.copy()
     scale = np.array(picture.shape[1::-1]) / np.array(scored.plan.dimensions)
     corners = np.rint(scored.plan.coords * scale).astype(int)

@@ -24,8 +24,8 @@ OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 class SlideRecord:
     """The outcome of one slide, kept as `records/<slide_id>.json`.
 
-    `key` names what was computed (see `recipe_hash`) and `stamp` the slide's files with size and time, so that an
-    unchanged slide needs no hashing. `reused` tells that this run found everything done.
+    `key` names what was computed (see `recipe_hash`) and `stamp` the slide's files with size and time, so
+    that an unchanged slide needs no hashing. `reused` tells that this run found everything done.
     """
 
     slide_id: str
@@ -46,7 +46,7 @@ class SlideRecord:
 
 
 def recipe_hash(source: SlideSource, content: str, contract: Contract, recipe: Recipe) -> str:
-    """16 hex digits of all that decides a slide's outputs: content, contract, recipe, mpp, mask, our version."""
+    """16 hex digits of what decides a slide's outputs: content, contract, recipe, mpp, mask, our version."""
     parts = {
         "slide_sha256": content,
         "export_id": contract.export_id,

@@ -25,7 +25,7 @@ THUMBNAIL_PX = 1024
 
 @dataclass(frozen=True)
 class SlideSource:
-    """A slide to score: its file, the name its outputs take, and what overrules the file or the tissue finder."""
+    """A slide to score: its file, its outputs' name, and what overrules the file or the tissue finder."""
 
     path: Path
     slide_id: str

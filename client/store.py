@@ -63,7 +63,7 @@ class Provenance:
 
 
 def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
-    """All of a slide in one file: a TRIDENT feature file with further arrays beside `features` and `coords`."""
+    """All of a slide in one file: a TRIDENT feature file with further arrays beside its two."""
     with _new_file(path) as file:
         _write_coords(file, scored.plan, path)
         _write_features(file, scored, provenance, path)

@@ -95,8 +95,8 @@ def recipe(
 def shares(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command: its parameter `name` becomes the options of the function `groups[name]`.
 
-    `@shares(endpoint=options.endpoint)` gives a command with a parameter `endpoint: Endpoint` every option of the
-    server, and calls it with the finished Endpoint.
+    `@shares(endpoint=options.endpoint)` gives a command with a parameter `endpoint: Endpoint` every option of
+    the server, and calls it with the finished Endpoint.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
