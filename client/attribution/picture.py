@@ -32,18 +32,18 @@ class Canvas:
     downsample: tuple[float, float]
 
     @staticmethod
-    def blank(coords: Int64, tile_px: int, longest: int = 1200) -> Canvas:
+    def blank(coords: Int64, tile_size: tuple[int, int], longest: int = 1200) -> Canvas:
         """White, just large enough for the tiles: for a slide of which only embeddings are at hand."""
-        width, height = (int(end) for end in coords.max(axis=0) + tile_px)
+        width, height = (int(end) for end in coords.max(axis=0) + np.array(tile_size))
         scale = max(1.0, max(width, height) / longest)
         shape = (int(np.ceil(height / scale)), int(np.ceil(width / scale)), 3)
         return Canvas(np.full(shape, 255, dtype=np.uint8), (scale, scale))
 
-    def edges(self, coords: Int64, tile_px: int) -> Int64:
+    def edges(self, coords: Int64, tile_size: tuple[int, int]) -> Int64:
         """Pixel rectangles [N, 4] (x0, y0, x1, y1) of tiles: floored, so neighbours meet exactly."""
         scale = np.array(self.downsample)
         first = np.floor(coords / scale)
-        last = np.maximum(np.floor((coords + tile_px) / scale), first + 1)
+        last = np.maximum(np.floor((coords + np.array(tile_size)) / scale), first + 1)
         return np.concatenate([first, last], axis=1).astype(np.int64)
 
 
@@ -57,7 +57,7 @@ def colour_limit(values: Float64) -> float:
 def draw_map(
     canvas: Canvas,
     coords: Int64,
-    tile_px: int,
+    tile_size: tuple[int, int],
     values: Float64,
     limit: float,
     faint: NDArray[np.bool_] | None = None,
@@ -71,7 +71,7 @@ def draw_map(
     rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
     hatch = (rows + columns) % HATCH_PERIOD == 0
     colours = 255 * COLOURS(0.5 + 0.5 * np.clip(values / limit, -1, 1))[:, :3]
-    for i, (x0, y0, x1, y1) in enumerate(canvas.edges(coords, tile_px)):
+    for i, (x0, y0, x1, y1) in enumerate(canvas.edges(coords, tile_size)):
         if not np.isfinite(values[i]):
             continue
         pale = faint is not None and bool(faint[i])

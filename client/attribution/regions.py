@@ -10,9 +10,9 @@ from client.attribution.scorer import Float64, Int64
 from client.errors import ClientError
 
 
-def grid_cells(coords: Int64, tile_px: int) -> Int64:
-    """Column and row [N, 2] of tiles at `coords`; `tile_px` is a tile's extent, both in level-0 px."""
-    cells: Int64 = (coords - coords.min(axis=0)) // tile_px
+def grid_cells(coords: Int64, step: tuple[int, int]) -> Int64:
+    """Column and row [N, 2] of tiles at `coords` on a grid of `step` (x, y), all in level-0 px."""
+    cells: Int64 = (coords - coords.min(axis=0)) // np.array(step)
     return cells
 
 

@@ -1,0 +1,112 @@
+"""A slide's embeddings and where its tiles lie, from the HDF5 file that `client score` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.attribution.scorer import Float32, Int64
+from client.contract import Contract, ContractError
+from client.errors import ClientError
+from client.store import read_features
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedSlide:
+    """The valid tiles of one slide in row-major order; pairs are (x, y).
+
+    rows: each tile's row in the file. total: how many rows the file has.
+    tile_size, step: a tile's size and the grid's step in level-0 px. dimensions: level 0, None if unknown.
+    """
+
+    slide_id: str
+    embeddings: Float32  # [N, D]
+    coords: Int64  # [N, 2]
+    rows: Int64  # [N]
+    total: int
+    tile_size: tuple[int, int]
+    step: tuple[int, int]
+    mpp_level0: tuple[float, float] | None
+    dimensions: tuple[int, int] | None
+    encoder_sha256: str | None
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the embeddings."""
+        return hashlib.sha256(np.ascontiguousarray(self.embeddings).data).hexdigest()[:16]
+
+    def frame(self, contract: Contract, coords: Int64) -> Int64:
+        """Level-0 coordinates in the contract's frame.
+
+        Raises:
+            ContractError: the rule needs a scale that the file doesn't tell, or a tile is off the grid.
+        """
+        if self.mpp_level0 is None and contract.variant.coordinates.startswith("target-mpp"):
+            raise ContractError(
+                f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which its "
+                "embeddings don't tell: attribute from the slide itself"
+            )
+        return contract.grid_coordinates(
+            coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
+        )
+
+    def check(self, contract: Contract) -> None:
+        """Refuse embeddings that the served model's tile encoder did not make."""
+        width, wanted = self.embeddings.shape[1], contract.tile_encoder.embed_dim
+        if width != wanted:
+            raise ContractError(
+                f"{self.slide_id}: embeddings of width {width}; the served model takes {wanted}"
+            )
+        if self.encoder_sha256 not in (None, contract.tile_encoder.weights_sha256):
+            raise ContractError(
+                f"{self.slide_id}: its embeddings come from other tile-encoder weights than the server's: "
+                "score the slide again, or serve the model it was scored with"
+            )
+
+
+def read_embedded(path: Path) -> EmbeddedSlide:
+    """Read `path`; needs `features`, `coords` and the tile's size in level-0 px, and no slide.
+
+    Raises:
+        ClientError: no such file, not HDF5, no tile, or the tiles' size is not told.
+    """
+    stored = read_features(path)
+    valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)
+    rows = np.flatnonzero(valid)
+    if not len(rows):
+        raise ClientError(f"{path}: holds no valid tile, so there is nothing to explain")
+    coords = stored.coords[rows].astype(np.int64)
+    order = np.lexsort((coords[:, 0], coords[:, 1]))
+    about: dict[str, Any] = dict(stored.coords_attributes)
+    if "tile_size_level0" in about:
+        tile_size = (int(about["tile_size_level0"][0]), int(about["tile_size_level0"][1]))
+    elif "patch_size_level0" in about:
+        tile_size = (int(about["patch_size_level0"]),) * 2
+    else:
+        raise ClientError(f"{path}: `coords` has no attribute patch_size_level0, so tiles have no size")
+    overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
+    features = stored.attributes
+    return EmbeddedSlide(
+        slide_id=str(about.get("name", path.stem)),
+        embeddings=stored.embeddings[rows][order].astype(np.float32),
+        coords=coords[order],
+        rows=rows[order].astype(np.int64),
+        total=len(stored.valid),
+        tile_size=tile_size,
+        step=(max(1, round(tile_size[0] * (1 - overlap))), max(1, round(tile_size[1] * (1 - overlap)))),
+        mpp_level0=(
+            (float(features["mpp_level0_x"]), float(features["mpp_level0_y"]))
+            if "mpp_level0_x" in features and "mpp_level0_y" in features
+            else None
+        ),
+        dimensions=(
+            (int(about["level0_width"]), int(about["level0_height"]))
+            if "level0_width" in about and "level0_height" in about
+            else None
+        ),
+        encoder_sha256=str(features["encoder_sha256"]) if "encoder_sha256" in features else None,
+    )

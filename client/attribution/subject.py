@@ -1,0 +1,77 @@
+"""One slide under one model: the scorers of it that the methods and the reliability checks ask."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from client.attribution import scorer as occluders
+from client.attribution.memo import Memo, MemoScorer, identify
+from client.attribution.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
+from client.errors import ClientError
+
+
+class Subject:
+    """A slide's tiles in slot order (row-major) and the model that scores them; every mask is scored once.
+
+    embeddings: float32 [N, D]. coords: int64 [N, 2] level-0 px. model: what tells one model's scores from
+    another's in `memo` (the export's id).
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        embeddings: Float32,
+        coords: Int64,
+        *,
+        model: str = "",
+        memo: Memo | None = None,
+    ) -> None:
+        if not len(embeddings):
+            raise ClientError("nothing to explain: the slide has no tiles")
+        if not np.isfinite(embeddings).all():
+            raise ClientError(
+                "some embeddings are NaN or infinite: leave those tiles out or score the slide again"
+            )
+        self.forward = forward
+        self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+        self.coords = coords
+        self._memo = memo or Memo()
+        self._identity = identify(model, self.embeddings, coords).hex()
+        self._scorers: list[MemoScorer] = []
+
+    def masked(self) -> Scorer:
+        """In place: the default occluder."""
+        return self._remembered(occluders.in_place(self.forward, self.embeddings, self.coords), "mask")
+
+    def replaced(self, reference: Float32) -> Scorer:
+        """A left-out tile's embedding becomes `reference` ([D] or [N, D])."""
+        scorer = occluders.replace(self.forward, self.embeddings, self.coords, reference)
+        return self._remembered(scorer, "replace" + identify(reference).hex())
+
+    def bags(self) -> Scorer:
+        """Only the kept tiles, as a sequence of their own: for bags of one tile."""
+        return self._remembered(occluders.drop(self.forward, self.embeddings, self.coords), "drop")
+
+    def rolled(self, slots: int) -> Scorer:
+        """The same tiles, coordinates and masks, each `slots` slots later in the sequence."""
+        embeddings, coords = np.roll(self.embeddings, slots, axis=0), np.roll(self.coords, slots, axis=0)
+
+        def score(keep: Mask) -> Scores:
+            return self.forward(embeddings, coords, np.roll(keep, slots, axis=1))
+
+        return self._remembered(score, f"roll{slots}")
+
+    @property
+    def forwards(self) -> int:
+        """Masks really scored so far: neither repeated nor remembered from an earlier run."""
+        return sum(scorer.forwards for scorer in self._scorers)
+
+    @property
+    def seconds(self) -> float:
+        """The time they took."""
+        return sum(scorer.seconds for scorer in self._scorers)
+
+    def _remembered(self, scorer: Scorer, occluder: str) -> Scorer:
+        remembered = MemoScorer(scorer, self._memo, identify(self._identity, occluder))
+        self._scorers.append(remembered)
+        return remembered
