@@ -1,0 +1,85 @@
+"""Does this Triton serve? Runs inside the server's container (standard library only), over HTTP on loopback.
+
+`probe.py live` asks whether the process answers. `probe.py infer` sends one black tile through the whole
+`slide_pipeline`: a server can report READY and still fail every request. Exit code 0 is yes, 1 is no, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import urllib.error
+import urllib.request
+
+TILE = bytes(224 * 224 * 3)
+COORDS = bytes(2 * 8)
+
+
+def call(url: str, timeout: float, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
+    """The body of one HTTP answer."""
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=timeout) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+def infer(url: str, timeout: float) -> None:
+    """Raise OSError or ValueError unless a tile gives a finite slide embedding."""
+    specs = [("TILES", "UINT8", [1, 224, 224, 3], TILE), ("COORDS", "INT64", [1, 2], COORDS)]
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": n, "datatype": t, "shape": s, "parameters": {"binary_data_size": len(data)}}
+                for n, t, s, data in specs
+            ],
+            # Without EMBEDDINGS among the outputs the ensemble has nothing to hand on to its second step (server#7482).
+            "outputs": [{"name": "SLIDE"}, {"name": "EMBEDDINGS"}],
+        }
+    ).encode()
+    length = {"Inference-Header-Content-Length": str(len(header))}
+    answer = call(f"{url}/v2/models/slide_pipeline/infer", timeout, header + TILE + COORDS, length)
+    embedding = next(out["data"] for out in json.loads(answer)["outputs"] if out["name"] == "SLIDE")
+    if not embedding or not all(isinstance(value, float | int) and math.isfinite(value) for value in embedding):
+        raise ValueError("the slide embedding of a black tile is not finite")
+
+
+def executions(url: str, timeout: float) -> int:
+    """How many batches all models together have run."""
+    stats = json.loads(call(f"{url}/v2/models/stats", timeout))["model_stats"]
+    return sum(model["execution_count"] for model in stats)
+
+
+def check(mode: str, url: str, timeout: float) -> None:
+    """Raise OSError or ValueError, which say what is wrong, unless the server serves."""
+    if mode == "live":
+        call(f"{url}/v2/health/live", timeout)
+        return
+    before = executions(url, timeout)
+    try:
+        infer(url, timeout)
+    except urllib.error.HTTPError as error:
+        message = error.read().decode(errors="replace")
+        if "maximum queue size" not in message:
+            raise ValueError(message) from error
+    except TimeoutError:
+        # A long queue delays the probe too. As long as batches get done, the server is busy and not broken.
+        if executions(url, timeout) == before:
+            raise
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=["live", "infer"])
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="HTTP address (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: %(default)g)")
+    arguments = parser.parse_args()
+    try:
+        check(arguments.mode, arguments.url, arguments.timeout)
+    except (OSError, ValueError) as error:
+        sys.exit(f"probe: {error}")
+
+
+if __name__ == "__main__":
+    main()

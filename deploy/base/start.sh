@@ -1,0 +1,44 @@
+#!/bin/sh
+# Starts tritonserver with the flags that every deployment shares: compose, Kubernetes and tests/deploy all run this file.
+#
+#   TLS          off (default) | server (encrypted, certificate of the server) | mutual (certificates of both sides)
+#   CERTS        folder with tls.crt, tls.key and ca.crt (default /certs); not read while TLS is off
+#   MODELS       the model repository (default /models)
+#   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
+#                without one a random value closes them to everybody
+#
+# Further flags are passed on to tritonserver and win over those below.
+set -eu
+
+certs=${CERTS:-/certs}
+case "${TLS:-off}" in
+off) tls= ;;
+server) tls=--grpc-use-ssl=true ;;
+mutual) tls=--grpc-use-ssl-mutual=true ;;
+*) echo "start.sh: TLS is '$TLS': use off, server or mutual" >&2; exit 2 ;;
+esac
+if [ -n "$tls" ]; then
+    for file in tls.crt tls.key ca.crt; do
+        [ -r "$certs/$file" ] || { echo "start.sh: TLS is '$TLS' but $certs/$file can't be read" >&2; exit 2; }
+    done
+    set -- "$tls" --grpc-server-cert="$certs/tls.crt" --grpc-server-key="$certs/tls.key" \
+        --grpc-root-cert="$certs/ca.crt" "$@"
+fi
+
+# HTTP serves only the probe, which runs beside the server; all others use gRPC. Metrics hold no data of patients.
+# Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.
+admin=shared-memory,model-repository,trace,logging
+exec tritonserver \
+    --model-repository="${MODELS:-/models}" \
+    --model-config-name=served \
+    --model-control-mode=none \
+    --disable-auto-complete-config \
+    --exit-on-error=true \
+    --strict-readiness=true \
+    --exit-timeout-secs=60 \
+    --http-address=127.0.0.1 \
+    --grpc-address=0.0.0.0 \
+    --metrics-address=0.0.0.0 \
+    --metrics-config=summary_latencies=true \
+    --grpc-restricted-protocol="$admin:admin=${ADMIN_TOKEN:-$(cat /proc/sys/kernel/random/uuid)}" \
+    "$@"
