@@ -28,7 +28,7 @@ $(READY): requirements/all.lock requirements/uv.lock
 lock:  ## renew the hashed locks from pyproject.toml (keeps the pinned versions that still fit)
 	$(LOCK) pyproject.toml $(addprefix --extra ,training export server check-engines ray dev) -o requirements/all.lock
 	$(LOCK) pyproject.toml -o requirements/client.lock
-	$(LOCK) pyproject.toml --extra server -o requirements/server.lock
+	$(LOCK) --group triton-cpu -c requirements/all.lock -o requirements/server.lock
 
 # --- what is fetched, from the package index only ------------------------------
 SLIDE := build/CMU-1-Small-Region.svs

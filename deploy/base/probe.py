@@ -1,7 +1,7 @@
 """Does this Triton serve? Runs inside the server's container (standard library only), over HTTP on loopback.
 
 `probe.py live` asks whether the process answers. `probe.py infer` sends one black tile through the whole
-`slide_pipeline`: a server can report READY and still fail every request. Exit code 0 is yes, 1 is no, with the reason.
+`slide_pipeline`: a server can report READY and still fail every request. Exits 0 for yes, 1 for no, with why.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def infer(url: str, timeout: float) -> None:
                 {"name": n, "datatype": t, "shape": s, "parameters": {"binary_data_size": len(data)}}
                 for n, t, s, data in specs
             ],
-            # Without EMBEDDINGS among the outputs the ensemble has nothing to hand on to its second step (server#7482).
+            # An ensemble whose EMBEDDINGS aren't asked for hands none to its second step (server#7482).
             "outputs": [{"name": "SLIDE"}, {"name": "EMBEDDINGS"}],
         }
     ).encode()
     length = {"Inference-Header-Content-Length": str(len(header))}
     answer = call(f"{url}/v2/models/slide_pipeline/infer", timeout, header + TILE + COORDS, length)
     embedding = next(out["data"] for out in json.loads(answer)["outputs"] if out["name"] == "SLIDE")
-    if not embedding or not all(isinstance(value, float | int) and math.isfinite(value) for value in embedding):
+    if not embedding or not all(math.isfinite(value) for value in embedding):
         raise ValueError("the slide embedding of a black tile is not finite")
 
 
@@ -70,7 +70,7 @@ def check(mode: str, url: str, timeout: float) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=["live", "infer"])
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="HTTP address (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: %(default)g)")
