@@ -1,0 +1,88 @@
+"""A preset's models with their weights: seeded, from files, or from the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.head import ClassificationHead, HeadConfig
+from training.hub import fetch
+from training.presets import Preset, get_preset
+from training.seeded import seed_weights
+from training.slide_encoder import LongNetSlideEncoder
+from training.slide_model import SlideModel
+from training.tile_encoder import TileEncoder
+from training.weights import StateDict, load_strict, read_state_dict, split_finetuned
+
+
+@dataclass(frozen=True)
+class Models:
+    """A preset's two models, in eval mode on the CPU.
+
+    Attributes:
+        preset: what they were built from.
+        tile: the tile encoder.
+        slide_model: slide encoder, variant and head.
+        trained: whether every weight came from a file or the hub, and none from the seed.
+    """
+
+    preset: Preset
+    tile: TileEncoder
+    slide_model: SlideModel
+    trained: bool
+
+
+def build_models(
+    preset: str | Preset,
+    tile_weights: str | Path | None = None,
+    slide_weights: str | Path | None = None,
+    head: HeadConfig | None = None,
+    *,
+    seed: int = 0,
+) -> Models:
+    """Build a preset's models.
+
+    Args:
+        preset: a name, or a `Preset` of your own (`get_preset(name).with_recipe(recipe)`).
+        tile_weights, slide_weights: a file, or `hf-hub:OWNER/REPOSITORY[/FILE]`; None is weights from `seed`.
+            `slide_weights` may be a fine-tuned checkpoint, which brings the head's weights with it.
+        head: class names and kind of the head; None is the preset's classes, or for a fine-tuned checkpoint
+        of another
+            size `class 0`, `class 1` ...; without either there is no head.
+        seed: for the weights that nothing was given for.
+
+    Raises:
+        TrainingError: weights that can't be had or don't fit.
+    """
+    if isinstance(preset, str):
+        preset = get_preset(preset)
+    tile = TileEncoder(preset.tile)
+    encoder = LongNetSlideEncoder(preset.slide)
+
+    if tile_weights is None:
+        seed_weights(tile.vit, seed)
+    else:
+        load_strict(tile.vit, read_state_dict(fetch(tile_weights, "pytorch_model.bin")), str(tile_weights))
+
+    head_state: StateDict = {}
+    if slide_weights is None:
+        seed_weights(encoder, seed)
+    else:
+        slide_state, head_state = split_finetuned(read_state_dict(fetch(slide_weights, "slide_encoder.pth")))
+        load_strict(encoder, slide_state, str(slide_weights))
+
+    if head is None and preset.classes:
+        head = HeadConfig(preset.classes)
+    if head is None and head_state:
+        count = next(iter(head_state.values())).shape[0]
+        head = HeadConfig(tuple(f"class {i}" for i in range(count)), "multiclass" if count > 1 else "binary")
+    classifier = None
+    if head is not None:
+        classifier = ClassificationHead(preset.slide.embed_dim, head)
+        if head_state:
+            load_strict(classifier, head_state, str(slide_weights))
+        else:
+            seed_weights(classifier, seed)
+    trained = tile_weights is not None and slide_weights is not None and (head is None or bool(head_state))
+    model = SlideModel(encoder, classifier, preset.variant)
+    return Models(preset, tile.eval(), model.eval(), trained)

@@ -1,0 +1,55 @@
+"""Weights from the Hugging Face hub, only when a user names a repository there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from training.errors import TrainingError
+
+SCHEME = "hf-hub:"
+
+
+def fetch(source: str | Path, filename: str, *, endpoint: str | None = None) -> Path:
+    """The local file of `source`: a path as it is, or `hf-hub:OWNER/REPOSITORY[/FILE]` downloaded into the
+    hub's cache.
+
+    The download reads the token from `HF_TOKEN` (or the hub's own login). `filename` stands in where `source`
+    names no file. Raises a `TrainingError` that names the licence page where access is missing.
+    """
+    name = str(source)
+    if not name.startswith(SCHEME):
+        return Path(source)
+    parts = name.removeprefix(SCHEME).split("/")
+    if len(parts) < 2 or not all(parts):
+        raise TrainingError(
+            f"{name} names no repository; write {SCHEME}OWNER/REPOSITORY or {SCHEME}OWNER/REPOSITORY/FILE"
+        )
+    repository = "/".join(parts[:2])
+    filename = "/".join(parts[2:]) or filename
+    page = f"huggingface.co/{repository}"
+    try:
+        return Path(hf_hub_download(repository, filename, endpoint=endpoint))
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise TrainingError(
+            f"no access to {page}: accept its licence there and set HF_TOKEN to a token of that account"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise TrainingError(
+            f"{page} can't be reached, and {filename} isn't in the cache; give a local file"
+        ) from error
+    except EntryNotFoundError as error:
+        raise TrainingError(
+            f"{page} has no file {filename}; name one as {SCHEME}{repository}/FILE"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise TrainingError(f"{filename} can't be had from {page}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,73 @@
+"""Slide encoder, embedding variant and head as one model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from training.head import ClassificationHead
+from training.slide_encoder import LongNetSlideEncoder
+from training.variant import EmbeddingVariant
+
+
+class SlidePrediction(NamedTuple):
+    """Everything about one slide: all pooled states, the variant's vector and, with a head, its logits."""
+
+    layers: Tensor
+    slide: Tensor
+    logits: Tensor | None
+
+
+class SlideScore(NamedTuple):
+    """Logits (with a head) and the variant's vector."""
+
+    logits: Tensor | None
+    slide: Tensor
+
+
+class SlideModel(nn.Module):
+    """`encoder`, the `variant` of its embedding, and a `head` on that vector (or None)."""
+
+    def __init__(
+        self, encoder: LongNetSlideEncoder, head: ClassificationHead | None, variant: EmbeddingVariant
+    ) -> None:
+        super().__init__()
+        variant.check_depth(encoder.config.depth)
+        self.encoder = encoder
+        self.head = head
+        self.variant = variant
+
+    def forward(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None = None) -> SlidePrediction:
+        """Layers [L + 1, 2, E], slide [E] and logits [C]; each with M in front under masks `keep` [M, N].
+
+        Arguments and errors as for `LongNetSlideEncoder.forward`.
+        """
+        output = self.encoder(embeddings, coords, keep)
+        states = output.layers[..., self.variant.layer, :, :]
+        if self.variant.norm == "encoder_norm+norm":
+            states = output.encoder_norm
+        slide = states[..., 0 if self.variant.pooling == "cls" else 1, :]
+        return SlidePrediction(output.layers, slide, None if self.head is None else self.head(slide))
+
+    def score(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None = None) -> SlideScore:
+        """Logits [C] and slide [E] only ([M, C] and [M, E] under masks), computing no more than they need.
+
+        This is what training and occlusion want: the numbers are those of `forward`.
+        """
+        slide = self.encoder.embed(embeddings, coords, self.variant, keep)
+        return SlideScore(None if self.head is None else self.head(slide), slide)
+
+
+class SlideOcclusion(nn.Module):
+    """`SlideModel.score` under masks as a module's `forward`, for an exporter to trace."""
+
+    def __init__(self, model: SlideModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor, coords: Tensor, keep: Tensor) -> SlideScore:
+        """Embeddings [N, D], coordinates i64 [N, 2] and masks bool [M, N] to logits [M, C] and slide [M,
+        E].
+        """
+        return self.model.score(embeddings, coords, keep)

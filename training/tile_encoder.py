@@ -1,0 +1,67 @@
+"""The tile encoder: uint8 RGB pixels in, one embedding a tile out."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.mlp import SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from training.errors import TrainingError
+from training.presets import TileEncoderConfig
+
+TILE_SIZE = 256
+"""Edge in px, at 0.5 mpp, of the tile that a slide is cut into."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def centre_crop(tiles: Tensor, size: int = 224) -> Tensor:
+    """Cut [..., H, W, C] down to the central [..., size, size, C].
+
+    The published transform resizes a tile to 256 px (which leaves a 256-px tile as it is) and then crops the
+    centre 224 px, so the outer 16 px of a tile are never seen.
+    """
+    top, left = ((edge - size) // 2 for edge in tiles.shape[-3:-1])
+    if top < 0 or left < 0:
+        raise TrainingError(f"tiles of {tuple(tiles.shape[-3:-1])} px are smaller than the {size} px crop")
+    return tiles[..., top : top + size, left : left + size, :]
+
+
+class TileEncoder(nn.Module):
+    """A timm `VisionTransformer` (attribute `vit`, with the published state-dict keys) behind the pixel
+    normalisation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: TileEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        # What timm's `vit_giant_patch14_dinov2` becomes under the published model_args, and its ViT-S
+        # sibling.
+        self.vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            init_values=config.layer_scale,
+            mlp_layer=SwiGLUPacked,  # type: ignore[arg-type]  # a partial of GluMlp
+            act_layer=nn.SiLU,
+            num_classes=0,
+            global_pool="token",
+        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """RGB pixels uint8 [B, 224, 224, 3] to embeddings [B, D]: the class token after the final norm."""
+        if tiles.dtype != torch.uint8:
+            raise TrainingError(
+                f"tiles are {tiles.dtype}; the tile encoder takes uint8 RGB pixels [B, 224, 224, 3]"
+            )
+        pixels = tiles.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        embeddings: Tensor = self.vit((pixels - self.mean) / self.std)
+        return embeddings
