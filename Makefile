@@ -52,6 +52,11 @@ triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 serve: $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
 	$(BIN)/python -m server
 
+# --- the main job ---------------------------------------------------------------
+.PHONY: demo
+demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)
+	@$(BIN)/python -m demo
+
 # --- checks ---------------------------------------------------------------------
 ROOMS := training export server client demo tests
 .PHONY: lint test
