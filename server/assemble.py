@@ -40,13 +40,10 @@ def assemble_backends(triton: Path = TRITON, target: Path = BACKENDS) -> Path:
             f"this Triton has no stub for Python {version}: use one of {', '.join(_stub_versions(server))}"
         )
     python = server / "backends" / "python"
-    for source, name in [
-        (python / "libtriton_python.so", "python"),
-        (python / "triton_python_backend_utils.py", "python"),
-        (stub, "python"),
-        (OURS / "onnxruntime" / "model.py", "onnxruntime"),
-    ]:
-        _place(source, target / name / source.name)
+    for source in (python / "libtriton_python.so", python / "triton_python_backend_utils.py", stub):
+        _place(source, target / "python" / source.name)
+    for source in (OURS / "onnxruntime").glob("*.py"):
+        _place(source, target / "onnxruntime" / source.name)
     return target
 
 

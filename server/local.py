@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import tritonclient.grpc as triton
 
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
+from server.diagnosis import diagnose
 from server.errors import ServerError
 from server.ports import check_port, free_port
 from server.readiness import check_models
@@ -158,8 +158,9 @@ def wait_for_port(process: subprocess.Popen[str], host: str, port: int, log: Pat
     """Wait until tritonserver listens, which it does once its models are loaded."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerError(diagnose(log))
+        code = process.poll()
+        if code is not None:
+            raise ServerError(diagnose(log, code))
         try:
             socket.create_connection((host, port), timeout=1).close()
         except OSError:
@@ -167,12 +168,3 @@ def wait_for_port(process: subprocess.Popen[str], host: str, port: int, log: Pat
         else:
             return
     raise ServerError(f"tritonserver did not load its models within {timeout:.0f} s: see {log}")
-
-
-def diagnose(log: Path) -> str:
-    """Why tritonserver gave up, out of its log, in one line."""
-    text = log.read_text(errors="replace")
-    failed = re.search(r"failed to load '(.+?)' version \d+: (.+)", text)
-    if failed:
-        return f"model '{failed[1]}' failed to load: {failed[2]} (log: {log})"
-    return f"tritonserver did not start: see {log}"

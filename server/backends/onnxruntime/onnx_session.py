@@ -1,0 +1,104 @@
+"""The ONNX Runtime session that a Triton model configuration asks for.
+
+The parameters are those of NVIDIA's C++ backend (`intra_op_thread_count`, `inter_op_thread_count`,
+`execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`,
+`optimization.graph.level`); any further `session.*` parameter goes to ONNX Runtime as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+GRAPH_LEVELS = {
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+DATA_TYPES = {
+    "TYPE_BOOL": "tensor(bool)",
+    "TYPE_UINT8": "tensor(uint8)",
+    "TYPE_INT32": "tensor(int32)",
+    "TYPE_INT64": "tensor(int64)",
+    "TYPE_FP16": "tensor(float16)",
+    "TYPE_FP32": "tensor(float)",
+    "TYPE_FP64": "tensor(double)",
+}
+SHRINK = "memory.enable_memory_arena_shrinkage"
+Config = dict[str, Any]
+"""A Triton model configuration as JSON, as the server hands it to a backend."""
+
+
+def open_session(path: Path, config: Config, device: int | None = None) -> ort.InferenceSession:
+    """Load the graph at `path`, on CUDA `device` where the runtime has CUDA and a device is given.
+
+    Raises ValueError where the configuration doesn't fit the graph, and ONNX Runtime's own errors.
+    """
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device is not None and "CUDAExecutionProvider" in ort.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
+    session = ort.InferenceSession(path, session_options(config), providers=providers)
+    check_tensors(config, session)
+    return session
+
+
+def session_options(config: Config) -> ort.SessionOptions:
+    """Threads, memory and graph optimisation as `config` sets them; ONNX Runtime's defaults otherwise."""
+    values = _parameters(config)
+    options = ort.SessionOptions()
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    options.graph_optimization_level = GRAPH_LEVELS[level]
+    options.intra_op_num_threads = int(values.get("intra_op_thread_count", 0))
+    options.inter_op_num_threads = int(values.get("inter_op_thread_count", 0))
+    if values.get("execution_mode", "0") == "1":
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = values.get("enable_mem_arena", "1") == "1"
+    options.enable_mem_pattern = values.get("enable_mem_pattern", "1") == "1"
+    for key, value in values.items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    return options
+
+
+def run_options(config: Config) -> ort.RunOptions:
+    """Options of every run: which arenas give their memory back afterwards."""
+    options = ort.RunOptions()
+    values = _parameters(config)
+    if SHRINK in values:
+        options.add_run_config_entry(SHRINK, values[SHRINK])
+    return options
+
+
+def check_tensors(config: Config, session: ort.InferenceSession) -> None:
+    """Raise ValueError unless `config` fits the graph by the rules of NVIDIA's C++ backend.
+
+    In particular a dimension that the graph fixes has to be the same number in the configuration, not -1:
+    what loads here loads there.
+    """
+    batch = [-1] if config.get("max_batch_size", 0) > 0 else []
+    if len(config["input"]) != len(session.get_inputs()):
+        raise ValueError(f"the graph has inputs {[node.name for node in session.get_inputs()]}")
+    for specs, nodes in (
+        (config["input"], session.get_inputs()),
+        (config["output"], session.get_outputs()),
+    ):
+        graph = {node.name: node for node in nodes}
+        for spec in specs:
+            if spec["name"] not in graph:
+                raise ValueError(f"the graph has no {spec['name']}, only {', '.join(graph)}")
+            node = graph[spec["name"]]
+            shape = [dim if isinstance(dim, int) else -1 for dim in node.shape]
+            dims = batch + [int(dim) for dim in spec["dims"]]
+            fits = len(shape) == len(dims) and all(a in (-1, b) for a, b in zip(shape, dims, strict=True))
+            if not fits or shape[: len(batch)] != batch or DATA_TYPES.get(spec["data_type"]) != node.type:
+                raise ValueError(
+                    f"{node.name} is {node.type} {shape} in the graph"
+                    f" but {spec['data_type']} {dims} in the configuration"
+                )
+
+
+def _parameters(config: Config) -> dict[str, str]:
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}

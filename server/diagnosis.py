@@ -1,0 +1,30 @@
+"""Why a tritonserver gave up, read out of its log."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Triton's own wording, the more telling first; what follows a model's reason is the backend's stack.
+CAUSES = [
+    (r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.+?)(?:\\n\\nAt:|\"?$)",
+     "model '{model}' failed to load: {reason}"),
+    (r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.+?)\"?$",
+     "model '{model}' has no usable configuration: {reason}"),
+    (r"Invalid argument: (?P<reason>ensemble .+?)\"?$", "{reason}"),
+    (r"(?P<reason>unrecognized option '.+?')", "tritonserver: {reason}"),
+    (r"failed to start (?P<service>\w+) service: \w+ - (?P<reason>.+?)\s*\"?$",
+     "{service} did not start: {reason}"),
+]  # fmt: skip
+
+
+def diagnose(log: Path, code: int) -> str:
+    """One line that names the cause (and the model) and the log; `code` is the server's exit code."""
+    lines = log.read_text(errors="replace").splitlines()
+    for pattern, sentence in CAUSES:
+        for line in lines:
+            found = re.search(pattern, line)
+            if found:
+                return f"{sentence.format(**found.groupdict())} (log: {log})"
+    last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"tritonserver ended with code {code}: {last} (log: {log})"

@@ -1,0 +1,109 @@
+"""The onnxruntime backend inside a real Triton: exact values, odd shapes, errors kept to their request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from server.local import RunningServer
+
+Arrays = dict[str, np.ndarray]
+Infer = Callable[..., Arrays]
+
+
+def tiles(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 200, (count, 224, 224, 3), np.uint8)
+
+
+def slide(count: int, masks: int) -> Arrays:
+    rng = np.random.default_rng(count)
+    return {
+        "EMBEDDINGS": rng.normal(size=(count, 128)).astype(np.float32),
+        "COORDS": rng.integers(0, 1000, (count, 2)),
+        "KEEP": rng.random((masks, count)) > 0.5,
+    }
+
+
+def bare(repository: Path, model: str, **inputs: np.ndarray) -> Arrays:
+    session = ort.InferenceSession(repository / model / "1" / "model.onnx")
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_batches_equal_the_bare_session(
+    toy_server: RunningServer, toy_repository: Path, infer: Infer, count: int
+) -> None:
+    served = infer(toy_server.url, "tile_encoder", TILES=tiles(count))
+    expected = bare(toy_repository, "tile_encoder", TILES=tiles(count))
+    np.testing.assert_array_equal(served["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
+
+
+@pytest.mark.parametrize(("count", "masks"), [(5, 3), (1, 1), (4, 0), (0, 2)])
+def test_whole_tensors_equal_the_bare_session_even_empty_ones(
+    toy_server: RunningServer, toy_repository: Path, infer: Infer, count: int, masks: int
+) -> None:
+    inputs = slide(count, masks)
+    served = infer(toy_server.url, "slide_occlusion", **inputs)
+    for name, expected in bare(toy_repository, "slide_occlusion", **inputs).items():
+        np.testing.assert_array_equal(served[name], expected, strict=True)
+
+
+def test_an_error_reaches_its_request_alone(
+    toy_server: RunningServer, toy_repository: Path, infer: Infer
+) -> None:
+    good, bad, other = tiles(30, seed=1), tiles(30, seed=2), tiles(4, seed=3)
+    bad[7, 0, 0, 0] = 255
+    before = stubs(toy_server)
+    with ThreadPoolExecutor(3) as pool:  # 30 + 30 + 4 fill one batch
+        answers = [
+            pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in (good, bad, other)
+        ]
+    with pytest.raises(InferenceServerException, match="out of data bounds") as error:
+        answers[1].result()
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    for answer, batch in ((answers[0], good), (answers[2], other)):
+        expected = bare(toy_repository, "tile_encoder", TILES=batch)
+        np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
+    assert "a batch failed, its requests run alone now" in toy_server.log.read_text()
+    assert stubs(toy_server) == before
+
+
+def test_a_slide_that_does_not_fit_itself_is_refused_and_the_next_one_served(
+    toy_server: RunningServer, infer: Infer
+) -> None:
+    before = stubs(toy_server)
+    inputs = slide(5, 3)
+    with pytest.raises(InferenceServerException, match="dimension mismatch"):
+        infer(toy_server.url, "slide_occlusion", **{**inputs, "COORDS": inputs["COORDS"][:4]})
+    assert infer(toy_server.url, "slide_occlusion", **inputs)["LOGITS"].shape == (3, 2)
+    assert stubs(toy_server) == before
+
+
+def test_only_the_wanted_outputs_are_sent(toy_server: RunningServer) -> None:
+    inputs = slide(5, 1)
+    with triton.InferenceServerClient(toy_server.url) as client:
+        sent = [
+            triton.InferInput("EMBEDDINGS", (5, 128), "FP32").set_data_from_numpy(inputs["EMBEDDINGS"]),
+            triton.InferInput("COORDS", (5, 2), "INT64").set_data_from_numpy(inputs["COORDS"]),
+        ]
+        result = client.infer("slide_encoder", sent, outputs=[triton.InferRequestedOutput("SLIDE")])
+    assert [output.name for output in result.get_response().outputs] == ["SLIDE"]
+
+
+def test_the_log_stays_quiet_over_answers(toy_server: RunningServer, infer: Infer) -> None:
+    before = toy_server.log.read_text()
+    infer(toy_server.url, "slide_occlusion", **slide(5, 3))
+    assert toy_server.log.read_text() == before
+
+
+def stubs(server: RunningServer) -> set[int]:
+    return {process.pid for process in psutil.Process(server.pid).children()}

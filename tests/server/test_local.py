@@ -1,0 +1,208 @@
+"""A local Triton's life: it starts or says why not, and never leaves a process behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from server.errors import ServerError
+from server.local import run_triton
+from server.ports import free_port
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LOOPBACK = "127.0.0.1"
+
+
+def test_a_taken_port_is_named(toy_repository: Path, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind((LOOPBACK, 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with (
+            pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 .* choose another with --grpc-port"),
+            run_triton(toy_repository, log=tmp_path / "log", grpc_port=port),
+        ):
+            pass
+
+
+def test_a_missing_wheel_names_the_remedy(toy_repository: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError, match="run `make triton`"),
+        run_triton(toy_repository, log=tmp_path / "log", triton_home=tmp_path),
+    ):
+        pass
+
+
+def test_a_missing_export_names_the_models_and_the_remedy(toy_copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(toy_copy / "slide_encoder" / "1")
+    with (
+        pytest.raises(ServerError, match=r"nothing is exported for slide_encoder in .* run `make export`"),
+        run_triton(toy_copy, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_an_empty_folder_is_no_repository(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError, match="is no model repository"),
+        run_triton(tmp_path, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def garble_graph(repository: Path) -> None:
+    (repository / "tile_encoder/1/model.onnx").write_bytes(b"not a graph")
+
+
+def garble_config(repository: Path) -> None:
+    (repository / "slide_encoder/configs/served.pbtxt").write_text("nonsense {")
+
+
+def open_dims(repository: Path) -> None:
+    (repository / "tile_encoder/configs/served.pbtxt").unlink()
+
+
+def drop_member(repository: Path) -> None:
+    shutil.rmtree(repository / "slide_encoder")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (garble_graph, "model 'tile_encoder' failed to load: .*Protobuf parsing failed"),
+        (garble_config, "model 'slide_encoder' has no usable configuration: .*served.pbtxt"),
+        (open_dims, r"'tile_encoder' failed to load: .*\[-1, 128\] in the graph but TYPE_FP32 \[-1, -1\]"),
+        (drop_member, "ensemble slide_pipeline contains models that are not available .*slide_encoder"),
+    ],
+)
+def test_a_repository_that_does_not_load_is_explained_in_one_line(
+    toy_copy: Path, tmp_path: Path, break_it: Callable[[Path], None], sentence: str
+) -> None:
+    break_it(toy_copy)
+    log = tmp_path / "triton.log"
+    with pytest.raises(ServerError, match=sentence) as error, run_triton(toy_copy, log=log):
+        pass
+    assert "\n" not in str(error.value)
+    assert str(log) in str(error.value)
+    assert children_left() == []
+
+
+def test_flags_reach_the_server_and_unknown_ones_are_named(toy_repository: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with run_triton(toy_repository, log=log, flags=["--id=toy"], http_port=free_port(LOOPBACK)) as server:
+        with triton.InferenceServerClient(server.url) as client:
+            assert client.get_server_metadata().name == "toy"
+        port = re.search(r"Started HTTPService at 127.0.0.1:(\d+)", log.read_text())
+        assert port is not None
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{port[1]}/v2/health/ready") as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(server.metrics_url) as answer:
+            assert b'nv_inference_request_success{model="tile_encoder"' in answer.read()
+    with (
+        pytest.raises(ServerError, match="unrecognized option '--no-such-flag'"),
+        run_triton(toy_repository, log=log, flags=["--no-such-flag"]),
+    ):
+        pass
+
+
+def test_a_crash_of_the_server_leaves_nothing(toy_repository: Path, tmp_path: Path) -> None:
+    with run_triton(toy_repository, log=tmp_path / "log") as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert {process.pid for process in family} > {server.pid}
+        server.kill()
+        assert gone(family)
+        with (
+            triton.InferenceServerClient(server.url) as client,
+            pytest.raises(InferenceServerException, match="UNAVAILABLE"),
+        ):
+            client.is_server_live()
+    assert shared_memory(os.getpid(), server.url.split(":")[1]) == []
+
+
+@contextmanager
+def server_process(repository: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m server`, once it says that it serves."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "server", "--repository", repository, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert (
+            "serving slide_encoder, slide_occlusion, slide_pipeline, tile_encoder"
+            in process.stdout.readline()
+        )
+        yield process
+
+
+def ports() -> list[str]:
+    return ["--grpc-port", str(free_port(LOOPBACK)), "--metrics-port", str(free_port(LOOPBACK))]
+
+
+@pytest.mark.parametrize(
+    ("number", "grace", "code"),
+    [(signal.SIGINT, "5", 0), (signal.SIGTERM, "0", 0), (signal.SIGKILL, "10", -signal.SIGKILL)],
+)
+def test_the_end_of_the_foreground_server_leaves_nothing(
+    toy_repository: Path, tmp_path: Path, number: int, grace: str, code: int
+) -> None:
+    log = tmp_path / "log" / "triton.log"
+    with server_process(toy_repository, *ports(), "--log", str(log), "--grace", grace) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert {"tritonserver", "triton_python_backend_stub"} <= {member.name() for member in family}
+        process.send_signal(number)
+        assert process.wait(timeout=20) == code
+        assert gone(family)
+    assert "Started GRPCInferenceService" in log.read_text()
+    assert shared_memory(process.pid) == []
+
+
+def test_the_end_of_the_guard_leaves_nothing(toy_repository: Path, tmp_path: Path) -> None:
+    with server_process(toy_repository, *ports(), "--log", str(tmp_path / "log")) as process:
+        (guard,) = psutil.Process(process.pid).children()
+        family = guard.children(recursive=True)
+        guard.kill()
+        assert gone(family)
+        assert process.wait(timeout=20) == 1
+        assert process.stderr is not None
+        assert "error: tritonserver ended by itself" in process.stderr.read()
+
+
+def test_the_command_line_prints_one_line_and_fails(toy_copy: Path, tmp_path: Path) -> None:
+    garble_graph(toy_copy)
+    options = ["--repository", str(toy_copy), *ports(), "--log", str(tmp_path / "log")]
+    command = [sys.executable, "-m", "server", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: model 'tile_encoder' failed to load: ")
+    assert result.stderr.count("\n") == 1
+
+
+def gone(family: list[psutil.Process]) -> bool:
+    """Whether all of these processes end within 10 s."""
+    return not psutil.wait_procs(family, timeout=10)[1]
+
+
+def children_left() -> list[str]:
+    return [process.name() for process in psutil.Process().children() if "guard.py" in process.cmdline()]
+
+
+def shared_memory(pid: int, port: str = "") -> list[Path]:
+    """What the servers that process `pid` started (the one at `port`) left in shared memory."""
+    return list(Path("/dev/shm").glob(f"triton_{pid}_{port}*"))
