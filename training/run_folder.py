@@ -1,0 +1,103 @@
+"""What a fine-tuning run leaves behind for export: `model.safetensors` and `run.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.build import Models, build_models
+from training.errors import TrainingError
+from training.head import HeadConfig, HeadKind
+from training.presets import Preset, get_preset
+from training.slide_model import SlideModel
+from training.variant import EmbeddingVariant
+from training.weights import SLIDE_PREFIX, read_state_dict, weights_digest
+
+MODEL = "model.safetensors"
+TILE_MODEL = "tile_encoder.safetensors"
+CARD = "run.json"
+
+
+class RunCard(BaseModel):
+    """`run.json`: how to build the model that `model.safetensors` fits.
+
+    Attributes:
+        preset: the preset's name.
+        variant: the slide embedding that the head was trained on.
+        max_wsi_size: slide edge in px from which the segment lengths derive.
+        classes, kind: the head's.
+        weights_sha256: digest of the weights in `model.safetensors`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    preset: str
+    variant: EmbeddingVariant
+    max_wsi_size: int
+    classes: tuple[str, ...]
+    kind: HeadKind
+    weights_sha256: str
+
+    def build_preset(self) -> Preset:
+        """The preset as the run had it."""
+        preset = get_preset(self.preset)
+        slide = replace(preset.slide, max_wsi_size=self.max_wsi_size)
+        return replace(preset, slide=slide, variant=self.variant, classes=self.classes)
+
+
+def published_state(model: SlideModel) -> dict[str, Tensor]:
+    """The weights under the published fine-tuned keys: `slide_encoder.*` and `classifier.0.*`."""
+    state = {SLIDE_PREFIX + name: tensor for name, tensor in model.encoder.state_dict().items()}
+    return state | (model.head.state_dict() if model.head is not None else {})
+
+
+def save_run(folder: Path, preset: Preset, model: SlideModel) -> RunCard:
+    """Write `model.safetensors` and `run.json` into `folder`."""
+    if model.head is None:
+        raise TrainingError("a run without a classification head has nothing to serve")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in published_state(model).items()}
+    card = RunCard(
+        preset=preset.name,
+        variant=model.variant,
+        max_wsi_size=preset.slide.max_wsi_size,
+        classes=model.head.config.classes,
+        kind=model.head.config.kind,
+        weights_sha256=weights_digest(state),
+    )
+    save_file(state, folder / MODEL)
+    (folder / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")
+    return card
+
+
+def read_card(folder: Path) -> RunCard:
+    """`run.json` of a finished run; a TrainingError says what is missing or wrong with it."""
+    path = folder / CARD
+    try:
+        return RunCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} is not a finished fine-tuning run (no {CARD}): give the folder that "
+            "`python -m training finetune` wrote"
+        ) from error
+    except (ValueError, ValidationError) as error:
+        raise TrainingError(f"{path} is damaged: fine-tune again") from error
+
+
+def load_run(folder: Path, tile_weights: str | Path | None = None) -> Models:
+    """The models of a finished run, in eval mode: its slide encoder and head, and a tile encoder.
+
+    The tile encoder's weights are `tile_weights`, or the run's own where it has some, or else the preset's.
+    """
+    card = read_card(folder)
+    if tile_weights is None and (folder / TILE_MODEL).exists():
+        tile_weights = folder / TILE_MODEL
+    if weights_digest(read_state_dict(folder / MODEL)) != card.weights_sha256:
+        raise TrainingError(f"{folder / MODEL} is not what its {CARD} describes: fine-tune again")
+    head = HeadConfig(card.classes, card.kind)
+    return build_models(card.build_preset(), tile_weights, folder / MODEL, head)
