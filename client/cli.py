@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
-from client.commands import score
+from client.commands import batch, explain, score
+from client.commands.options import console
 from client.errors import ClientError
 
 app = typer.Typer(
@@ -20,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command("score")(score.command)
+for name, module in {"score": score, "batch": batch, "explain": explain}.items():
+    app.command(name)(module.command)
 
 
 @app.callback()
@@ -30,7 +32,7 @@ def _keep_command_names() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
-    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped pod does too
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
@@ -39,6 +41,3 @@ def main() -> None:
     except ClientError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted", style="red")
-        sys.exit(130)

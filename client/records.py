@@ -32,6 +32,7 @@ class SlideRecord:
     path: str
     status: str
     reason: str = ""
+    error: str = ""
     tiles: int = 0
     invalid_tiles: int = 0
     resumed_tiles: int = 0

@@ -64,30 +64,30 @@ class Provenance:
 
 def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """All of a slide in one file: a TRIDENT feature file with further arrays beside its two."""
-    with _new_file(path) as file:
-        _write_coords(file, scored.plan, path)
-        _write_features(file, scored, provenance, path)
-        _write_slide_arrays(file, scored, provenance, "slide_features", path)
+    with new_file(path) as file:
+        _write_coords(file, scored.plan, ".")
+        _write_features(file, scored, provenance, ".")
+        _write_slide_arrays(file, scored, provenance, "slide_features", ".")
 
 
 def write_patches(path: Path, plan: TilePlan) -> None:
     """TRIDENT's `<slide>_patches.h5`: coordinates alone."""
-    with _new_file(path) as file:
-        _write_coords(file, plan, path)
+    with new_file(path) as file:
+        _write_coords(file, plan, path.parent.name)
 
 
 def write_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates."""
-    with _new_file(path) as file:
-        _write_coords(file, scored.plan, path)
-        _write_features(file, scored, provenance, path)
+    with new_file(path) as file:
+        _write_coords(file, scored.plan, path.parent.name)
+        _write_features(file, scored, provenance, path.parent.name)
 
 
 def write_slide_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `slide_features_<encoder>/<slide>.h5`: slide embedding, every layer, scores, coordinates."""
-    with _new_file(path) as file:
-        _write_coords(file, scored.plan, path)
-        _write_slide_arrays(file, scored, provenance, "features", path)
+    with new_file(path) as file:
+        _write_coords(file, scored.plan, path.parent.name)
+        _write_slide_arrays(file, scored, provenance, "features", path.parent.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +97,13 @@ class StoredFeatures:
     embeddings: NDArray[np.float32]
     coords: NDArray[np.int64]
     valid: NDArray[np.bool_]
+    tissue: NDArray[np.float32]
     coords_attributes: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
 
 def read_features(path: Path) -> StoredFeatures:
-    """Read what `write_slide` or `write_features` wrote; `valid` is all True in a file of another tool.
+    """Read a feature file; in one of another tool `valid` is all True and `tissue` NaN.
 
     Raises:
         ClientError: no such file, not HDF5, or without `features` and `coords`.
@@ -110,8 +111,14 @@ def read_features(path: Path) -> StoredFeatures:
     try:
         with h5py.File(path, "r") as file:
             features, coords = file["features"], file["coords"]
-            valid = file["valid"][:] if "valid" in file else np.ones(len(features), np.bool_)
-            return StoredFeatures(features[:], coords[:], valid, dict(coords.attrs), dict(features.attrs))
+            return StoredFeatures(
+                features[:],
+                coords[:],
+                file["valid"][:] if "valid" in file else np.ones(len(features), np.bool_),
+                file["tissue"][:] if "tissue" in file else np.full(len(features), np.nan, np.float32),
+                dict(coords.attrs),
+                dict(features.attrs),
+            )
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
     except KeyError as error:
@@ -119,12 +126,13 @@ def read_features(path: Path) -> StoredFeatures:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to fill; it appears under its name when the block ends well."""
     with atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
         yield file
 
 
-def _write_coords(file: h5py.File, plan: TilePlan, path: Path) -> None:
+def _write_coords(file: h5py.File, plan: TilePlan, folder: str) -> None:
     data = _rows(file, "coords", plan.coords)
     level0 = 10 / plan.mpp_level0[0]
     data.attrs.update(
@@ -136,30 +144,30 @@ def _write_coords(file: h5py.File, plan: TilePlan, path: Path) -> None:
             "target_magnification": round(10 / plan.mpp_requested),
             "overlap": plan.overlap,
             "name": plan.slide_id,
-            "savetodir": path.parent.name,
+            "savetodir": folder,
             "level0_width": plan.dimensions[0],
             "level0_height": plan.dimensions[1],
         }
     )
 
 
-def _write_features(file: h5py.File, scored: ScoredSlide, provenance: Provenance, path: Path) -> None:
+def _write_features(file: h5py.File, scored: ScoredSlide, provenance: Provenance, folder: str) -> None:
     data = _rows(file, "features", scored.embeddings)
-    data.attrs.update({"name": scored.plan.slide_id, "savetodir": path.parent.name})
+    data.attrs.update({"name": scored.plan.slide_id, "savetodir": folder})
     data.attrs.update(provenance.attributes(scored.plan))
     _rows(file, "valid", scored.valid)
     _rows(file, "tissue", scored.plan.tissue)
 
 
 def _write_slide_arrays(
-    file: h5py.File, scored: ScoredSlide, provenance: Provenance, name: str, path: Path
+    file: h5py.File, scored: ScoredSlide, provenance: Provenance, name: str, folder: str
 ) -> None:
     """The slide embedding as `name`; a slide without a valid tile has arrays of length 0 instead."""
     variant, head = provenance.contract.variant, provenance.contract.head
     width = provenance.contract.slide_encoder.embed_dim
     nothing = np.empty((0, width), np.float32)
     embedding = file.create_dataset(name, data=nothing if scored.slide is None else scored.slide)
-    embedding.attrs.update({"name": scored.plan.slide_id, "savetodir": path.parent.name})
+    embedding.attrs.update({"name": scored.plan.slide_id, "savetodir": folder})
     embedding.attrs.update(provenance.attributes(scored.plan))
     embedding.attrs.update(
         {

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from client.embedding import Pace
 from client.endpoint import DEFAULT_URL, Endpoint
 from client.errors import ClientError
 from client.score import Recipe
+
+# Progress and log lines share it, so that neither writes over the other; results go to stdout.
+console = Console(stderr=True)
 
 _SERVER, _SPEED, _TILES = "Server", "Speed", "Tiles"
 
@@ -102,7 +106,8 @@ def shares(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Call
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters: list[inspect.Parameter] = []
         for function in (command, *groups.values()):
-            hints = typing.get_type_hints(function, include_extras=True)
+            plain = function.func if isinstance(function, functools.partial) else function
+            hints = typing.get_type_hints(plain, include_extras=True)
             parameters += [
                 parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
                 for name, parameter in inspect.signature(function).parameters.items()

@@ -1,0 +1,63 @@
+"""A batch: every slide of a work list into one output folder, with tables of how it went."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.errors import ClientError
+from client.files import output_errors
+from client.manifest import WorkList
+from client.process import Work
+from client.records import FAILED, SlideRecord
+from client.tables import write_scores, write_status
+from client.workers import Pool, run
+
+
+def run_batch(
+    todo: WorkList, work: Work, pool: Pool, report: Callable[[SlideRecord], None]
+) -> list[SlideRecord]:
+    """Work through a list; `report` gets every slide's record as it comes.
+
+    `status.csv` is written however the batch ends, the score tables when it ends by itself. Returns the
+    records in the list's order.
+
+    Raises:
+        Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
+    """
+    records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason, error="BadRow") for bad in todo.bad]
+    for record in records:
+        report(record)
+    order = {slide.slide_id: number for number, slide in enumerate(todo.slides)}
+    try:
+        for record in run(pool, todo.slides):
+            records.append(record)
+            report(record)
+    finally:
+        records.sort(key=lambda record: order.get(record.slide_id, -1))
+        write_status(work.out / "status.csv", records)
+    good = [record for record in records if record.error != "BadRow"]
+    write_scores(work.layout, good, todo.columns)
+    return records
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold an output folder: two batches at a time would undo each other's work.
+
+    Raises:
+        ClientError: another batch holds it. OutputError: the folder can't be written to.
+    """
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClientError(
+                f"another batch is writing to {out}: wait for it, or choose another --out"
+            ) from None
+        yield

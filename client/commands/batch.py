@@ -1,0 +1,94 @@
+"""`client batch`: a folder or a manifest of slides."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.batch import only_one, run_batch
+from client.commands import options
+from client.commands.view import BatchView
+from client.connection import Connection
+from client.contract import read_contract
+from client.embedding import Pace
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from client.exports import require
+from client.ledger import bottleneck, total
+from client.manifest import read_work_list
+from client.process import Work
+from client.records import FAILED
+from client.score import Recipe
+from client.workers import LocalPool, Pool, RayPool
+
+
+@options.shares(
+    endpoint=functools.partial(options.endpoint, retry_for=300.0), recipe=options.recipe, pace=options.pace
+)
+def command(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of slides, or a CSV or TSV that lists them.", show_default=False)
+    ],
+    endpoint: Endpoint,
+    recipe: Recipe,
+    pace: Pace,
+    out: Annotated[Path, typer.Option(help="Folder for the outputs; run again to resume.")] = Path("out"),
+    wsi_dir: Annotated[
+        Path | None,
+        typer.Option("--wsi-dir", "--wsi_dir", help="Where a manifest's slides lie, if not beside it."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="`clam` writes CLAM's files too, beside TRIDENT's.")
+    ] = "trident",
+    pt: Annotated[bool, typer.Option("--pt", help="Write embeddings as .pt too (needs PyTorch).")] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Write tiles as GeoJSON for QuPath too.")
+    ] = False,
+    slides: Annotated[
+        int | None,
+        typer.Option(min=1, help="Slides at a time. By default 2; on Ray, as many as it has cores for."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: auto, host:port or local."),
+    ] = None,
+) -> None:
+    """Score many slides into TRIDENT's layout, with status.csv and scores.csv. Run it again to resume.
+
+    Example: `python -m client batch cohort.csv --wsi-dir slides/ --out results/`
+
+    Columns: slide_id (or sample_id, image_id, wsi …) and/or path; mpp and mask_path where needed. Every other
+    column is carried into the scores. The exit code is 1 where a slide failed; the others are finished.
+    """
+    if layout not in ("trident", "clam"):
+        raise ClientError(f"--layout {layout} is not known: trident or clam")
+    kinds = frozenset(
+        kind for kind, on in (("clam", layout == "clam"), ("pt", pt), ("geojson", geojson)) if on
+    )
+    require(kinds)
+    todo = read_work_list(source, wsi_dir)
+    with Connection(endpoint) as connection:
+        contract = read_contract(connection)
+    console = options.console
+    if not contract.trained:
+        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+    work = Work(out.resolve(), endpoint, contract, recipe, pace, kinds)
+    with only_one(out), BatchView(console, todo.slides) as view:
+        pool: Pool = RayPool(work, slides, ray) if ray else LocalPool(work, slides or 2, view.watch)
+        try:
+            records = run_batch(todo, work, pool, view.ended)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; the same command goes on where it stopped ({out}/status.csv)")
+            raise
+    counts = collections.Counter(record.status for record in records)
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    console.print(
+        bottleneck(total([record.stages for record in records if not record.reused])), soft_wrap=True
+    )
+    typer.echo(out / "status.csv")
+    if counts[FAILED]:
+        raise typer.Exit(1)

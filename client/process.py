@@ -1,0 +1,132 @@
+"""What a batch does with one slide, the same in a thread here and in a task on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.connection import Cancelled, Connection
+from client.contract import Contract, check_same
+from client.digest import slide_sha256, slide_stamp
+from client.embedding import Pace, Progress, chunk_size
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from client.exports import export
+from client.files import OutputError
+from client.layout import Layout
+from client.ledger import Ledger
+from client.partial import Partial
+from client.pictures import draw_tiles, write_picture
+from client.records import (
+    FAILED,
+    SlideRecord,
+    read_record,
+    recipe_hash,
+    record_path,
+    slide_record,
+    write_record,
+)
+from client.score import Recipe, ScoredSlide, SlideSource, score_slide
+from client.store import Provenance, write_features, write_patches, write_slide_features
+from client.tiling import TilePlan
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with every slide of a batch; picklable, so that it can travel to a worker."""
+
+    out: Path
+    endpoint: Endpoint
+    contract: Contract
+    recipe: Recipe
+    pace: Pace
+    exports: frozenset[str] = frozenset()
+
+    @property
+    def layout(self) -> Layout:
+        """Where the outputs lie."""
+        return Layout(self.out, self.contract)
+
+
+def process_slide(
+    work: Work,
+    source: SlideSource,
+    connection: Connection,
+    progress: Progress = lambda done, total: None,
+) -> SlideRecord:
+    """Score a slide into the layout, or find that it is done; failures become the record's reason.
+
+    Raises:
+        Cancelled: the connection was cancelled; what was embedded so far is kept.
+    """
+    began = time.perf_counter()
+    try:
+        return _process(work, source, connection, progress, began)
+    except Cancelled:
+        raise
+    except (ClientError, MemoryError) as error:
+        record = SlideRecord(
+            slide_id=source.slide_id,
+            path=str(source.path),
+            status=FAILED,
+            reason=" ".join(str(error).split()) or "out of memory: score fewer slides at a time (--slides 1)",
+            error=type(error).__name__,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+    with contextlib.suppress(OutputError):  # a full disk: the reason is told all the same
+        write_record(work.out, record)
+    return record
+
+
+def _process(
+    work: Work, source: SlideSource, connection: Connection, progress: Progress, began: float
+) -> SlideRecord:
+    ledger = Ledger()
+    known = read_record(work.out, source.slide_id)
+    with ledger.time("digest"):
+        unchanged = known is not None and known.stamp == slide_stamp(source.path)
+        content = known.slide_sha256 if known and unchanged else slide_sha256(source.path)
+    key = recipe_hash(source, content, work.contract, work.recipe)
+    outputs = work.layout.base(source.slide_id)
+    if known and known.key == key and all(path.exists() for path in outputs):
+        export(work.layout, source.slide_id, work.exports, again=False)
+        return dataclasses.replace(known, path=str(source.path), reused=True)
+
+    def partial(plan: TilePlan) -> Partial:
+        identity = [key, plan.recipe, chunk_size(work.pace, work.contract)]
+        path = work.out / ".partial" / f"{source.slide_id}.part"
+        return Partial(path, identity, work.contract.tile_encoder.embed_dim)
+
+    scored = score_slide(
+        source,
+        connection,
+        work.contract,
+        work.recipe,
+        work.pace,
+        ledger=ledger,
+        partial=partial,
+        progress=progress,
+    )
+    check_same(connection, work.contract)
+    with ledger.time("write"):
+        # Without its record a slide counts as not done: a kill between two outputs leaves no mixture.
+        record_path(work.out, source.slide_id).unlink(missing_ok=True)
+        _write(work, source.slide_id, scored, Provenance(work.contract, content, key))
+    record = slide_record(
+        source, scored, ledger, key=key, content=content, seconds=time.perf_counter() - began
+    )
+    write_record(work.out, record)
+    (work.out / ".partial" / f"{source.slide_id}.part").unlink(missing_ok=True)
+    return record
+
+
+def _write(work: Work, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
+    layout = work.layout
+    write_patches(layout.patches(slide_id), scored.plan)
+    write_features(layout.features(slide_id), scored, provenance)
+    write_slide_features(layout.slide_features(slide_id), scored, provenance)
+    write_picture(layout.picture(slide_id), draw_tiles(scored))
+    export(layout, slide_id, work.exports, again=True)

@@ -1,0 +1,158 @@
+"""Many slides at a time: in threads of this process, or as tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+from client.connection import Cancelled, Connection
+from client.embedding import Progress
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from client.process import Work, process_slide
+from client.records import FAILED, SlideRecord
+from client.score import SlideSource
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[[SlideSource], Progress]
+"""Makes the progress callback of a slide that begins."""
+
+
+class Pool(Protocol):
+    """Where slides are worked on."""
+
+    size: int
+
+    def submit(self, source: SlideSource) -> Any:
+        """Begin a slide; returns a handle."""
+
+    def wait(self, handles: list[Any]) -> list[Any]:
+        """Block until some of the handles are done, and return those."""
+
+    def result(self, handle: Any, source: SlideSource) -> SlideRecord:
+        """The record of a slide that is done."""
+
+    def close(self) -> None:
+        """Give up what has begun and end the workers."""
+
+
+def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
+    """Work on all slides, at most `pool.size` at a time, and yield their records as they come.
+
+    Once no server answers any more, slides that have not begun fail with that reason, in no time.
+    """
+    waiting, running = deque(slides), dict[Any, SlideSource]()
+    lost = ""
+    try:
+        while waiting or running:
+            while waiting and not lost and len(running) < pool.size:
+                source = waiting.popleft()
+                running[pool.submit(source)] = source
+            while waiting and lost:
+                source = waiting.popleft()
+                yield SlideRecord(source.slide_id, str(source.path), FAILED, f"not begun: {lost}")
+            for handle in pool.wait(list(running)) if running else []:
+                record = pool.result(handle, running.pop(handle))
+                lost = lost or (record.reason if record.error == "ServerUnavailable" else "")
+                yield record
+    finally:
+        pool.close()
+
+
+class LocalPool:
+    """Threads of this process, over one connection: the next slide opens while the last one finishes."""
+
+    def __init__(self, work: Work, size: int, watch: Watch) -> None:
+        self.size = size
+        self._work = work
+        self._watch = watch
+        self._connection = Connection(work.endpoint, in_flight=work.pace.in_flight)
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
+
+    def submit(self, source: SlideSource) -> Future[SlideRecord]:
+        """Begin a slide."""
+        return self._threads.submit(process_slide, self._work, source, self._connection, self._watch(source))
+
+    def wait(self, handles: list[Future[SlideRecord]]) -> list[Future[SlideRecord]]:
+        """Block until a slide is done."""
+        return list(wait(handles, return_when=FIRST_COMPLETED).done)
+
+    def result(self, handle: Future[SlideRecord], source: SlideSource) -> SlideRecord:
+        """The record; a fault of ours in one slide is logged and leaves the others alone."""
+        error = handle.exception()
+        if error is None:
+            return handle.result()
+        if isinstance(error, Cancelled | KeyboardInterrupt):
+            raise error
+        logger.error("%s: unexpected error, please report it", source.slide_id, exc_info=error)
+        return _unexpected(source, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Cancel the requests under way, so that the threads end, and wait for them."""
+        self._connection.cancel()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._connection.close()
+
+
+class RayPool:
+    """Tasks on a Ray cluster, which shares the slides and `out`; `address` "local" starts one here."""
+
+    def __init__(self, work: Work, size: int | None, address: str) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ClientError("--ray needs Ray: pip install 'gigapath-triton[ray]'") from error
+        self._ray = ray
+        try:
+            ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cores = work.pace.workers
+        self.size = size or max(1, int(resources.get("CPU", 1)) // cores)
+        # A task that died with its worker is tried again: it resumes where the worker stopped.
+        self._task = ray.remote(num_cpus=cores, max_retries=2)(_process_on_ray)
+        self._work = ray.put(work)
+
+    def submit(self, source: SlideSource) -> Any:
+        """Begin a slide."""
+        return self._task.remote(self._work, source)
+
+    def wait(self, handles: list[Any]) -> list[Any]:
+        """Block until a slide is done."""
+        done: list[Any] = self._ray.wait(handles, num_returns=1)[0]
+        return done
+
+    def result(self, handle: Any, source: SlideSource) -> SlideRecord:
+        """The record; a worker that died is that slide's failure alone."""
+        try:
+            record: SlideRecord = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            logger.error("%s: unexpected error on Ray", source.slide_id, exc_info=error)
+            return _unexpected(source, str(error).strip().splitlines()[-1])
+        return record
+
+    def close(self) -> None:
+        """Leave the cluster (a local one ends); its tasks of ours are cancelled."""
+        self._ray.shutdown()
+
+
+def _process_on_ray(work: Work, source: SlideSource) -> SlideRecord:
+    return process_slide(work, source, _connection(work.endpoint, work.pace.in_flight))
+
+
+@functools.lru_cache(maxsize=1)
+def _connection(endpoint: Endpoint, in_flight: int) -> Connection:
+    """One connection a Ray worker, for all the slides it gets."""
+    return Connection(endpoint, in_flight=in_flight)
+
+
+def _unexpected(source: SlideSource, message: str) -> SlideRecord:
+    return SlideRecord(
+        source.slide_id, str(source.path), FAILED, f"unexpected error, please report it: {message}"
+    )
