@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -50,12 +50,9 @@ def write_clam_patches(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_pt(path: Path, stored: StoredFeatures) -> None:
-    """The valid tiles' embeddings as one torch tensor [N, D].
+    """The valid tiles' embeddings as one torch tensor [N, D]; the only use of PyTorch, see `require`."""
+    import torch
 
-    Raises:
-        ClientError: PyTorch isn't installed.
-    """
-    torch = _torch()
     buffer = io.BytesIO()
     torch.save(torch.from_numpy(stored.embeddings[stored.valid]), buffer)
     with atomic_path(path) as part:
@@ -91,8 +88,10 @@ def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
 
 def require(kinds: frozenset[str]) -> None:
     """Fail now, not after hours, where a package that `kinds` need is missing."""
-    if kinds & {"clam", "pt"}:
-        _torch()
+    if kinds & {"clam", "pt"} and importlib.util.find_spec("torch") is None:
+        raise ClientError(
+            "torch files (--layout clam, --pt) need PyTorch, which the client else doesn't: pip install torch"
+        )
 
 
 Writer = Callable[[Path, StoredFeatures], None]
@@ -122,13 +121,3 @@ def _clam_coords(file: h5py.File, stored: StoredFeatures, path: Path) -> None:
             "save_path": path.parent.name,
         }
     )
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ClientError(
-            "torch files (--layout clam, --pt) need PyTorch, which the client doesn't: pip install torch"
-        ) from error
-    return torch

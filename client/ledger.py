@@ -104,10 +104,8 @@ def bottleneck(stages: dict[str, dict[str, float]]) -> str:
 
     serial = {name: seconds(name) for name in SERIAL}
     everything = sum(serial.values())
-    if everything == 0:
-        return "nothing was measured"
     worst = max(serial, key=lambda name: serial[name])
-    share = f"{serial[worst] / everything:.0%} of the time"
+    share = f"{serial[worst] / max(everything, 1e-9):.0%} of the time"
     if worst != "wait-server":
         return f"bottleneck: {_SAYS[worst][0]} ({share}): {_SAYS[worst][1]}"
     if "compute" not in stages:

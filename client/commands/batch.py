@@ -86,9 +86,8 @@ def command(
             raise
     counts = collections.Counter(record.status for record in records)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
-    console.print(
-        bottleneck(total([record.stages for record in records if not record.reused])), soft_wrap=True
-    )
+    if measured := [record.stages for record in records if record.stages and not record.reused]:
+        console.print(bottleneck(total(measured)), soft_wrap=True)
     typer.echo(out / "status.csv")
     if counts[FAILED]:
         raise typer.Exit(1)
