@@ -43,12 +43,12 @@ class EmbeddedSlide:
         """Level-0 coordinates in the contract's frame.
 
         Raises:
-            ContractError: the rule needs a scale that the file doesn't tell, or a tile is off the grid.
+            ContractError: the rule needs a scale that the file doesn't tell; a tile off the grid.
         """
         if self.mpp_level0 is None and contract.variant.coordinates.startswith("target-mpp"):
             raise ContractError(
-                f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which its "
-                "embeddings don't tell: attribute from the slide itself"
+                f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which"
+                " its embeddings don't tell: attribute from the slide itself"
             )
         return contract.grid_coordinates(
             coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
