@@ -1,4 +1,4 @@
-"""`python -m demo`: the whole way of the data on one real slide, each step by the command a user would type."""
+"""`python -m demo`: the way of the data on one real slide, each step by the command a user would type."""
 
 from __future__ import annotations
 
