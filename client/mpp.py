@@ -9,14 +9,15 @@ from typing import NamedTuple
 from client.errors import MppError
 
 Properties = Mapping[str, str]
+Look = Callable[[Properties], tuple[float, float] | None]
 
-# Beyond these a header's figure is no scanner's: a photo's 72 dpi would be 353 um per px.
+# Beyond these a figure is no scanner's: a photo's 72 dpi would be 353 microns a pixel.
 PLAUSIBLE = (0.02, 20.0)
-MICRONS_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0, "cm": 10_000.0}
+MICRONS_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 class Mpp(NamedTuple):
-    """Microns per level-0 pixel and the name of the source that said so."""
+    """Microns per level-0 pixel, and the name of the source that said so."""
 
     x: float
     y: float
@@ -24,25 +25,26 @@ class Mpp(NamedTuple):
 
 
 def find_mpp(properties: Properties, explicit: float | tuple[float, float] | None = None) -> Mpp:
-    """Look the scale up: the caller's word, then OpenSlide's, then the vendors' own, then TIFF's resolution.
+    """Look the scale up: the caller's word, then OpenSlide's, the vendors' own, TIFF's resolution.
 
-    The objective's power alone is never trusted: at "20x" scanners range from 0.44 to 0.55 mpp.
+    The objective's power is only ever a hint in the error: scanners of "20x" range from 0.44 to 0.55 mpp.
 
     Raises:
         MppError: nothing usable was found, or `explicit` is not a plausible scale.
     """
     if explicit is not None:
         x, y = explicit if isinstance(explicit, tuple) else (explicit, explicit)
-        if not (_plausible(x) and _plausible(y)):
+        if not _plausible((x, y)):
             low, high = PLAUSIBLE
-            raise MppError(f"{explicit} is no plausible mpp: give microns per level-0 pixel, {low} to {high}")
+            raise MppError(f"an mpp of {explicit} is not plausible: give microns per pixel, {low} to {high}")
         return Mpp(float(x), float(y), "explicit")
-    for source, look in _SOURCES.items():
-        pair = look(properties)
-        if pair is not None and _plausible(pair[0]) and _plausible(pair[1]):
+    found = {source: pair for source, look in SOURCES.items() if (pair := look(properties)) is not None}
+    for source, pair in found.items():
+        if _plausible(pair):
             return Mpp(*pair, source)
     raise MppError(
-        f"no microns per pixel in the file: give --mpp or an mpp column in the manifest{_hint(properties)}"
+        f"no microns per pixel in the file{_hint(properties, found)}: "
+        "give --mpp or an mpp column in the manifest"
     )
 
 
@@ -51,24 +53,30 @@ def objective_power(properties: Properties) -> float | None:
     return _number(properties, "openslide.objective-power")
 
 
-def _hint(properties: Properties) -> str:
+def _hint(properties: Properties, found: Mapping[str, tuple[float, float]]) -> str:
     power = objective_power(properties)
-    return f" (it names a {power:g}x objective: often about {10 / power:g} mpp)" if power else ""
+    if power:
+        return f", only a {power:g}x objective, often about {10 / power:g} mpp"
+    for source, pair in found.items():
+        return f", only an implausible {pair[0]:g} in {source}"
+    return ""
 
 
-def _plausible(mpp: float) -> bool:
-    return math.isfinite(mpp) and PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1]
+def _plausible(pair: tuple[float, float]) -> bool:
+    return all(PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1] for mpp in pair)  # false for nan too
 
 
 def _number(properties: Properties, key: str) -> float | None:
     try:
-        value = float(properties[key].replace(",", "."))
+        value = float(
+            properties[key].replace(",", ".")
+        )  # some scanners write the decimal comma of their locale
     except (KeyError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _pair(key_x: str, key_y: str) -> Callable[[Properties], tuple[float, float] | None]:
+def _microns(key_x: str, key_y: str) -> Look:
     def look(properties: Properties) -> tuple[float, float] | None:
         x, y = _number(properties, key_x), _number(properties, key_y)
         return (x, y) if x and y else None
@@ -76,23 +84,24 @@ def _pair(key_x: str, key_y: str) -> Callable[[Properties], tuple[float, float] 
     return look
 
 
-def _pixels_per_unit(prefix: str) -> Callable[[Properties], tuple[float, float] | None]:
+def _resolution(prefix: str) -> Look:
+    pixels_per_unit = _microns(f"{prefix}.XResolution", f"{prefix}.YResolution")
+
     def look(properties: Properties) -> tuple[float, float] | None:
         unit = MICRONS_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
-        x, y = _number(properties, f"{prefix}.XResolution"), _number(properties, f"{prefix}.YResolution")
-        return (unit / x, unit / y) if unit and x and y else None
+        pair = pixels_per_unit(properties)
+        return (unit / pair[0], unit / pair[1]) if unit and pair else None
 
     return look
 
 
-_SOURCES: dict[str, Callable[[Properties], tuple[float, float] | None]] = {
-    "openslide.mpp": _pair("openslide.mpp-x", "openslide.mpp-y"),
-    "aperio.MPP": _pair("aperio.MPP", "aperio.MPP"),
-    "mirax": _pair(
-        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X",
-        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
-    ),
-    "openslide.mirax.MPP": _pair("openslide.mirax.MPP", "openslide.mirax.MPP"),
-    "hamamatsu.Resolution": _pixels_per_unit("hamamatsu"),
-    "tiff.Resolution": _pixels_per_unit("tiff"),
+_MIRAX = "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_"
+
+SOURCES: dict[str, Look] = {
+    "openslide.mpp": _microns("openslide.mpp-x", "openslide.mpp-y"),
+    "aperio.MPP": _microns("aperio.MPP", "aperio.MPP"),
+    "mirax": _microns(f"{_MIRAX}X", f"{_MIRAX}Y"),
+    "openslide.mirax.MPP": _microns("openslide.mirax.MPP", "openslide.mirax.MPP"),
+    "hamamatsu.Resolution": _resolution("hamamatsu"),
+    "tiff.Resolution": _resolution("tiff"),
 }

@@ -2,101 +2,114 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import SlideError
-from client.reader_openslide import OpenSlideReader
+from client.reader_choice import TileReader
 from client.slide import Pixels
 from client.tiling import TilePlan
+
+STEP = 16  # tiles a thread takes at once: a small slide keeps all threads busy too
 
 
 @dataclass(frozen=True, eq=False)
 class TileBatch:
-    """Tiles `start` to `start + len(pixels)` of a plan; where `valid` is False the pixels are zeros and mean nothing.
-
-    `read_seconds` and `resize_seconds` are what one thread spent on this batch.
-    """
+    """Tiles `start` to `start + len(pixels)` of a plan, in its order."""
 
     start: int
-    pixels: Pixels  # [B, crop_px, crop_px, 3] RGB
-    valid: npt.NDArray[np.bool_]  # [B]
-    read_seconds: float
+    pixels: Pixels  # [B, crop_px, crop_px, 3] RGB; zeros where not valid
+    valid: npt.NDArray[np.bool_]  # [B] False: the tile could not be decoded and means nothing
+    read_seconds: float  # summed over threads
     resize_seconds: float
+    reader: str  # `TileReader.name`
 
 
 def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int = 0) -> Iterator[TileBatch]:
     """Yield the plan's tiles from index `start` on, in order, the same bytes for any number of `workers`.
 
-    At most `2 * workers` batches are decoded ahead of what was taken. Closing the generator, or an exception such as
-    Ctrl-C in the loop over it, stops the threads within one tile and closes the slide.
+    A few batches are decoded ahead of what was taken. Closing the generator, or an exception such as Ctrl-C
+    in the loop over it, stops the threads within one tile and closes the slide.
 
     Raises:
-        SlideError: the slide cannot be opened. A tile that cannot be decoded raises nothing: it is not `valid`.
+        SlideError: the slide cannot be opened. A tile that cannot be decoded is not `valid` and raises
+        nothing.
     """
     stop = threading.Event()
-    reader = OpenSlideReader(plan)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     starts = iter(range(start, len(plan), batch))
-    pending: deque[Future[TileBatch]] = deque()
+    pending: deque[tuple[TileBatch, list[Future[tuple[float, float]]]]] = deque()
+    with closing(TileReader(plan, start)) as reader:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
-    def submit() -> None:
-        if (first := next(starts, None)) is not None:
-            pending.append(pool.submit(_read_batch, reader, plan, first, min(first + batch, len(plan)), stop))
+        def submit() -> None:
+            if (first := next(starts, None)) is None:
+                return
+            count = min(batch, len(plan) - first)
+            pixels = np.empty((count, plan.crop_px, plan.crop_px, 3), np.uint8)
+            valid = np.zeros(count, np.bool_)
+            jobs = [
+                pool.submit(
+                    _read, reader, plan, first + low, pixels[low : low + STEP], valid[low : low + STEP], stop
+                )
+                for low in range(0, count, STEP)
+            ]
+            pending.append((TileBatch(first, pixels, valid, 0.0, 0.0, reader.name), jobs))
 
-    try:
-        for _ in range(2 * workers):
-            submit()
-        while pending:
-            done = pending.popleft().result()
-            submit()
-            yield done
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        reader.close()
+        try:
+            for _ in range(2 + math.ceil(workers * STEP / batch)):
+                submit()
+            while pending:
+                done, jobs = pending.popleft()
+                spent = [job.result() for job in jobs]
+                submit()
+                read, resized = (sum(seconds) for seconds in zip(*spent, strict=True))
+                yield TileBatch(done.start, done.pixels, done.valid, read, resized, done.reader)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_batch(
-    reader: OpenSlideReader, plan: TilePlan, start: int, end: int, stop: threading.Event
-) -> TileBatch:
-    crop = (plan.crop_px, plan.crop_px)
-    pixels = np.zeros((end - start, *crop, 3), np.uint8)
-    valid = np.zeros(end - start, np.bool_)
+def _read(
+    reader: TileReader,
+    plan: TilePlan,
+    start: int,
+    pixels: Pixels,
+    valid: npt.NDArray[np.bool_],
+    stop: threading.Event,
+) -> tuple[float, float]:
+    """Read consecutive tiles into `pixels` and `valid`; seconds spent on reading and on resizing."""
+    region = np.empty((*plan.read_size[::-1], 3), np.uint8) if plan.resampled else None
     began, resizing = time.perf_counter(), 0.0
-    for row, index in enumerate(range(start, end)):
+    for row, out in enumerate(pixels):
         if stop.is_set():
             break
-        try:
-            region = reader.read(index)
-        except SlideError:
-            continue
-        if plan.resampled:
+        valid[row] = reader.read(start + row, out if region is None else region)
+        if not valid[row]:
+            out[:] = 0
+        elif region is not None:
             tick = time.perf_counter()
-            pixels[row] = resize(region, crop)
+            out[:] = resize(region, (plan.crop_px, plan.crop_px))
             resizing += time.perf_counter() - tick
-        else:
-            pixels[row] = region
-        valid[row] = True
-    return TileBatch(start, pixels, valid, time.perf_counter() - began - resizing, resizing)
+    return time.perf_counter() - began - resizing, resizing
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize RGB uint8 [h, w, 3] to `size` (w, h): area means where it shrinks, linear where it grows.
 
-    Area averaging has no taps outside the region, so a tile's pixels never depend on what lies around it.
+    Area means have no taps outside the region, so a tile's pixels never depend on what lies around it.
     """
     shrunk = (min(size[0], pixels.shape[1]), min(size[1], pixels.shape[0]))
     if shrunk != (pixels.shape[1], pixels.shape[0]):
-        pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
     if shrunk != size:
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
     return pixels

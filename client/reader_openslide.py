@@ -13,7 +13,7 @@ from client.tiling import TilePlan
 
 
 class OpenSlideReader:
-    """Reads the plan's regions with one OpenSlide handle a thread; a handle that met an error is replaced.
+    """Reads a plan's regions with one OpenSlide handle a thread; a handle that met an error is replaced.
 
     OpenSlide's handle refuses everything after one failed read, so a shared one would take good tiles along.
     """
@@ -23,30 +23,36 @@ class OpenSlideReader:
         self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
         self._handles: dict[int, openslide.OpenSlide] = {}
         self._lock = threading.Lock()
-        open_handle(
-            plan.path
-        ).close()  # a slide that's gone is an error now, not a plan full of invalid tiles
 
-    def read(self, index: int) -> Pixels:
-        """RGB uint8 [h, w, 3] of the plan's `read_size` for one tile.
+    def handle(self) -> openslide.OpenSlide:
+        """This thread's OpenSlide.
 
         Raises:
-            SlideError: it cannot be decoded.
+            SlideError: the slide cannot be opened.
         """
         thread = threading.get_ident()
-        handle = self._handles.get(thread)
-        if handle is None:
+        if thread not in self._handles:
             handle = open_handle(self._plan.path)
             with self._lock:
                 self._handles[thread] = handle
-        x, y = self._positions[index]
+        return self._handles[thread]
+
+    def read(self, index: int, out: Pixels) -> bool:
+        """Fill `out` RGB uint8 [h, w, 3] with one region; False where it cannot be decoded.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+        """
+        x, y = (int(v) for v in self._positions[index])
+        handle = self.handle()
         try:
-            return read_region(handle, (int(x), int(y)), self._plan.level, self._plan.read_size)
+            out[:] = read_region(handle, (x, y), self._plan.level, self._plan.read_size)
         except SlideError:
             with self._lock:
-                del self._handles[thread]
+                del self._handles[threading.get_ident()]
             handle.close()
-            raise
+            return False
+        return True
 
     def close(self) -> None:
         """Close every handle; no thread may be reading."""

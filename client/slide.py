@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import openslide
+import tifffile
 
 from client.errors import MppError, SlideError
 from client.mpp import Mpp, Properties, find_mpp, objective_power
 
 Pixels = npt.NDArray[np.uint8]
 
-# Longer sides are a damaged header: the largest scanners stay under half of this.
-MAX_SIDE = 2_000_000
-BLOCK = 2048
+# A longer side is a damaged header: no scanner comes near.
+LONGEST_SIDE = 2_000_000
+BLOCK = 2048  # pixels a side that an overview reads at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Overview:
-    """A whole slide made small: RGB uint8 [h, w, 3]; one of its pixels is `downsample` (x, y) level-0 pixels wide."""
+    """A whole slide made small: RGB uint8 [h, w, 3]; a pixel is `downsample` (x, y) level-0 pixels wide."""
 
     pixels: Pixels
     downsample: tuple[float, float]
 
 
 class Slide:
-    """An open slide; a context manager. Sizes and positions are (x, y) pixels, mpp is microns per level-0 pixel."""
+    """An open slide; a context manager.
+
+    Sizes and positions are (x, y) pixels, `mpp` is (x, y) microns per level-0 pixel, and `bounds` is (x, y,
+    width, height) of the part of level 0 that was scanned.
+    """
 
     def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: Mpp) -> None:
         properties = handle.properties
@@ -47,8 +51,7 @@ class Slide:
         self.mpp_source = mpp.source
         self.bounds = _bounds(properties, self.dimensions)
         self.objective_power = objective_power(properties)
-        self.vendor: str = properties.get("openslide.vendor", "unknown")
-        self._quickhash: str = properties.get("openslide.quickhash-1", "")
+        self.vendor: str = properties["openslide.vendor"]
         self._handle = handle
 
     def __enter__(self) -> Self:
@@ -64,17 +67,20 @@ class Slide:
         self._handle.close()
 
     def read(self, level: int, position: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """Read RGB uint8 [h, w, 3] at level-0 `position`, `size` level pixels; transparent and outside is white.
+        """RGB uint8 [h, w, 3] of `size` level pixels at level-0 `position`, on white.
 
         Raises:
-            SlideError: the file cannot be decoded there. OpenSlide then refuses every further read of this handle.
+            SlideError: it cannot be decoded. OpenSlide then refuses every further read of this slide.
         """
-        return read_region(self._handle, position, level, size)
+        try:
+            return read_region(self._handle, position, level, size)
+        except SlideError as error:
+            raise SlideError(f"{self.path}: {error}: copy the slide again") from None
 
     def overview(self, downsample: float) -> Overview:
-        """Shrink the slide by about `downsample`, block by block: memory stays small without a pyramid too.
+        """Shrink the slide by about `downsample`, block by block: little memory, with a pyramid or without.
 
-        Every pixel is the mean of k x k pixels of one level, so the overview's own scale is exact.
+        A pixel is the mean of k x k pixels of one level, so the overview's own downsample is exact.
         """
         level = self._level_for(downsample)
         return self._shrink(level, max(1, round(downsample / self.level_downsamples[level])))
@@ -84,32 +90,23 @@ class Slide:
         level = self._level_for(max(self.dimensions) / max_px)
         return self._shrink(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
-    def digest(self) -> str:
-        """16 hex digits that name the file's content: its size, both ends and OpenSlide's quick hash, not its name."""
-        size = self.path.stat().st_size
-        digest = hashlib.sha256(f"{size} {self._quickhash}".encode())
-        with self.path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read(1 << 20))
-        return digest.hexdigest()[:16]
-
     def _level_for(self, downsample: float) -> int:
-        fine = [i for i, own in enumerate(self.level_downsamples) if own <= downsample * 1.001]
-        return fine[-1] if fine else 0
+        return max(
+            (i for i, own in enumerate(self.level_downsamples) if own <= downsample * 1.001), default=0
+        )
 
     def _shrink(self, level: int, factor: int) -> Overview:
         width, height = self.level_dimensions[level]
         own = self.level_downsamples[level]
         pixels = np.empty((math.ceil(height / factor), math.ceil(width / factor), 3), np.uint8)
-        step = max(1, BLOCK // factor)  # output pixels a block
-        for row in range(0, pixels.shape[0], step):
-            for column in range(0, pixels.shape[1], step):
-                out = pixels[row : row + step, column : column + step]
-                size = (out.shape[1] * factor, out.shape[0] * factor)
-                position = (round(column * factor * own), round(row * factor * own))
-                block = self.read(level, position, size)
-                out[:] = cv2.resize(block, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
+        step = max(1, BLOCK // factor)
+        for top in range(0, pixels.shape[0], step):
+            for left in range(0, pixels.shape[1], step):
+                out = pixels[top : top + step, left : left + step]
+                size = (out.shape[1], out.shape[0])
+                position = (round(left * factor * own), round(top * factor * own))
+                block = self.read(level, position, (size[0] * factor, size[1] * factor))
+                out[:] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
         return Overview(pixels, (factor * own, factor * own))
 
 
@@ -122,10 +119,14 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
     """
     handle = open_handle(path)
     try:
+        _check_complete(path, handle)
         return Slide(path, handle, find_mpp(handle.properties, mpp))
     except MppError as error:
         handle.close()
         raise MppError(f"{path}: {error}") from None
+    except SlideError:
+        handle.close()
+        raise
 
 
 def open_handle(path: Path) -> openslide.OpenSlide:
@@ -134,13 +135,15 @@ def open_handle(path: Path) -> openslide.OpenSlide:
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
+        if _is_cut_tiff(path):
+            raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
-            f"{path}: not a slide that OpenSlide can read: convert it, for example to a tiled TIFF"
+            f"{path}: not a slide that OpenSlide can read: convert it, for example to a tiled pyramidal TIFF"
         ) from None
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {_one_line(error)})") from None
     width, height = handle.dimensions
-    if max(width, height) > MAX_SIDE:
+    if max(width, height) > LONGEST_SIDE:
         handle.close()
         raise SlideError(f"{path}: its header claims {width}x{height} px: damaged, copy it again")
     return handle
@@ -149,19 +152,22 @@ def open_handle(path: Path) -> openslide.OpenSlide:
 def read_region(
     handle: openslide.OpenSlide, position: tuple[int, int], level: int, size: tuple[int, int]
 ) -> Pixels:
-    """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white."""
+    """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white.
+
+    Raises:
+        SlideError: OpenSlide cannot decode it; the handle is of no use any more.
+    """
     try:
-        rgba = np.asarray(handle.read_region(position, level, size))
+        return on_white(np.asarray(handle.read_region(position, level, size)))
     except openslide.OpenSlideError as error:
-        raise SlideError(f"cannot decode level {level} at {position}: {_one_line(error)}") from None
-    return on_white(rgba)
+        raise SlideError(f"cannot decode level {level} at {position} ({_one_line(error)})") from None
 
 
 def on_white(rgba: Pixels) -> Pixels:
     """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest."""
     alpha = rgba[..., 3:]
     if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
+        return rgba[..., :3]
     opacity = alpha.astype(np.uint32)
     return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
@@ -172,20 +178,51 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         raise SlideError(f"{path}: no such file: check the path") from None
     except OSError as error:
-        raise SlideError(f"{path}: cannot be reached ({error.strerror})") from None
+        raise SlideError(f"{path}: cannot be reached ({error.strerror}): check the path") from None
     if path.is_dir():
-        raise SlideError(f"{path}: a folder, not a slide: give a file (of a DICOM series, one of its files)")
+        raise SlideError(
+            f"{path}: a folder, not a slide: give a file (of a DICOM series, any one of its files)"
+        )
     if not os.access(path, os.R_OK):
-        raise SlideError(f"{path}: no permission to read it: change its permissions")
+        raise SlideError(f"{path}: no permission to read it: change the file's permissions")
     if size == 0:
         raise SlideError(f"{path}: an empty file: copy it again")
 
 
+def _check_complete(path: Path, handle: openslide.OpenSlide) -> None:
+    """Find a TIFF slide that ends before its tiles do: its directory may be whole and OpenSlide opens it."""
+    if handle.properties["openslide.vendor"] not in ("aperio", "generic-tiff"):
+        return
+    try:
+        with tifffile.TiffFile(path) as file:
+            needed = max(_end(page) for page in file.pages)
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError):
+        return  # OpenSlide opened it: that counts
+    if needed > (size := path.stat().st_size):
+        raise SlideError(f"{path}: cut off, {size} of at least {needed} bytes are there: copy it again")
+
+
+def _end(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
+    starts, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    return int((starts + lengths)[lengths > 0].max(initial=0))
+
+
+def _is_cut_tiff(path: Path) -> bool:
+    """Whether a classic or big TIFF's first directory would lie beyond the file's end."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] not in (b"II", b"MM"):
+        return False
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    first = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
+    return int.from_bytes(first, order) >= path.stat().st_size
+
+
 def _bounds(properties: Properties, dimensions: tuple[int, int]) -> tuple[int, int, int, int]:
-    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
-    if any(key not in properties for key in keys):
+    names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    if any(name not in properties for name in names):
         return (0, 0, *dimensions)
-    x, y, width, height = (int(properties[key]) for key in keys)
+    x, y, width, height = (int(properties[name]) for name in names)
     return x, y, width, height
 
 

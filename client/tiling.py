@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from client.contours import Mask
 from client.errors import PlanError
 from client.slide import Slide
-from client.tissue import Mask, TissueMask
+from client.tissue import TissueMask
 
 Coords = npt.NDArray[np.int64]
 
@@ -22,8 +23,9 @@ Coords = npt.NDArray[np.int64]
 class TilePlan:
     """Every tile of one slide, row-major, and how each is read.
 
-    Pairs are (x, y). A tile is `tile_size` level pixels wide and high; its centre of `read_size`, `read_offset` from
-    the tile's corner, is read at `level` and becomes `crop_px` x `crop_px` pixels of `mpp_effective`.
+    Pairs are (x, y). A tile is `tile_size` level pixels large; its centre, `read_size` level pixels at
+    `read_offset` from the tile's corner, is read at `level` and becomes `crop_px` x `crop_px` pixels of
+    `mpp_effective`.
     """
 
     path: Path
@@ -65,12 +67,15 @@ class TilePlan:
 
     @property
     def patch_size_level0(self) -> int:
-        """The tile's width in level-0 pixels (TRIDENT's name; the height differs on anisotropic slides only)."""
+        """The tile's width in level-0 pixels, by TRIDENT's name; an anisotropic slide has another height."""
         return self.tile_size_level0[0]
 
     def level_positions(self) -> Coords:
         """[N, 2] level pixels of the top-left corner of what is read of each tile."""
-        return np.rint(self.coords / self.downsample).astype(np.int64) + np.array(self.read_offset)
+        positions: Coords = np.rint(self.coords / self.downsample).astype(np.int64) + np.array(
+            self.read_offset
+        )
+        return positions
 
 
 def plan_tiles(
@@ -87,13 +92,14 @@ def plan_tiles(
 ) -> TilePlan:
     """Lay a grid of `tile_px` tiles of `mpp` over the slide and keep those with at least `min_tissue` tissue.
 
-    The level is the coarsest that is still at least as fine as `mpp`. Where it is within `native_tolerance` of it on
-    both axes its pixels are taken as they are, and `mpp_effective` says what they are; else they are resampled.
-    The grid starts at the slide's origin (or its bounds'), not at the tissue, so that tiles fall on stored tiles.
-    `tissue` None keeps every tile; `overlap` is in tile pixels. Tiles may reach beyond the edge, which is white.
+    The level is the coarsest that is still as fine as `mpp`. Where both its axes are within
+    `native_tolerance` of `mpp` its pixels are taken as they are, and `mpp_effective` tells their scale;
+    else they are resampled. The grid starts at the slide's origin (or its bounds'), not at the tissue, so
+    that tiles fall on stored ones. `tissue` None keeps every tile, `overlap` is in tile pixels, and what
+    lies beyond the slide's edge is white.
 
     Raises:
-        PlanError: an option makes no sense, or the slide is coarser than `mpp` by more than `upsample_tolerance`.
+        PlanError: an option makes no sense, or the slide is coarser than `mpp` by over `upsample_tolerance`.
     """
     _check_options(tile_px, crop_px, mpp, overlap, min_tissue)
     level = _best_level(slide, mpp, native_tolerance)
@@ -143,7 +149,7 @@ def plan_tiles(
             "level": level,
             "tile_size": list(tile_size),
             "read_size": list(read_size),
-            "coords_sha256": hashlib.sha256(np.ascontiguousarray(coords[keep])).hexdigest()[:16],
+            "coords_sha256": hashlib.sha256(coords[keep].tobytes()).hexdigest()[:16],
         },
     )
 
@@ -190,7 +196,7 @@ def _tissue_fraction(
     high = (coords + np.array(tile_size) * downsample) / tissue.downsample
     area = _at(sums, high[:, 0], high[:, 1]) - _at(sums, low[:, 0], high[:, 1])
     area -= _at(sums, high[:, 0], low[:, 1]) - _at(sums, low[:, 0], low[:, 1])
-    return (area / np.prod(high - low, axis=1)).astype(np.float32)
+    return np.asarray(area / np.prod(high - low, axis=1), np.float32)
 
 
 def _area_below(mask: Mask) -> npt.NDArray[np.float64]:
@@ -202,7 +208,7 @@ def _area_below(mask: Mask) -> npt.NDArray[np.float64]:
 def _at(
     sums: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The summed area up to (x, y), linear between mask pixels: exact, for a mask is constant within a pixel."""
+    """The summed area up to (x, y): linear between corners, exact, as a mask pixel is all one value."""
     x, y = np.clip(x, 0, sums.shape[1] - 1), np.clip(y, 0, sums.shape[0] - 1)
     column = np.minimum(x.astype(np.int64), max(0, sums.shape[1] - 2))
     row = np.minimum(y.astype(np.int64), max(0, sums.shape[0] - 2))

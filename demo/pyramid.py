@@ -37,19 +37,14 @@ def write_pyramid(
 ) -> Path:
     """Write a tiled JPEG TIFF of `size` (w, h) pixels, made of `pixels` RGB uint8 [h, w, 3] side by side.
 
-    Where the picture's sides are multiples of `tile` each distinct tile is encoded once, so a slide of a gigapixel
-    takes seconds. `levels` are whole downsamples, `mpp` (x, y) goes into TIFF's resolution (None leaves it out),
-    `tables` moves the JPEG tables into the TIFF tag as scanners do, `missing` lists level-0 tiles (column, row) to
-    leave empty, and a `description` that starts with "Aperio" makes it an Aperio slide.
+    Where the picture's sides are multiples of `tile` each distinct tile is encoded once, so a slide of a
+    gigapixel takes seconds. `levels` are whole downsamples, `mpp` (x, y) goes into TIFF's resolution (None
+    leaves it out), `tables` moves the JPEG tables into the TIFF tag as scanners do, `missing` lists level-0
+    tiles (column, row) to leave empty, and a `description` that starts with "Aperio" makes it an Aperio
+    slide.
     """
     width, height = size or (pixels.shape[1], pixels.shape[0])
     scale = mpp if isinstance(mpp, tuple) else (mpp, mpp) if mpp else None
-    # tifffile would call encoded RGB YCbCr: outcolorspace is what it writes as PhotometricInterpretation.
-    colour = {
-        "photometric": "rgb",
-        "subsampling": _FACTORS[subsampling] if photometric == "ycbcr" else (1, 1),
-        "compressionargs": {"outcolorspace": photometric.upper()},
-    }
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as file:
         for factor in levels:
             picture = shrink(pixels, factor)
@@ -61,15 +56,17 @@ def write_pyramid(
                 shape=(*shape, 3),
                 dtype=np.uint8,
                 tile=(tile, tile),
+                photometric="rgb",  # of the picture; what is stored says outcolorspace
                 compression="jpeg",
+                compressionargs={"outcolorspace": photometric.upper()},
+                subsampling=_FACTORS[subsampling] if photometric == "ycbcr" else (1, 1),
                 jpegtables=encode.tables(picture, tile),
                 subfiletype=0 if factor == 1 else 1,
-                resolution=tuple(1e4 / (own * factor) for own in scale) if scale else None,
+                resolution=(1e4 / (scale[0] * factor), 1e4 / (scale[1] * factor)) if scale else None,
                 resolutionunit="CENTIMETER" if scale else None,
                 description=description if factor == 1 else None,
                 metadata=None,
                 software=False,
-                **colour,
             )
     return path
 
@@ -83,13 +80,10 @@ def shrink(pixels: Pixels, factor: int) -> Pixels:
 
 
 class _Encoder:
-    def __init__(self, photometric: str, subsampling: str, quality: int, split: bool) -> None:
-        self._options = {
-            "level": quality,
-            "colorspace": "RGB",
-            "outcolorspace": "YCBCR" if photometric == "ycbcr" else "RGB",
-            "subsampling": subsampling if photometric == "ycbcr" else "444",
-        }
+    def __init__(self, photometric: str, subsampling: Subsampling, quality: int, split: bool) -> None:
+        self._stored = photometric.upper()
+        self._subsampling = subsampling if photometric == "ycbcr" else "444"
+        self._quality = quality
         self._split = split
 
     def __call__(self, pixels: Pixels) -> bytes:
@@ -100,7 +94,15 @@ class _Encoder:
         return split_tables(self._encode(take(picture, 0, 0, tile)))[0] if self._split else None
 
     def _encode(self, pixels: Pixels) -> bytes:
-        return bytes(imagecodecs.jpeg8_encode(pixels, **self._options))
+        return bytes(
+            imagecodecs.jpeg8_encode(
+                pixels,
+                level=self._quality,
+                colorspace="RGB",
+                outcolorspace=self._stored,
+                subsampling=self._subsampling,
+            )
+        )
 
 
 def _tiles(
@@ -126,7 +128,7 @@ def take(picture: Pixels, x: int, y: int, side: int) -> Pixels:
 
 
 def split_tables(data: bytes) -> tuple[bytes, bytes]:
-    """Part a JPEG stream into its tables (DQT, DHT) and the rest, both complete streams as TIFF wants them."""
+    """Part a JPEG stream into its tables (DQT, DHT) and the rest, each a stream as TIFF wants it."""
     tables, rest, position = bytearray(b"\xff\xd8"), bytearray(b"\xff\xd8"), 2
     while data[position + 1] != 0xDA:  # start of scan: the coded pixels follow
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")

@@ -1,0 +1,64 @@
+"""Between a mask's pixels and polygons in level-0 pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.geometry import MultiPoint, Polygon
+from shapely.geometry.base import BaseGeometry
+
+Mask = npt.NDArray[np.bool_]
+Points = npt.NDArray[np.int32]
+
+SHIFT = 4  # cv2 takes vertices in fixed point, here 1/16 mask pixel
+
+
+def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tuple[int, int]) -> Mask:
+    """Draw a shape in level-0 pixels, holes left out, as bool [h, w]; `size` is (w, h).
+
+    A mask pixel is `downsample` (x, y) level-0 pixels wide; those that the outline touches belong to the
+    shape.
+    """
+    mask = np.zeros((size[1], size[0]), np.bool_)
+    for polygon in shapely.get_parts(geometry):
+        if isinstance(polygon, Polygon):
+            # cv2 counts from the first pixel's centre, a mask from its corner.
+            rings = [np.asarray(ring.coords)[:, :2] / downsample - 0.5 for ring in _rings(polygon)]
+            canvas = np.zeros(mask.shape, np.uint8)
+            cv2.fillPoly(
+                canvas, [np.rint(r * (1 << SHIFT)).astype(np.int32) for r in rings], 1, cv2.LINE_8, SHIFT
+            )
+            mask |= canvas.astype(np.bool_)
+    return mask
+
+
+def mask_contours(mask: Mask, downsample: tuple[float, float]) -> list[Polygon]:
+    """Outline a mask bool [h, w], holes included: valid polygons in level-0 pixels, large ones first."""
+    rings, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer: dict[int, Points] = {}
+    holes: dict[int, list[Points]] = {}
+    for index, ring in enumerate(rings):
+        parent = int(tree[0][index][3])
+        vertices = np.asarray(ring[:, 0], np.int32)
+        if parent < 0:
+            outer[index] = vertices
+        else:
+            holes.setdefault(parent, []).append(vertices)
+    polygons: list[Polygon] = []
+    for index, vertices in outer.items():
+        polygons += _outline(vertices, holes.get(index, []), downsample)
+    return sorted(polygons, key=lambda polygon: -polygon.area)
+
+
+def _outline(ring: Points, holes: list[Points], downsample: tuple[float, float]) -> list[Polygon]:
+    # cv2's vertices are the centres of the mask's own outer pixels: their border lies half a pixel outwards.
+    centres = shapely.make_valid(Polygon(ring, holes)) if len(ring) > 2 else MultiPoint(ring).convex_hull
+    grown = centres.buffer(0.5, cap_style="square", join_style="mitre")
+    scaled = shapely.transform(grown, lambda points: (points + 0.5) * np.array(downsample))
+    return [part for part in shapely.get_parts(scaled) if isinstance(part, Polygon)]
+
+
+def _rings(polygon: Polygon) -> list[shapely.LinearRing]:
+    return [polygon.exterior, *polygon.interiors]

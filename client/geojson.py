@@ -1,0 +1,153 @@
+"""GeoJSON as QuPath reads and writes it: annotations in, tissue and tiles out."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.geometry import Polygon, shape
+from shapely.geometry.base import BaseGeometry
+
+from client.errors import MaskError
+from client.files import atomic_path
+
+Feature = dict[str, Any]
+
+SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
+TISSUE_COLOUR, TILE_COLOUR = (20, 110, 60), (60, 90, 160)
+# The same object gets the same id in every run.
+_NAMESPACE = uuid.UUID("0d7c5f7e-7a1c-4c55-9d7e-2f6f3a6f0c11")
+
+
+def is_geojson(path: Path) -> bool:
+    """Whether a file's name says GeoJSON."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_annotations(
+    path: Path, *, origin: tuple[int, int] = (0, 0), classes: frozenset[str] | None = None
+) -> BaseGeometry:
+    """The union of a file's areas in level-0 pixels, less those whose class ends with * (QuPath's Ignore*).
+
+    `origin` is where QuPath's (0, 0) lies on level 0: it crops a slide to its bounds. `classes` keeps those
+    names only. Points and lines are no areas and are passed over.
+
+    Raises:
+        MaskError: not readable, not GeoJSON, or no area in it.
+    """
+    found = [(_class_name(feature), geometry) for feature, geometry in _areas(path)]
+    ignored = [geometry for name, geometry in found if name.endswith("*")]
+    wanted = [g for name, g in found if not name.endswith("*") and (classes is None or name in classes)]
+    if not wanted:
+        names = ", ".join(sorted({name or "(none)" for name, _ in found})) or "none at all"
+        raise MaskError(
+            f"{path}: no area of the wanted class in it (classes with areas: {names}): draw tissue first"
+        )
+    area = shapely.union_all(wanted).difference(shapely.union_all(ignored))
+    return shapely.transform(area, lambda points: points + np.array(origin))
+
+
+def write_features(path: Path, features: Iterable[Feature]) -> None:
+    """Stream features into a FeatureCollection, gzipped where the name ends with .gz; whole or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    with atomic_path(path) as part, part.open("wb") as raw:
+        # A fixed time and no name: the same features give the same bytes.
+        out = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.suffix == ".gz" else raw
+        with io.TextIOWrapper(out, encoding="utf-8") as file:
+            file.write('{"type": "FeatureCollection", "features": [')
+            for index, feature in enumerate(features):
+                file.write((",\n" if index else "\n") + json.dumps(feature))
+            file.write("\n]}\n")
+
+
+def tissue_features(
+    contours: Iterable[Polygon], slide_id: str, *, origin: tuple[int, int] = (0, 0), name: str = "Tissue"
+) -> Iterator[Feature]:
+    """One annotation for each contour (level-0 pixels); `origin` as in `read_annotations`."""
+    for index, contour in enumerate(contours):
+        placed = shapely.transform(contour, lambda points: np.round(points - np.array(origin), 2))
+        yield _feature(
+            placed,
+            f"{slide_id} {name} {index}",
+            objectType="annotation",
+            classification=_class(name, TISSUE_COLOUR),
+        )
+
+
+def tile_features(
+    coords: npt.NDArray[np.int64],
+    size: tuple[int, int],
+    slide_id: str,
+    *,
+    measurements: Mapping[str, Sequence[float]] | None = None,
+    origin: tuple[int, int] = (0, 0),
+) -> Iterator[Feature]:
+    """One tile object for each of `coords` [N, 2], `size` (w, h) level-0 pixels large.
+
+    `measurements` are N numbers a name; numbers that are not finite are left out, JSON has none.
+    """
+    for index, (x, y) in enumerate((coords - np.array(origin)).tolist()):
+        named = ((name, float(values[index])) for name, values in (measurements or {}).items())
+        yield _feature(
+            shapely.box(x, y, x + size[0], y + size[1], ccw=False),
+            f"{slide_id} tile {x} {y}",
+            objectType="tile",
+            classification=_class("tile", TILE_COLOUR),
+            measurements={name: value for name, value in named if np.isfinite(value)},
+        )
+
+
+def _feature(geometry: BaseGeometry, identity: str, **properties: Any) -> Feature:
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, identity)),
+        "geometry": shapely.geometry.mapping(geometry),
+        "properties": {**properties, "isLocked": True},
+    }
+
+
+def _class(name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
+    return {"name": name, "color": list(colour)}
+
+
+def _areas(path: Path) -> Iterator[tuple[Feature, BaseGeometry]]:
+    for feature in _features(path):
+        try:
+            geometry = shape(feature["geometry"])
+        except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise MaskError(f"{path}: a feature has no valid geometry ({error}): export it again") from None
+        parts = [p for p in shapely.get_parts(shapely.make_valid(geometry)) if p.area > 0]
+        if parts:
+            yield feature, shapely.union_all(parts)
+
+
+def _features(path: Path) -> list[Feature]:
+    """The features of a FeatureCollection, of a bare list of them, or of one alone."""
+    try:
+        data = path.read_bytes()
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except OSError as error:
+        raise MaskError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+    except (ValueError, EOFError) as error:
+        raise MaskError(f"{path}: not JSON ({error}): export it again") from None
+    features = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
+        raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")
+    return features
+
+
+def _class_name(feature: Feature) -> str:
+    """QuPath's class of an object; empty where it has none."""
+    named = (feature.get("properties") or {}).get("classification") or {}
+    return str(named.get("name") or "/".join(named.get("names") or ()))
