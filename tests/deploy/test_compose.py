@@ -1,0 +1,94 @@
+"""compose.yaml as docker-compose resolves it, against the Compose Specification's schema; needs no engine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("triton", "triton-cpu", "client", "prometheus", "grafana")
+
+
+def resolve(compose: str, file: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [compose, "-f", str(file), "--project-directory", str(ROOT), "config"],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", **settings},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def compose(program: Callable[[str], str]) -> str:
+    return program("docker-compose")
+
+
+@pytest.fixture(scope="module")
+def services(compose: str) -> dict[str, Any]:
+    done = resolve(compose, ROOT / "compose.yaml")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+def test_every_service_is_there(services: dict[str, Any]) -> None:
+    assert set(services) == set(SERVICES)
+    # `docker compose up` alone starts the GPU server; everything else is asked for by name or profile.
+    assert [name for name in SERVICES if "profiles" not in services[name]] == ["triton"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_has_privileges(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    assert re.match(r"[1-9]\d*:", service["user"])
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & set(service)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_published_on_loopback(services: dict[str, Any], name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in services[name].get("ports", []))
+    assert not any(":8000" in port for port in services[name].get("ports", [])), "HTTP stays inside"
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-cpu"])
+def test_a_server_reads_its_models_and_is_asked_for_an_inference(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    assert f"{ROOT}/model_repository:/models:ro" in service["volumes"]
+    assert service["command"] == ["/bin/sh", "/deploy/start.sh"]
+    assert service["healthcheck"]["test"] == ["CMD", "python3", "/deploy/probe.py", "infer"]
+    assert f"{ROOT}/deploy/base:/deploy:ro" in service["volumes"]
+    assert service["networks"]["default"]["aliases"] == ["triton"]
+
+
+def test_the_gpu_server_is_nvidias_and_has_a_gpu(services: dict[str, Any]) -> None:
+    version = re.search(r"^TRITON_VERSION=(\S+)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    assert version
+    assert services["triton"]["image"] == f"nvcr.io/nvidia/tritonserver:{version[1]}-py3"
+    (device,) = services["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_settings_reach_the_server(compose: str) -> None:
+    settings = {"TLS": "mutual", "CERTS": "/etc/certs", "BIND": "10.1.2.3", "TRITON_VERSION": "99.01"}
+    triton = yaml.safe_load(resolve(compose, ROOT / "compose.yaml", **settings).stdout)["services"]["triton"]
+    assert triton["environment"]["TLS"] == "mutual"
+    assert "/etc/certs:/certs:ro" in triton["volumes"]
+    assert "10.1.2.3:8001:8001/tcp" in triton["ports"]
+    assert triton["image"].endswith(":99.01-py3")
+
+
+def test_a_typing_error_is_refused(compose: str, tmp_path: Path) -> None:
+    """The validation above can fail."""
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text((ROOT / "compose.yaml").read_text().replace("shm_size", "shm_sise"))
+    assert "shm_sise" in resolve(compose, wrong).stderr

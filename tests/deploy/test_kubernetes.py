@@ -1,0 +1,140 @@
+"""The manifests as `kubectl kustomize` builds them, against Kubernetes' published schemas."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ROOT / "deploy" / "overlays"
+Manifests = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=["gpu", "cpu"])
+def overlay(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def manifests(program: Callable[[str], str], overlay: str) -> Manifests:
+    """Every object of one overlay by its kind."""
+    build = [program("kubectl"), "kustomize", str(OVERLAYS / overlay)]
+    documents = list(
+        yaml.safe_load_all(subprocess.run(build, check=True, capture_output=True, text=True).stdout)
+    )
+    found = {document["kind"]: document for document in documents}
+    assert len(found) == len(documents)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pod(manifests: Manifests) -> dict[str, Any]:
+    spec: dict[str, Any] = manifests["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    (only,) = pod["containers"]
+    found: dict[str, Any] = only
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_manifests_fit_the_published_schemas(manifests: Manifests, version: str) -> None:
+    for document in manifests.values():
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_schemas_refuse_a_typing_error(manifests: Manifests) -> None:
+    """The validation above can fail."""
+    wrong = {**manifests["Service"], "spec": {"clusterIp": "None"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, "1.37", strict=True)
+
+
+def test_pods_have_no_privileges(
+    manifests: Manifests, pod: dict[str, Any], container: dict[str, Any]
+) -> None:
+    """What the Pod Security Standard `restricted` asks for, which the namespace enforces."""
+    assert manifests["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {
+        *("persistentVolumeClaim", "configMap", "secret", "emptyDir")
+    }
+
+
+def test_the_probes_infer(container: dict[str, Any]) -> None:
+    commands = {kind: container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness")}
+    assert set(map(tuple, commands.values())) == {("python3", "/deploy/probe.py", "infer")}
+    # A busy server must not be restarted for being slow: its liveness asks the process alone.
+    assert container["livenessProbe"]["exec"]["command"] == ["python3", "/deploy/probe.py", "live"]
+
+
+def test_a_pod_drains_before_it_is_killed(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    start = (ROOT / "deploy" / "base" / "start.sh").read_text()
+    exit_timeout = re.search(r"--exit-timeout-secs=(\d+)", start)
+    assert exit_timeout
+    _, pause = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert pod["terminationGracePeriodSeconds"] > int(pause) + int(exit_timeout[1])
+
+
+def test_names_meet(manifests: Manifests, pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """What refers to something by its name finds it: Kubernetes itself would say nothing."""
+    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        manifests["Service"]["spec"]["selector"],
+        manifests["Deployment"]["spec"]["selector"]["matchLabels"],
+        manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector
+        assert selector.items() <= labels.items()
+    deployment = manifests["Deployment"]["metadata"]["name"]
+    assert manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    claim = volumes["models"]["persistentVolumeClaim"]
+    assert claim == {"claimName": manifests["PersistentVolumeClaim"]["metadata"]["name"], "readOnly": True}
+    assert volumes["deploy"]["configMap"]["name"] == manifests["ConfigMap"]["metadata"]["name"]
+    ports = {port["name"] for port in container["ports"]}
+    assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == ports
+    rules = manifests["NetworkPolicy"]["spec"]["ingress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == ports
+    assert manifests["Service"]["spec"]["clusterIP"] == "None"
+
+
+def test_the_autoscaler_asks_for_the_metric_that_the_adapter_gives(manifests: Manifests) -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]
+    (metric,) = manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] in {rule["name"]["as"] for rule in rules}
+
+
+def test_the_files_are_the_ones_that_compose_mounts(manifests: Manifests) -> None:
+    data = manifests["ConfigMap"]["data"]
+    assert data == {name: (ROOT / "deploy" / "base" / name).read_text() for name in ("start.sh", "probe.py")}
+
+
+def test_gpu(overlay: str, container: dict[str, Any]) -> None:
+    version = re.search(r"^TRITON_VERSION=(\S+)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    assert version
+    image = f"nvcr.io/nvidia/tritonserver:{version[1]}-py3"
+    gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert (container["image"] == image, gpus) == ((True, "1") if overlay == "gpu" else (False, None))

@@ -1,0 +1,97 @@
+"""What start.sh closes, what stays open, and what the probe says."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+ADMIN = {"triton-grpc-protocol-admin": "token-of-the-tests"}
+START = Path(__file__).resolve().parents[2] / "deploy" / "base" / "start.sh"
+
+RESTRICTED: dict[str, Callable[..., Any]] = {
+    "register shared memory": lambda c, **h: c.register_system_shared_memory("r", "/r", 64, **h),
+    "shared memory status": lambda c, **h: c.get_system_shared_memory_status(**h),
+    "load a model": lambda c, **h: c.load_model("tile_encoder", **h),
+    "unload a model": lambda c, **h: c.unload_model("tile_encoder", **h),
+    "list the repository": lambda c, **h: c.get_model_repository_index(**h),
+    "trace settings": lambda c, **h: c.get_trace_settings(**h),
+    "log settings": lambda c, **h: c.update_log_settings({"log_verbose_level": 1}, **h),
+}
+
+
+@pytest.fixture(scope="module")
+def client(deployment: Any) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(deployment.url)
+
+
+@pytest.mark.parametrize("call", RESTRICTED.values(), ids=RESTRICTED)
+@pytest.mark.parametrize("headers", [{}, {"triton-grpc-protocol-admin": "wrong"}], ids=["without", "wrong"])
+def test_restricted_calls_are_refused(
+    client: triton.InferenceServerClient, call: Callable[..., Any], headers: dict[str, str]
+) -> None:
+    with pytest.raises(InferenceServerException, match="protocol is restricted"):
+        call(client, headers=headers)
+
+
+def test_the_token_opens_them(client: triton.InferenceServerClient) -> None:
+    index = client.get_model_repository_index(headers=ADMIN)
+    assert {model.name for model in index.models} >= {"tile_encoder", "slide_encoder", "slide_pipeline"}
+
+
+def test_models_can_not_be_loaded_or_unloaded_with_the_token_either(
+    client: triton.InferenceServerClient,
+) -> None:
+    with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):
+        client.unload_model("tile_encoder", headers=ADMIN)
+    assert client.is_model_ready("tile_encoder")
+
+
+def test_what_a_client_needs_stays_open(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_ready()
+    assert "contract" in client.get_model_config("tile_encoder").config.parameters
+    assert client.get_inference_statistics("tile_encoder").model_stats
+
+
+def test_http_listens_on_loopback_only(deployment: Any) -> None:
+    """gRPC and metrics are put on loopback by these tests; HTTP's address comes from start.sh alone."""
+    port = int(deployment.http_url.rpartition(":")[2])
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    addresses = {address for address in listening if int(address.split(":")[1], 16) == port}
+    assert addresses == {f"0100007F:{port:04X}"}
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
+def test_the_probe_says_yes(deployment: Any) -> None:
+    assert deployment.probe("live").returncode == 0
+    assert deployment.probe("infer").returncode == 0
+
+
+def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
+    wrong = deployment.probe("infer", "--timeout", "0.000001")
+    assert wrong.returncode == 1
+    assert re.fullmatch(r"probe: .+\n", wrong.stderr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"TLS": "yes"}, "start.sh: TLS is 'yes': use off, server or mutual\n"),
+        (
+            {"TLS": "server", "CERTS": "/nowhere"},
+            "start.sh: TLS is 'server' but /nowhere/tls.crt can't be read\n",
+        ),
+    ],
+    ids=["unknown", "no certificates"],
+)
+def test_a_wrong_setting_is_one_line(settings: dict[str, str], message: str) -> None:
+    done = subprocess.run(["/bin/sh", str(START)], env=settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, message)
