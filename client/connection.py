@@ -226,6 +226,32 @@ class Connection:
         )
         return {server: answer.config for server, answer in answers.items()}
 
+    def model_config(self, model: str) -> Any:
+        """A model's configuration from the server whose turn it is, with the retries of an inference."""
+        return self._try(
+            model,
+            lambda client: (
+                client.get_model_config(
+                    model, headers=self._headers, client_timeout=self.endpoint.timeout
+                ).config
+            ),
+        )
+
+    def server_versions(self) -> dict[str, str]:
+        """Triton's version at each server; raises as `model_configs` does."""
+        answers = self.on_each(
+            lambda client: client.get_server_metadata(self._headers, client_timeout=self.endpoint.timeout)
+        )
+        return {server: answer.version for server, answer in answers.items()}
+
+    def models_ready(self, model: str) -> dict[str, bool]:
+        """Whether each server can serve a model; raises as `model_configs` does."""
+        return self.on_each(
+            lambda client: client.is_model_ready(
+                model, headers=self._headers, client_timeout=self.endpoint.timeout
+            )
+        )
+
     def server_time(self, model: str, version: int | None = None) -> ServerTime | None:
         """Triton's running counts for a model over all servers, None where they can't be read.
 
@@ -279,7 +305,7 @@ class Connection:
 
         retries = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5),
             # Only the pauses count: a request that failed after minutes of computing still deserves retries.
             stop=lambda state: self._cancelled.is_set() or state.idle_for >= self.endpoint.retry_for,
             sleep=tenacity.sleep_using_event(self._cancelled),

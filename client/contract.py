@@ -218,12 +218,7 @@ def read_contract(connection: Connection) -> Contract:
     found: dict[str, tuple[Contract, str]] = {}
     for model in MODELS:
         for server, config in connection.model_configs(model).items():
-            if "contract" not in config.parameters:
-                raise ContractError(
-                    f"{model} at {server} carries no contract, so nobody knows what it computes: "
-                    "export it with `python -m export` and start the server again"
-                )
-            contract = Contract.parse(config.parameters["contract"].string_value)
+            contract = _contract_in(config, f"{model} at {server}")
             found.setdefault(contract.export_id, (contract, f"{model} at {server}"))
     if len(found) > 1:
         (one, here), (two, there) = list(found.values())[:2]
@@ -235,11 +230,21 @@ def read_contract(connection: Connection) -> Contract:
 
 def check_same(connection: Connection, contract: Contract) -> None:
     """Raise a ContractError where a server no longer serves the export that the work began with."""
-    now = read_contract(connection)
-    if now.export_id != contract.export_id:
+    for _ in connection.endpoint.servers:
+        now = _contract_in(connection.model_config("tile_encoder"), "tile_encoder")
+        if now.export_id != contract.export_id:
+            raise ContractError(
+                f"the server changed from export {contract.export_id} to {now.export_id} meanwhile: run again"
+            )
+
+
+def _contract_in(config: Any, where: str) -> Contract:
+    if "contract" not in config.parameters:
         raise ContractError(
-            f"the server changed from export {contract.export_id} to {now.export_id} meanwhile: run again"
+            f"{where} carries no contract, so nobody knows what it computes: "
+            "export it with `python -m export` and start the server again"
         )
+    return Contract.parse(config.parameters["contract"].string_value)
 
 
 def _read(kind: type[T], value: Any, where: str) -> T:

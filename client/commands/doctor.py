@@ -1,0 +1,41 @@
+"""`client doctor`: what would stop a long run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.commands import options
+from client.doctor import BAD, GOOD, check_all
+from client.endpoint import Endpoint
+
+_MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}
+
+
+@options.shares(endpoint=options.endpoint)
+def command(
+    endpoint: Endpoint,
+    source: Annotated[
+        Path | None, typer.Argument(help="A slide, a folder or a manifest, as for batch.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the outputs shall go.")] = Path("out"),
+    wsi_dir: Annotated[
+        Path | None,
+        typer.Option("--wsi-dir", "--wsi_dir", help="Where a manifest's slides lie, if not beside it."),
+    ] = None,
+) -> None:
+    """Check server, contract, versions, disk and the mpp of every slide before a long run; exit 1 if one
+    fails.
+
+    Example: `python -m client doctor cohort.csv --wsi-dir slides/ --url triton:8001`
+    """
+    console, failed = Console(), False
+    for check in check_all(endpoint, out, source, wsi_dir):
+        failed |= check.state == BAD
+        console.print(f"{_MARKS.get(check.state, '[yellow]warn[/]')} {check.name}:", end=" ", highlight=False)
+        console.print(check.detail, highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)

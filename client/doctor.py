@@ -1,0 +1,123 @@
+"""What would stop a long run, found before it: server, contract, versions, disk, every slide's scale."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openslide
+
+from client import __version__
+from client.connection import Connection
+from client.contract import MODELS, Contract, read_contract
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from client.manifest import read_work_list
+from client.score import SlideSource
+from client.slide import open_slide
+
+GOOD, WARN, BAD = "good", "warn", "bad"
+_PACKAGES = (
+    "tritonclient",
+    "grpcio",
+    "numpy",
+    "h5py",
+    "openslide-python",
+    "tifffile",
+    "imagecodecs",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: `state` is good, warn or bad."""
+
+    name: str
+    state: str
+    detail: str
+
+
+def check_all(endpoint: Endpoint, out: Path, source: Path | None, slides: Path | None) -> Iterator[Check]:
+    """Every check, as it is done; one that fails keeps none from the next."""
+    yield check_versions()
+    contract: Contract | None = None
+    try:
+        with Connection(endpoint) as connection:
+            for server, version in connection.server_versions().items():
+                yield Check(f"server {server}", GOOD, f"Triton {version}")
+            contract = read_contract(connection)
+            yield from check_contract(connection, contract)
+    except ClientError as error:
+        yield Check("server", BAD, str(error))
+    tiles = 0
+    if source:
+        try:
+            todo = read_work_list(source, slides)
+        except ClientError as error:
+            yield Check("slides", BAD, str(error))
+        else:
+            yield from (Check(f"slide {bad.slide_id}", BAD, bad.reason) for bad in todo.bad)
+            for slide in todo.slides:
+                check, most = check_slide(slide, contract)
+                tiles += most
+                yield check
+    yield check_disk(out, tiles, contract)
+
+
+def check_versions() -> Check:
+    """What is installed."""
+    found = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    ours = (
+        f"client {__version__}, Python {platform.python_version()}, OpenSlide {openslide.__library_version__}"
+    )
+    return Check("versions", GOOD, ", ".join([ours, *found]))
+
+
+def check_contract(connection: Connection, contract: Contract) -> Iterator[Check]:
+    """The export, its models' readiness, and whether the ledger can tell queue from compute."""
+    head = f"classes {', '.join(contract.head.classes)}" if contract.head else "no head"
+    detail = (
+        f"export {contract.export_id}, preset {contract.preset}, {contract.precision}, "
+        f"{contract.tile.size_px} px at {contract.tile.mpp:g} mpp, "
+        f"{contract.variant.pooling} pooling of layer {contract.variant.layer}, {head}"
+    )
+    yield Check("contract", GOOD, detail)
+    if not contract.trained:
+        yield Check("weights", WARN, "untrained: scores and maps mean nothing")
+    for model in MODELS:
+        unready = [server for server, ready in connection.models_ready(model).items() if not ready]
+        if unready:
+            yield Check(model, BAD, f"not ready at {', '.join(unready)}: see the server's log")
+    if connection.server_time("tile_encoder", contract.version) is None:
+        yield Check("statistics", WARN, "not readable: `explain` can't tell queue from compute")
+
+
+def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:
+    """Whether a slide opens and knows its scale; also the most tiles it can have (0 where it fails)."""
+    name = f"slide {source.slide_id}"
+    try:
+        with open_slide(source.path, source.mpp) as slide:
+            size, mpp, where = slide.dimensions, slide.mpp, slide.mpp_source
+    except ClientError as error:
+        return Check(name, BAD, str(error)), 0
+    tile_um = contract.tile.size_px * contract.tile.mpp if contract else 128.0
+    tiles = math.prod(math.ceil(px * um / tile_um) for px, um in zip(size, mpp, strict=True))
+    detail = f"{size[0]} x {size[1]} px, mpp {mpp[0]:.4g} x {mpp[1]:.4g} ({where}), at most {tiles} tiles"
+    if contract and tiles > contract.limits.max_tiles:
+        return Check(name, WARN, f"{detail}; the model takes {contract.limits.max_tiles}"), tiles
+    return Check(name, GOOD, detail), tiles
+
+
+def check_disk(out: Path, tiles: int, contract: Contract | None) -> Check:
+    """Free space against the most that the embeddings can take, once finished and once in progress."""
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    need = 2 * tiles * 4 * contract.tile_encoder.embed_dim if contract else 0
+    detail = f"{free / 1e9:.1f} GB free in {place}, at most {need / 1e9:.1f} GB needed"
+    return Check("disk", GOOD if need <= free else BAD, detail)

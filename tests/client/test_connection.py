@@ -1,0 +1,226 @@
+"""Requests over real gRPC channels to a real Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from tritonclient.utils import InferenceServerException
+
+from client.connection import Cancelled, Connection, RequestRefused, ServerUnavailable, is_transient
+from client.contract import Contract, read_contract
+from client.endpoint import Endpoint
+from client.errors import ClientError
+from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
+from server.local import server_environment
+from server.ports import free_port
+
+TILES = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), np.uint8)
+DEAD = "127.0.0.1:1"
+LOOPBACK = "127.0.0.1"
+
+
+def embed(connection: Connection, tiles: np.ndarray = TILES) -> np.ndarray:
+    return connection.infer("tile_encoder", {"TILES": tiles}, ["EMBEDDINGS"])["EMBEDDINGS"]
+
+
+@pytest.fixture(scope="module")
+def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """The endpoint of a Triton with mutual TLS whose configuration is restricted to a header."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    server, ours = authority.issue_cert(LOOPBACK), authority.issue_cert("client.test")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name, issued in (("server", server), ("client", ours)):
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    endpoint = Endpoint(
+        f"{LOOPBACK}:{free_port(LOOPBACK)}",
+        tls_ca=folder / "ca.pem",
+        tls_cert=folder / "client.pem",
+        tls_key=folder / "client.key",
+        headers=(("triton-grpc-protocol-admin", "sesame"),),
+        retry_for=0.5,
+    )
+    command = [
+        tritonserver(TRITON),
+        f"--model-repository={demo_repository}",
+        f"--backend-directory={assemble_backends(TRITON, BACKENDS).resolve()}",
+        f"--backend-config=python,shm-region-prefix-name=tls_{folder.name}_",
+        "--model-config-name=served",
+        "--allow-http=false",
+        "--allow-metrics=false",
+        f"--grpc-address={LOOPBACK}",
+        f"--grpc-port={endpoint.url.rpartition(':')[2]}",
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={folder / 'server.pem'}",
+        f"--grpc-server-key={folder / 'server.key'}",
+        f"--grpc-root-cert={folder / 'ca.pem'}",
+        "--grpc-restricted-protocol=model-config,statistics:admin=sesame",
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=server_environment(TRITON), stdout=log, stderr=log)
+    try:
+        with Connection(replace(endpoint, retry_for=120)) as connection:
+            connection.model_config("tile_encoder")
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "passes"),
+    [
+        ("UNAVAILABLE", "Exceeds maximum queue size", True),
+        ("UNAVAILABLE", "Request timeout expired", True),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", True),
+        ("UNAVAILABLE", "failed to connect to all addresses; Connection refused", True),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-x'", False),
+        ("UNAVAILABLE", "Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", False),
+        ("CANCELLED", "request is cancelled", True),
+        ("INVALID_ARGUMENT", "batch-size must be <= 64", False),
+        ("NOT_FOUND", "Request for unknown model", False),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", False),
+        ("INTERNAL", "onnx runtime error", False),
+    ],
+)
+def test_errors_that_pass_are_told_from_those_that_stay(status: str, message: str, passes: bool) -> None:
+    assert is_transient(InferenceServerException(message, f"StatusCode.{status}")) is passes
+
+
+def test_every_way_to_the_server_gives_the_same_bytes(triton_url: str, connection: Connection) -> None:
+    plain = embed(connection)
+    for endpoint in (
+        Endpoint(triton_url, shared_memory=True),
+        Endpoint(f"{triton_url},{triton_url}"),
+        Endpoint(f"dns:///{triton_url}"),
+        Endpoint(f"{DEAD},{triton_url}"),
+    ):
+        with Connection(endpoint) as other:
+            np.testing.assert_array_equal(embed(other), plain)
+
+
+def test_shared_memory_leaves_nothing_behind(triton_url: str) -> None:
+    before = set(Path("/dev/shm").glob("psm_*"))
+    with Connection(Endpoint(triton_url, shared_memory=True)) as connection:
+        for tiles in (1, 7, 3):  # grows, then fits
+            assert len(embed(connection, TILES[:tiles])) == tiles
+        assert set(Path("/dev/shm").glob("psm_*")) - before
+        status = connection.on_each(lambda client: client.get_system_shared_memory_status())[triton_url]
+        assert len(status.regions) == 1
+    assert set(Path("/dev/shm").glob("psm_*")) == before
+
+
+def test_a_region_that_the_server_lost_is_registered_again(triton_url: str) -> None:
+    with Connection(Endpoint(triton_url, shared_memory=True, retry_for=5), in_flight=1) as connection:
+        first = embed(connection)
+        connection.on_each(lambda client: client.unregister_system_shared_memory())
+        np.testing.assert_array_equal(embed(connection), first)
+
+
+def test_answers_come_in_order_and_requests_are_taken_one_by_one(connection: Connection) -> None:
+    taken: list[int] = []
+
+    def requests() -> Iterator[dict[str, np.ndarray]]:
+        for i in range(12):
+            taken.append(i)
+            yield {"TILES": TILES[i % 7 : i % 7 + 1]}
+
+    whole = embed(connection)
+    for i, answer in enumerate(
+        connection.infer_in_order("tile_encoder", requests(), ["EMBEDDINGS"], window=3)
+    ):
+        np.testing.assert_array_equal(answer["EMBEDDINGS"][0], whole[i % 7])
+        assert len(taken) <= i + 3
+    assert len(taken) == 12
+
+
+def test_what_the_server_refuses_is_not_asked_again(triton_url: str, connection: Connection) -> None:
+    began = time.monotonic()
+    with Connection(Endpoint(triton_url, retry_for=60)) as patient:
+        with pytest.raises(RequestRefused, match=rf"{triton_url} refused .*tile_encoder.*<= 64"):
+            embed(patient, np.zeros((65, 224, 224, 3), np.uint8))
+        with pytest.raises(RequestRefused, match="nobody"):
+            patient.infer("nobody", {"TILES": TILES}, ["EMBEDDINGS"])
+        with pytest.raises(RequestRefused, match="version"):
+            patient.infer("tile_encoder", {"TILES": TILES}, ["EMBEDDINGS"], version=999)
+    assert time.monotonic() - began < 5
+
+
+def test_a_dead_server_is_named_once_its_time_is_over() -> None:
+    with Connection(Endpoint(DEAD, retry_for=0.3)) as connection:
+        with pytest.raises(ServerUnavailable, match=f"no answer from .*{DEAD}.*refused"):
+            embed(connection)
+
+
+def test_a_deadline_names_its_option(triton_url: str) -> None:
+    with Connection(Endpoint(triton_url, timeout=0.001)) as connection:
+        with pytest.raises(ServerUnavailable, match=r"took over 0\.001 s; raise --timeout"):
+            embed(connection)
+
+
+def test_cancelling_ends_also_what_waits_for_a_retry() -> None:
+    connection = Connection(Endpoint(DEAD, retry_for=600))
+    threading.Timer(0.3, connection.cancel).start()
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        embed(connection)
+    assert time.monotonic() - began < 3
+    with pytest.raises(Cancelled):
+        embed(connection)
+    connection.close()
+
+
+def test_mutual_tls_and_headers(guarded: Endpoint, contract: Contract, connection: Connection) -> None:
+    with Connection(guarded) as secure:
+        assert read_contract(secure) == contract
+        np.testing.assert_array_equal(embed(secure), embed(connection))
+        assert secure.server_time("tile_encoder") is not None
+
+
+def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
+    with Connection(replace(guarded, headers=(), retry_for=60)) as connection:
+        with pytest.raises(RequestRefused, match=r"triton-grpc-protocol-admin.*--header"):
+            read_contract(connection)
+        with pytest.raises(RequestRefused, match="--header"):
+            connection.model_config("tile_encoder")
+        assert connection.server_time("tile_encoder") is None
+        assert embed(connection).shape[0] == 7
+
+
+def test_a_server_of_another_authority_is_refused_at_once(guarded: Endpoint, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    began = time.monotonic()
+    with Connection(replace(guarded, tls_ca=tmp_path / "other.pem", retry_for=60)) as connection:
+        with pytest.raises(ServerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            embed(connection)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": ""}, "no server"),
+        ({"timeout": 0}, "--timeout must be positive"),
+        ({"tls_cert": Path("c.pem")}, "--tls-key belong together"),
+        ({"url": "a:1,b:1", "shared_memory": True}, "--shared-memory needs one server"),
+        ({"url": "dns:///a:1", "shared_memory": True}, "--shared-memory needs one server"),
+    ],
+)
+def test_endpoints_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ClientError, match=message):
+        Endpoint(**options)  # type: ignore[arg-type]
+
+
+def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"missing\.pem"):
+        Connection(Endpoint(tls_ca=tmp_path / "missing.pem"))
