@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
-import math
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +12,9 @@ import numpy as np
 
 from client.errors import ClientError
 from client.files import atomic_path
+from client.geojson import tile_features, write_features
 from client.layout import Layout
 from client.store import StoredFeatures, new_file, read_features
-
-# Names are part of the tile's id, so that the same tile has the same id in every run.
-_NAMESPACE = uuid.UUID("5f6f5a0e-8d0b-4d0e-9d7a-6a3f0c0f1b51")
 
 
 def export(layout: Layout, slide_id: str, kinds: frozenset[str], *, again: bool) -> None:
@@ -60,30 +55,18 @@ def write_pt(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
-    """Every tile as a QuPath tile object, level-0 pixels, streamed."""
-    width, height = (int(side) for side in stored.coords_attributes["tile_size_level0"])
-    tissue = stored.tissue
-    with atomic_path(path) as part, part.open("w") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for i, (x, y) in enumerate(stored.coords.tolist()):
-            ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
-            measured = {} if math.isnan(tissue[i]) else {"tissue": round(float(tissue[i]), 4)}
-            feature = {
-                "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, f"{stored.coords_attributes['name']} {x} {y}")),
-                "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": {
-                    "objectType": "tile",
-                    "name": f"tile {i}",
-                    "classification": {"name": "tile", "color": [20, 110, 60]}
-                    if stored.valid[i]
-                    else {"name": "unreadable tile", "color": [200, 30, 30]},
-                    "measurements": measured,
-                    "isLocked": True,
-                },
-            }
-            file.write(("," if i else "") + "\n" + json.dumps(feature))
-        file.write("\n]}\n")
+    """The valid tiles as QuPath's tile objects, with their part of tissue."""
+    attributes, valid = stored.coords_attributes, stored.valid
+    width, height = (int(side) for side in attributes["tile_size_level0"])
+    x, y = (int(start) for start in attributes["bounds_origin"])
+    features = tile_features(
+        stored.coords[valid],
+        (width, height),
+        str(attributes["name"]),
+        measurements={"tissue": [round(part, 4) for part in stored.tissue[valid].tolist()]},
+        origin=(x, y),
+    )
+    write_features(path, features)
 
 
 def require(kinds: frozenset[str]) -> None:

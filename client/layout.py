@@ -49,6 +49,7 @@ class Layout:
             self.features(slide_id),
             self.slide_features(slide_id),
             self.picture(slide_id),
+            self.contours(slide_id),
         ]
 
     def tiles_geojson(self, slide_id: str) -> Path:

@@ -16,6 +16,8 @@ from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.exports import export
 from client.files import OutputError
+from client.geojson import tissue_features
+from client.geojson import write_features as write_geojson
 from client.layout import Layout
 from client.ledger import Ledger
 from client.partial import Partial
@@ -125,8 +127,10 @@ def _process(
 
 def _write(work: Work, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
     layout = work.layout
-    write_patches(layout.patches(slide_id), scored.plan)
+    write_patches(layout.patches(slide_id), scored)
     write_features(layout.features(slide_id), scored, provenance)
     write_slide_features(layout.slide_features(slide_id), scored, provenance)
     write_picture(layout.picture(slide_id), draw_tiles(scored))
+    tissue = tissue_features(scored.contours, slide_id, origin=scored.origin)
+    write_geojson(layout.contours(slide_id), tissue)
     export(layout, slide_id, work.exports, again=True)

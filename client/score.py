@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely.geometry import Polygon
 
 from client.connection import Array, Connection
 from client.contract import Contract
@@ -18,7 +19,7 @@ from client.ledger import Ledger
 from client.partial import Partial
 from client.slide import Pixels, Slide, open_slide
 from client.tiling import TilePlan, plan_tiles
-from client.tissue import TissueMask, mask_from_image, tissue_mask
+from client.tissue import TissueMask, mask_from_file, tissue_mask
 
 THUMBNAIL_PX = 1024
 
@@ -49,7 +50,8 @@ class ScoredSlide:
     """A slide's plan and what the models said of it; the last four are None where no tile was valid."""
 
     plan: TilePlan
-    tissue: TissueMask | None
+    contours: list[Polygon]  # of the tissue, level-0 pixels
+    origin: tuple[int, int]  # where the slide's bounds begin, which QuPath calls (0, 0)
     thumbnail: Pixels
     embeddings: NDArray[np.float32]  # [N, D], NaN where not valid
     valid: NDArray[np.bool_]  # [N]
@@ -88,8 +90,9 @@ def score_slide(
     with ledger.time("open"):
         slide = open_slide(source.path, source.mpp)
     with slide, ledger.time("tissue"):
-        tissue = find_tissue(slide, source.mask) if recipe.tissue or source.mask else None
+        tissue = find_tissue(slide, source, recipe)
         plan = plan_slide(slide, tissue, contract, recipe)
+        contours = tissue.contours() if tissue else []
         thumbnail = slide.thumbnail(THUMBNAIL_PX)
     contract.check_plan(plan)
     frame = contract.grid_coordinates(
@@ -107,13 +110,25 @@ def score_slide(
     if valid.any():
         with ledger.time("slide", embeddings.nbytes):
             layers, embedding, logits = encode_slide(connection, contract, embeddings[valid], frame[valid])
-    resumed = len(begun.valid) if begun else 0
-    return ScoredSlide(plan, tissue, thumbnail, embeddings, valid, layers, embedding, logits, resumed)
+    return ScoredSlide(
+        plan=plan,
+        contours=contours,
+        origin=slide.bounds[:2],
+        thumbnail=thumbnail,
+        embeddings=embeddings,
+        valid=valid,
+        layers=layers,
+        slide=embedding,
+        logits=logits,
+        resumed_tiles=len(begun.valid) if begun else 0,
+    )
 
 
-def find_tissue(slide: Slide, mask: Path | None) -> TissueMask:
-    """The tissue as a mask image or annotations say, else by colour."""
-    return mask_from_image(mask, slide) if mask else tissue_mask(slide)
+def find_tissue(slide: Slide, source: SlideSource, recipe: Recipe) -> TissueMask | None:
+    """The tissue as the source's mask says, else by colour; None where every tile is wanted."""
+    if source.mask:
+        return mask_from_file(source.mask, slide)
+    return tissue_mask(slide) if recipe.tissue else None
 
 
 def plan_slide(slide: Slide, tissue: TissueMask | None, contract: Contract, recipe: Recipe) -> TilePlan:

@@ -65,28 +65,28 @@ class Provenance:
 def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """All of a slide in one file: a TRIDENT feature file with further arrays beside its two."""
     with new_file(path) as file:
-        _write_coords(file, scored.plan, ".")
+        _write_coords(file, scored, ".")
         _write_features(file, scored, provenance, ".")
         _write_slide_arrays(file, scored, provenance, "slide_features", ".")
 
 
-def write_patches(path: Path, plan: TilePlan) -> None:
+def write_patches(path: Path, scored: ScoredSlide) -> None:
     """TRIDENT's `<slide>_patches.h5`: coordinates alone."""
     with new_file(path) as file:
-        _write_coords(file, plan, path.parent.name)
+        _write_coords(file, scored, path.parent.name)
 
 
 def write_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates."""
     with new_file(path) as file:
-        _write_coords(file, scored.plan, path.parent.name)
+        _write_coords(file, scored, path.parent.name)
         _write_features(file, scored, provenance, path.parent.name)
 
 
 def write_slide_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `slide_features_<encoder>/<slide>.h5`: slide embedding, every layer, scores, coordinates."""
     with new_file(path) as file:
-        _write_coords(file, scored.plan, path.parent.name)
+        _write_coords(file, scored, path.parent.name)
         _write_slide_arrays(file, scored, provenance, "features", path.parent.name)
 
 
@@ -132,7 +132,8 @@ def new_file(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def _write_coords(file: h5py.File, plan: TilePlan, folder: str) -> None:
+def _write_coords(file: h5py.File, scored: ScoredSlide, folder: str) -> None:
+    plan = scored.plan
     data = _rows(file, "coords", plan.coords)
     level0 = 10 / plan.mpp_level0[0]
     data.attrs.update(
@@ -140,6 +141,7 @@ def _write_coords(file: h5py.File, plan: TilePlan, folder: str) -> None:
             "patch_size": plan.tile_px,
             "patch_size_level0": plan.patch_size_level0,
             "tile_size_level0": plan.tile_size_level0,
+            "bounds_origin": scored.origin,
             "level0_magnification": min(_MAGNIFICATIONS, key=lambda m: abs(np.log(m / level0))),
             "target_magnification": round(10 / plan.mpp_requested),
             "overlap": plan.overlap,
