@@ -1,0 +1,103 @@
+"""Folders and tables of slides, with the names that people already use."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from client.manifest import ManifestError, read_work_list
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Empty files by slides' names: a work list opens none."""
+    for name in ("s1.svs", "s2.tiff", "sub/s3.ndpi", "series/1.dcm", "series/2.dcm", ".hidden.svs", "note.txt"):
+        (tmp_path / "slides" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "slides" / name).touch()
+    return tmp_path / "slides"
+
+
+def manifest(folder: Path, text: str, name: str = "m.csv") -> Path:
+    path = folder.parent / name
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_with_its_subfolders(folder: Path) -> None:
+    todo = read_work_list(folder)
+    assert [slide.slide_id for slide in todo.slides] == ["s1", "s2", "1", "s3"]
+    assert not todo.bad
+    assert read_work_list(folder / "s1.svs").slides[0].path == folder / "s1.svs"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wsi\ns1.svs\n",  # TRIDENT
+        "wsi,mpp\ns1.svs,0.25\n",
+        "case_id,slide_id,label\np,s1,x\n",  # CLAM
+        "slide_id,label\ns1.svs,x\n",  # prov-gigapath
+        "image_id,data_provider,isup_grade\ns1,karolinska,1\n",  # PANDA
+        "PATIENT,FILENAME\np,s1.svs\n",  # STAMP
+        "sample_id,image_path\ns1,s1.svs\n",
+        "\ufeffSlide_ID;Path\ns1;s1.svs\n",  # Excel
+        "slide_id\tpath\ns1\ts1.svs\n",
+        "file_name\ns1.svs\n\n",
+    ],
+)
+def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
+    todo = read_work_list(manifest(folder, text), folder)
+    assert [(slide.slide_id, slide.path) for slide in todo.slides] == [("s1", folder / "s1.svs")]
+    assert todo.slides[0].mpp == (0.25 if "0.25" in text else None)
+
+
+def test_a_slide_named_by_id_is_found_below_the_folder(folder: Path) -> None:
+    todo = read_work_list(manifest(folder, "slide_id\ns3\n"), folder)
+    assert todo.slides[0].path == folder / "sub" / "s3.ndpi"
+
+
+def test_masks_scales_and_further_columns(folder: Path) -> None:
+    text = "slide_id,path,spacing_at_level_0,mask_path,case_id,label\ns1,s1.svs,0.5,m.png,p1,tumour\ns2,s2.tiff,,,p2,\n"
+    todo = read_work_list(manifest(folder, text), folder)
+    assert (todo.slides[0].mpp, todo.slides[0].mask) == (0.5, folder / "m.png")
+    assert (todo.slides[1].mpp, todo.slides[1].mask) == (None, None)
+    assert todo.columns == {"s1": {"case_id": "p1", "label": "tumour"}, "s2": {"case_id": "p2", "label": ""}}
+
+
+def test_bad_rows_leave_the_others_alone(folder: Path) -> None:
+    text = (
+        "slide_id,path,mpp\ns1,s1.svs,half\ns1,s1.svs,0.5\ns1,s2.tiff,0.5\nx/y,s2.tiff,0.5\ns2,s2.tiff,-1\n"
+        "s2,s2.tiff,nan\ns3,s2.tiff\ns4,s2.tiff,0.5,more\ns5,s2.tiff,0.5\n"
+    )
+    todo = read_work_list(manifest(folder, text), folder)
+    assert [slide.slide_id for slide in todo.slides] == ["s1", "s5"]
+    parts = ["line 2 .*'half'", "already", "can't name", "'-1'", "'nan'", "line 8 .*cells", "line 9 .*cells"]
+    assert len(todo.bad) == len(parts)
+    for bad, part in zip(todo.bad, parts, strict=True):
+        assert re.search(part, bad.reason), bad
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("slide_id,path\n", "holds no slides"),
+        ("name,age\na,1\n", "no column names the slides .has name, age."),
+    ],
+)
+def test_tables_that_are_no_manifest(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        read_work_list(manifest(folder, text))
+
+
+def test_what_is_not_there_or_not_text(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="no such file"):
+        read_work_list(folder / "missing.csv")
+    (folder / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ManifestError, match="not a readable CSV"):
+        read_work_list(folder / "binary.csv")
+    (folder / "none").mkdir()
+    with pytest.raises(ManifestError, match=r"holds no slides .*\.svs"):
+        read_work_list(folder / "none")
