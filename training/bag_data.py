@@ -1,0 +1,115 @@
+"""Slides as a data set: one bag a step, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from training.bags import read_bag
+from training.recipe import DataSection, MaskSection
+from training.tables import Slide
+from training.variant import CoordinateRule
+
+
+class Batch(NamedTuple):
+    """One slide: features f32 [N, D], coords i64 [N, 2], target, masks bool [M, N] (the first keeps all)."""
+
+    features: Tensor
+    coords: Tensor
+    target: Tensor
+    keep: Tensor
+
+
+class SlideBags(Dataset[Batch]):
+    """The bags of some slides, indexed by (epoch, slide): a slide's shuffle and masks differ by epoch."""
+
+    def __init__(
+        self,
+        slides: Sequence[Slide],
+        data: DataSection,
+        rule: CoordinateRule,
+        *,
+        seed: int,
+        training: bool,
+        masks: MaskSection,
+    ) -> None:
+        self.slides = slides
+        self.data = data
+        self.rule = rule
+        self.seed = seed
+        self.shuffle = data.shuffle_tiles == "always" or (training and data.shuffle_tiles == "train")
+        self.masks = masks if training else masks.model_copy(update={"count": 0})
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        epoch, index = place
+        slide = self.slides[index]
+        rng = np.random.default_rng([self.seed, epoch, index])
+        bag = read_bag(Path(self.data.features, f"{slide.slide_id}.h5"), self.rule)
+        order = rng.permutation(len(bag.features)) if self.shuffle else np.arange(len(bag.features))
+        order = order[: self.data.max_tiles]
+        features, coords = bag.features[order], bag.coords[order]
+        return Batch(
+            torch.from_numpy(features),
+            torch.from_numpy(coords),
+            torch.tensor(slide.target),
+            torch.from_numpy(draw_masks(coords, self.masks, rng)),
+        )
+
+
+def draw_masks(
+    coords: npt.NDArray[np.int64], masks: MaskSection, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Masks bool [1 + count, N]: the whole slide, then random squares of tiles, kept by chance."""
+    keep = np.ones((1 + masks.count, len(coords)), bool)
+    steps = np.diff(np.unique(coords[:, 0]))
+    step = int(steps.min()) if len(steps) else 1
+    for row in keep[1:]:
+        regions = coords // (step * int(rng.choice(masks.regions)))
+        _, region = np.unique(regions, axis=0, return_inverse=True)
+        kept = rng.random(region.max() + 1) < rng.uniform(*masks.keep)
+        row[:] = kept[region.ravel()]
+        row[rng.integers(len(row))] = True
+    return keep
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """(epoch, slide) in an order of the seed and the epoch; process `rank` takes every `world`-th one.
+
+    The order is filled up from its beginning until each process has as many slides.
+    """
+
+    def __init__(self, size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch, and on resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        filled = np.resize(order, len(self) * self.world)
+        return iter([(self.epoch, int(index)) for index in filled[self.rank :: self.world]])
+
+
+class Share(Sampler[tuple[int, int]]):
+    """Every world-th slide in order, none twice: what process `rank` evaluates."""
+
+    def __init__(self, size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.places = [(0, index) for index in range(rank, size, world)]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.places)

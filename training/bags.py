@@ -1,0 +1,101 @@
+"""One slide's tile embeddings out of HDF5, in the layout that our client, TRIDENT and Prov-GigaPath write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from training.errors import TrainingError
+from training.variant import CoordinateRule
+
+
+class Bag(NamedTuple):
+    """A slide's tiles: `features` float32 [N, D] and `coords` int64 [N, 2] in the model's frame."""
+
+    features: npt.NDArray[np.float32]
+    coords: npt.NDArray[np.int64]
+
+
+def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
+    """Read `features` [N, D] and `coords` [N, 2] (level-0 px), without tiles that `valid` calls unread.
+
+    `rule` is the embedding variant's: how level-0 pixels become the coordinates from which the position
+    grid is cut in cells of 256.
+
+    Raises:
+        TrainingError: no such file, not HDF5, misshapen, not finite, or no tile at all.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if missing := {"features", "coords"} - set(file):
+                raise TrainingError(f"{path} lacks {' and '.join(sorted(missing))}: embed the slide again")
+            features, coords = file["features"][:], file["coords"][:]
+            valid = file["valid"][:].astype(bool) if "valid" in file else np.ones(len(features), bool)
+            scale = _scale({**file["coords"].attrs, **file["features"].attrs}, rule, path)
+    except OSError as error:
+        reason = "no such file" if not path.exists() else "not a readable HDF5 file"
+        raise TrainingError(f"{path}: {reason}: embed the slide, or take it out of the splits") from error
+    if features.ndim != 2 or coords.shape != (len(features), 2) or len(valid) != len(features):
+        shapes = f"features {features.shape} and coords {coords.shape}"
+        raise TrainingError(f"{path}: {shapes} are not [N, D] and [N, 2]: embed the slide again")
+    features, coords = features[valid].astype(np.float32), coords[valid]
+    if len(features) == 0:
+        raise TrainingError(f"{path} holds no tile: take the slide out of the splits or check its tissue")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        tile = int(np.flatnonzero(~finite)[0])
+        raise TrainingError(f"{path}: tile {tile} has a NaN or infinite feature: embed the slide again")
+    return Bag(features, np.floor(coords * scale).astype(np.int64))
+
+
+def _scale(attributes: dict[str, Any], rule: CoordinateRule, path: Path) -> npt.NDArray[np.float64]:
+    """Frame pixels for one level-0 pixel, (x, y), from the attributes that the embedding tool wrote."""
+    try:
+        if rule == "level0/patch_size_level0":
+            size = attributes.get("tile_size_level0", attributes.get("patch_size_level0"))
+            return np.broadcast_to(256 / np.asarray(size, np.float64), 2)
+        if rule == "target-mpp/256":
+            return np.array([attributes["mpp_level0_x"], attributes["mpp_level0_y"]], np.float64) / 0.5
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: the coordinate rule {rule} needs the slide's scale among the file's attributes: "
+            "embed the slide with our client, or choose level0/256"
+        ) from error
+    return np.ones(2)
+
+
+def check_bags(
+    paths: Iterable[Path],
+    width: int,
+    rule: CoordinateRule,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, str]:
+    """Read every bag once, before training starts; returns the files' SHA-256 by name.
+
+    Raises:
+        TrainingError: the first bag that `read_bag` refuses, or whose features aren't `width` wide.
+    """
+
+    def check(path: Path) -> tuple[str, str]:
+        found = read_bag(path, rule).features.shape[1]
+        if found != width:
+            raise TrainingError(
+                f"{path}: features are {found} wide and the slide encoder takes {width}: embed the slides "
+                "with the preset's own tile encoder"
+            )
+        with path.open("rb") as file:
+            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+
+    digests = {}
+    with ThreadPoolExecutor(4) as pool:
+        for name, digest in pool.map(check, paths):
+            digests[name] = digest
+            progress(len(digests))
+    return digests

@@ -1,0 +1,113 @@
+"""Who is trained on, who validates and who is held out: given splits, or seeded folds grouped by patient."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from training.errors import TrainingError
+from training.tables import Slide, Table, Task
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The slides of one run."""
+
+    train: tuple[Slide, ...]
+    val: tuple[Slide, ...]
+    test: tuple[Slide, ...]
+
+    @property
+    def slides(self) -> tuple[Slide, ...]:
+        """All of them."""
+        return self.train + self.val + self.test
+
+
+def read_presplit(folder: Path, fold: int, slides: dict[str, Slide]) -> Fold:
+    """Fold number `fold` from `train_K.csv`, `val_K.csv`, `test_K.csv`, as Prov-GigaPath writes them."""
+    parts = []
+    for split in SPLITS:
+        path = folder / f"{split}_{fold}.csv"
+        names = Table(path).slide_ids()
+        for name in names:
+            if name not in slides:
+                raise TrainingError(f"{path}: slide {name} has no label: add it to the labels file")
+        parts.append(tuple(slides[name] for name in names))
+    return Fold(*parts)
+
+
+def read_split_column(table: Table, slides: dict[str, Slide]) -> Fold:
+    """The one fold that the labels file's own column `split` names (train, val, test)."""
+    column = table.column("split")
+    parts: dict[str, list[Slide]] = {split: [] for split in SPLITS}
+    for number, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True), start=2):
+        if row[column] not in parts:
+            raise TrainingError(f"{table.at(number)}: split {row[column]!r} is none of {', '.join(SPLITS)}")
+        parts[row[column]].append(slides[slide_id])
+    return Fold(*(tuple(parts[split]) for split in SPLITS))
+
+
+def make_folds(slides: dict[str, Slide], count: int, val_share: float, seed: int) -> list[Fold]:
+    """`count` seeded folds, stratified by label, no patient divided; each slide is held out in one of them.
+
+    About `val_share` of what isn't held out validates.
+    """
+    folds = []
+    for rest, test in _divide(list(slides.values()), count, seed):
+        train, val = _divide(rest, max(2, round(1 / val_share)), seed)[0]
+        folds.append(Fold(tuple(train), tuple(val), tuple(test)))
+    return folds
+
+
+def _divide(slides: Sequence[Slide], pieces: int, seed: int) -> list[tuple[list[Slide], list[Slide]]]:
+    patients = [slide.patient_id for slide in slides]
+    if len(set(patients)) < pieces:
+        raise TrainingError(
+            f"{len(set(patients))} patients can't be divided into {pieces}: ask for fewer folds"
+        )
+    splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
+    labels = [str(slide.target) for slide in slides]
+    divided = splitter.split(np.zeros(len(slides)), labels, patients)
+    return [([slides[i] for i in rest], [slides[i] for i in piece]) for rest, piece in divided]
+
+
+def check_fold(fold: Fold, task: Task) -> None:
+    """Raise TrainingError for an empty split, a patient in two splits, or a class that training lacks."""
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        slides: tuple[Slide, ...] = getattr(fold, split)
+        if not slides:
+            raise TrainingError(f"the {split} split is empty: train, val and test each need slides")
+        name, count = Counter(slide.slide_id for slide in slides).most_common(1)[0]
+        if count > 1:
+            raise TrainingError(f"slide {name} stands {count} times in the {split} split: keep one row")
+        for slide in slides:
+            other = split_of.setdefault(slide.patient_id, split)
+            if other != split:
+                raise TrainingError(
+                    f"patient {slide.patient_id} (slide {slide.slide_id}) is in both {other} and {split}: "
+                    "put all slides of a patient into one split"
+                )
+    for index, name in enumerate(task.classes):
+        flags = {_has(slide, index, task) for slide in fold.train}
+        if True not in flags:
+            raise TrainingError(
+                f"class {name} has no training slide, so it can't be learnt: change the splits"
+            )
+        if task.kind != "multiclass" and False not in flags:
+            raise TrainingError(
+                f"every training slide has class {name}, so it can't be learnt: change the splits"
+            )
+
+
+def _has(slide: Slide, index: int, task: Task) -> bool:
+    if isinstance(slide.target, tuple):
+        return slide.target[index] == 1
+    return slide.target == (1 if task.kind == "binary" else index)

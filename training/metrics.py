@@ -1,0 +1,106 @@
+"""How good predictions are: the field's metrics, with bootstrap intervals over patients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics
+
+from training.head import HeadKind
+
+Array = npt.NDArray[Any]
+
+
+def probabilities(logits: Array, kind: HeadKind) -> Array:
+    """Class probabilities [n, C] of `logits` [n, C]: softmax for `multiclass`, else a sigmoid each."""
+    logits = logits.astype(np.float64)
+    if kind == "multiclass":
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def indicator(truth: Array, classes: int, kind: HeadKind) -> Array:
+    """0 or 1 for each class, int [n, C], of targets as the data set gives them."""
+    if kind == "multiclass":
+        return np.eye(classes, dtype=np.int64)[truth]
+    return truth.reshape(len(truth), classes)
+
+
+def evaluate(truth: Array, scores: Array, classes: Sequence[str], kind: HeadKind) -> dict[str, float]:
+    """Metrics of `scores` [n, C] (probabilities) against `truth`, by name.
+
+    `truth` is the class index int [n] (multiclass) or 0 and 1 a class [n, C]. AUROC and AUPRC (average
+    precision) are one against the rest, by class and as `macro`, the mean over the classes for which they are
+    defined: where the slides are all or none of a class it is NaN. `quadratic_kappa` is for multiclass
+    (ordered classes). Accuracies of `multilabel` and `binary` are means over the labels, threshold 0.5.
+    """
+    flags = indicator(truth, len(classes), kind)
+    result: dict[str, float] = {}
+    if kind == "multiclass":
+        predicted = scores.argmax(axis=1)
+        result["accuracy"] = metrics.accuracy_score(truth, predicted)
+        result["balanced_accuracy"] = _balanced(truth, predicted)
+        result["quadratic_kappa"] = _kappa(truth, predicted, len(classes))
+    else:
+        decided = (scores >= 0.5).astype(int)
+        pairs = list(zip(flags.T, decided.T, strict=True))
+        result["accuracy"] = float(np.mean([metrics.accuracy_score(*pair) for pair in pairs]))
+        result["balanced_accuracy"] = float(np.mean([_balanced(*pair) for pair in pairs]))
+    for name, score in (("auroc", metrics.roc_auc_score), ("auprc", metrics.average_precision_score)):
+        each = [
+            float(score(flag, column)) if 0 < flag.sum() < len(flag) else float("nan")
+            for flag, column in zip(flags.T, scores.T, strict=True)
+        ]
+        defined = [value for value in each if not np.isnan(value)]
+        result[f"{name}_macro"] = float(np.mean(defined)) if defined else float("nan")
+        result |= {f"{name}_{label}": value for label, value in zip(classes, each, strict=True)}
+    return result
+
+
+def intervals(
+    truth: Array,
+    scores: Array,
+    classes: Sequence[str],
+    kind: HeadKind,
+    *,
+    groups: Sequence[str],
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of every metric: whole patients (`groups`, one name a slide) are drawn.
+
+    Draws in which a metric is undefined don't count for it.
+    """
+    rng = np.random.default_rng(seed)
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    slides_of = [np.flatnonzero(member == index) for index in range(len(names))]
+    drawn: list[dict[str, float]] = []
+    for _ in range(samples):
+        chosen = np.concatenate([slides_of[i] for i in rng.integers(len(names), size=len(names))])
+        drawn.append(evaluate(truth[chosen], scores[chosen], classes, kind))
+    edges = 100 * (1 - level) / 2, 100 * (1 + level) / 2
+    result = {}
+    for name in drawn[0]:
+        values = [each[name] for each in drawn if not np.isnan(each[name])]
+        low, high = np.percentile(values, edges) if values else (float("nan"), float("nan"))
+        result[name] = (float(low), float(high))
+    return result
+
+
+def _balanced(truth: Array, predicted: Array) -> float:
+    """Mean recall over the classes that occur."""
+    return float(np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)]))
+
+
+def _kappa(truth: Array, predicted: Array, classes: int) -> float:
+    with warnings.catch_warnings():  # a single class on both sides: undefined, and said so by NaN
+        warnings.simplefilter("ignore")
+        return float(
+            metrics.cohen_kappa_score(truth, predicted, labels=list(range(classes)), weights="quadratic")
+        )

@@ -1,0 +1,207 @@
+"""A fine-tuning recipe: one YAML file, checked strictly before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from training.errors import TrainingError
+from training.head import HeadConfig, HeadKind
+from training.presets import Preset, get_preset
+from training.tables import Task
+from training.variant import EmbeddingVariant, get_recipe
+
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskSection(_Section):
+    """What is predicted.
+
+    Attributes:
+        kind: multiclass, multilabel (a column for each class, named like it) or binary (one class).
+        classes: names in the order of the logits, or names and what the label column says for them.
+        label_column: the label column; null looks for label, isup_grade, target.
+        absent: for `binary`, what the label column says where the class isn't there.
+    """
+
+    kind: HeadKind = "multiclass"
+    classes: dict[str, Text] | list[Text]
+    label_column: str | None = None
+    absent: Text = "0"
+
+    def task(self) -> Task:
+        """What the readers of labels want to know."""
+        named = self.classes if isinstance(self.classes, dict) else {name: name for name in self.classes}
+        HeadConfig(tuple(named), self.kind)
+        values = tuple(named.values())
+        if self.kind == "binary":
+            values = (self.absent, values[0] if isinstance(self.classes, dict) else "1")
+        return Task(self.kind, tuple(named), values, self.label_column)
+
+
+class DataSection(_Section):
+    """Where the data is.
+
+    Attributes:
+        features: folder with an `<slide>.h5` for each slide. labels: CSV with a row for each slide. splits:
+        folder with `train_K.csv`, `val_K.csv`, `test_K.csv`; null takes the labels file's column `split`,
+            or, with more than one fold, makes seeded folds in which no patient is divided.
+        folds: how many. val_share: of seeded folds: the part of what isn't held out that validates.
+        max_tiles: more are cut off (after shuffling, where there is any). shuffle_tiles: never, in
+        training, or always: published runs shuffle in evaluation too, which is not the
+            order that is served.
+    """
+
+    features: Path = Path("features")
+    labels: Path = Path("labels.csv")
+    splits: Path | None = None
+    folds: Count = 1
+    val_share: Share = 0.125
+    max_tiles: Count = 1_000_000
+    shuffle_tiles: Literal["never", "train", "always"] = "never"
+
+
+class OptimSection(_Section):
+    """How weights are learnt.
+
+    Attributes:
+        epochs, warmup_epochs: warm-up is linear, then a half cosine down to `min_lr`, both by step.
+        accumulate: slides a step (a batch is one slide). What an epoch leaves over counts in the next one.
+        base_lr: the learning rate for 256 slides a step; it is scaled by `accumulate` and the processes.
+        weight_decay: of AdamW, not for vectors (biases, norms).
+        layer_decay: the learning rate's factor for each block further from the head.
+        layer_ids: `published` gives the tile projection the head's rate (a quirk of the released code: its
+            prefix check misses the name); `corrected` gives it the class token's.
+        dropout, drop_path: of the slide encoder, in training.
+        train: all weights, or only the head (a linear probe).
+        class_weights: none, `balanced` (inverse frequency in the training split), or one a class.
+    """
+
+    epochs: Count = 5
+    warmup_epochs: float = Field(default=1, ge=0)
+    accumulate: Count = 32
+    base_lr: float = Field(default=2e-3, gt=0)
+    min_lr: float = Field(default=1e-6, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    layer_decay: float = Field(default=0.95, gt=0, le=1)
+    layer_ids: Literal["published", "corrected"] = "published"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    train: Literal["all", "head"] = "all"
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+
+
+class MaskSection(_Section):
+    """Masks in training, so that a masked slide is nothing new to the model when its score is explained.
+
+    Attributes:
+        count: masked copies of a slide beside the whole one, at each step; 0 is none.
+        keep: the least and the largest part of the tiles that a mask keeps.
+        regions: sides, in tiles, of the squares that are kept or masked as one.
+    """
+
+    count: int = Field(default=0, ge=0)
+    keep: tuple[float, float] = (0.1, 0.9)
+    regions: list[Count] = [1, 2, 4]
+
+
+class SelectSection(_Section):
+    """Which epoch's weights a run keeps: the last, or the one best on the validation slides.
+
+    `patience` epochs without a better value of `monitor` end the run early (null: never).
+    """
+
+    epoch: Literal["last", "best"] = "last"
+    monitor: str = "auroc_macro"
+    patience: Count | None = None
+
+
+class ResourceSection(_Section):
+    """What it runs on; the names are Lightning's.
+
+    `precision` auto is 16-mixed where there is a CUDA device and 32-true elsewhere.
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = 1
+    nodes: Count = 1
+    strategy: str = "auto"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    workers: int = Field(default=0, ge=0)
+    threads: Count | None = None
+
+
+class Recipe(_Section):
+    """Everything that decides a run.
+
+    Attributes:
+        preset: demo, gigapath-flash or gigapath. slide_weights: a file, `hf-hub:OWNER/REPOSITORY[/FILE]`,
+        or null: the preset's own. embedding: a named code path (docs/embedding-variants.md), or a variant
+        spelled out; null: the preset's. seed: of folds, order, dropout, masks and the head. bootstrap:
+        draws for the intervals of the metrics.
+    """
+
+    preset: str
+    slide_weights: str | None = None
+    embedding: str | EmbeddingVariant | None = None
+    task: TaskSection
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    masks: MaskSection = MaskSection()
+    select: SelectSection = SelectSection()
+    resources: ResourceSection = ResourceSection()
+    seed: int = 0
+    bootstrap: Count = 1000
+
+    def build_preset(self) -> Preset:
+        """The preset with this recipe's embedding, dropout and classes."""
+        preset = get_preset(self.preset)
+        if isinstance(self.embedding, str):
+            recipe = get_recipe(self.embedding)
+            preset = replace(preset, slide=replace(preset.slide, max_wsi_size=recipe.max_wsi_size))
+            preset = replace(preset, variant=recipe.variant)
+        elif self.embedding:
+            preset = replace(preset, variant=self.embedding)
+        preset.variant.check_depth(preset.slide.depth)
+        slide = replace(preset.slide, dropout=self.optim.dropout, drop_path_rate=self.optim.drop_path)
+        return replace(preset, slide=slide, classes=self.task.task().classes)
+
+
+def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a YAML file; `overrides` are dotted names ("data.features") and values that replace its own.
+
+    Raises:
+        TrainingError: what is unknown, missing or of the wrong kind, by name.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} is not a recipe: it must be a YAML mapping")
+    for name, value in (overrides or {}).items():
+        section = content
+        *parents, last = name.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise TrainingError(f"{path}: {where}: {problem['msg'].lower()}") from error
+    recipe.build_preset()
+    return recipe
