@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from client.attribution.game import Game
 from client.attribution.occlusion import keep_one, occlusion
@@ -27,57 +29,109 @@ BANK_DRAWS = 4
 SHAPLEY_REGIONS = 256
 
 
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How tiles are attributed.
+
+    Attributes:
+        method: `partition_shap` (which tiles share the score), `occlusion` (what the score needs), `keep_one`
+            (what each tile says alone), `shapley_sampling` (as the first, for regions, with standard errors).
+        baselines: what a left-out tile becomes: `mask` (in place, invisible), `mean` or `medoid` (the slide's
+            mean or most typical embedding), one embedding [D], or a bank of them [B, D] to draw from.
+        feature_mask: region of every tile [N], 0..G-1; the tiles of a region come and go together.
+        sliding_window_shapes, strides: side and step, in tiles, of the windows of `occlusion`.
+        max_evals: masks that `partition_shap` may score.
+        n_samples: pairs of orders of `shapley_sampling`.
+        perturbations_per_eval: masks in memory at once; changes no value.
+    """
+
+    method: Method = "partition_shap"
+    baselines: Baselines = "mask"
+    feature_mask: Int64 | None = None
+    sliding_window_shapes: int = 4
+    strides: int = 2
+    max_evals: int = 512
+    n_samples: int = 16
+    perturbations_per_eval: int = 64
+    seed: int = 0
+
+
 def attribute(
     subject: Subject,
     target: Target,
+    settings: Settings | None = None,
     *,
-    method: Method = "partition_shap",
     focus: int = 0,
-    baselines: Baselines = "mask",
-    feature_mask: Int64 | None = None,
     step: tuple[int, int] = (256, 256),
-    sliding_window_shapes: int = 4,
-    strides: int = 2,
-    max_evals: int = 512,
-    n_samples: int = 16,
-    perturbations_per_eval: int = 64,
-    seed: int = 0,
-    progress_callback: Callable[[int], None] | None = None,
+    show_progress: bool = False,
+    progress_callback: Callable[[int], None] = lambda masks: None,
 ) -> Attribution:
-    """Values [N, K] of a slide's tiles.
+    """Values [N, K] of a slide's tiles for the K explained numbers of `target`.
 
-    focus: index of the explained number that `partition_shap` refines for.
-    baselines: what a left-out tile becomes: `mask` (in place, invisible), `mean` or `medoid` (the slide's
-        mean or most typical embedding), one embedding [D], or a bank of them [B, D] whose draws are averaged.
-    feature_mask: region of every tile [N], 0..G-1; the tiles of a region come and go together.
-    step: the tile grid's step (x, y) in level-0 px, on which the windows lie.
-    sliding_window_shapes, strides: side and step, in tiles, of the windows of `occlusion`.
-    max_evals: masks that `partition_shap` may score. n_samples: pairs of orders of `shapley_sampling`.
+    focus: index of the number that `partition_shap` refines for.
+    step: the tile grid's step (x, y) in level-0 px, on which windows lie.
+    show_progress: a bar with the time left on stderr.
     progress_callback: called with the number of masks done since its last call.
     """
-    tiles = np.arange(len(subject.coords), dtype=np.int64)
+    settings = settings or Settings()
+    if show_progress:
+        with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(settings.method, total=planned_masks(subject, settings, step))
+
+            def count(masks: int) -> None:
+                bar.advance(task, masks)
+                progress_callback(masks)
+
+            return attribute(subject, target, settings, focus=focus, step=step, progress_callback=count)
     game = Game(
-        scorer_for(subject, baselines, seed),
+        scorer_for(subject, settings.baselines, settings.seed),
         target,
-        tiles if feature_mask is None else feature_mask,
-        perturbations_per_eval,
-        progress_callback or (lambda count: None),
+        _players(subject, settings),
+        settings.perturbations_per_eval,
+        progress_callback,
     )
-    if method == "partition_shap":
-        return partition_shap(game, subject.coords, max_evals=max_evals, focus=focus)
-    if method == "occlusion":
-        windows = None
-        if feature_mask is None:
-            windows = sliding_windows(grid_cells(subject.coords, step), sliding_window_shapes, strides)
-        return occlusion(game, windows)
-    if method == "keep_one":
-        bags = replace(game, scorer=subject.bags()) if feature_mask is None else None
-        return keep_one(game, bags)
-    if method == "shapley_sampling":
-        if feature_mask is None:
-            game = replace(game, feature_mask=coarse_regions(subject.coords, SHAPLEY_REGIONS))
-        return shapley_sampling(game, n_samples=n_samples, seed=seed)
-    raise ClientError(f"no method {method!r}: choose one of {', '.join(get_args(Method))}")
+    match settings.method:
+        case "partition_shap":
+            return partition_shap(game, subject.coords, max_evals=settings.max_evals, focus=focus)
+        case "occlusion":
+            return occlusion(game, _windows(subject, settings, step))
+        case "keep_one":
+            alone = settings.feature_mask is None
+            return keep_one(game, replace(game, scorer=subject.bags()) if alone else None)
+        case "shapley_sampling":
+            return shapley_sampling(game, n_samples=settings.n_samples, seed=settings.seed)
+        case unknown:
+            raise ClientError(f"no method {unknown!r}: choose one of {', '.join(get_args(Method))}")
+
+
+def planned_masks(subject: Subject, settings: Settings, step: tuple[int, int] = (256, 256)) -> int:
+    """How many masks `attribute` will score, at most."""
+    players = int(_players(subject, settings).max()) + 1
+    match settings.method:
+        case "occlusion":
+            windows = _windows(subject, settings, step)
+            return 2 + (players if windows is None else len(windows))
+        case "shapley_sampling":
+            return 2 + 2 * settings.n_samples * (players - 1)
+        case "keep_one":
+            return 2 + players
+        case _:
+            return max(2, settings.max_evals)
+
+
+def _players(subject: Subject, settings: Settings) -> Int64:
+    if settings.feature_mask is not None:
+        return settings.feature_mask
+    if settings.method == "shapley_sampling":
+        return coarse_regions(subject.coords, SHAPLEY_REGIONS)
+    return np.arange(len(subject.coords), dtype=np.int64)
+
+
+def _windows(subject: Subject, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:
+    if settings.feature_mask is not None:
+        return None
+    cells = grid_cells(subject.coords, step)
+    return sliding_windows(cells, settings.sliding_window_shapes, settings.strides)
 
 
 def scorer_for(subject: Subject, baselines: Baselines, seed: int = 0) -> Scorer:

@@ -9,6 +9,8 @@ import numpy as np
 from client.attribution.game import Game
 from client.attribution.scorer import Float64, Int64, Mask
 
+STEPS = 10
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -17,7 +19,11 @@ class Curves:
     fractions: Float64
     most_first: Float64  # v without the top fraction: deletion (MIF)
     least_first: Float64  # v without the bottom fraction (LIF)
-    insertion: Float64  # v of the top fraction alone
+
+    @property
+    def insertion(self) -> tuple[Float64, Float64]:
+        """Fractions, and v of the top fraction alone: LIF read backwards, since the rest is then left out."""
+        return 1 - self.fractions[::-1], self.least_first[::-1]
 
     @property
     def gain(self) -> float:
@@ -28,26 +34,12 @@ class Curves:
         return area(self.fractions, self.least_first) - area(self.fractions, self.most_first)
 
 
-def curves(game: Game, order: Int64, focus: int, steps: int = 10) -> Curves:
+def curves(game: Game, order: Int64, focus: int, steps: int = STEPS) -> Curves:
     """Curves of an `order` [G] of the players, most important first, at `steps` + 1 fractions."""
-    counts = np.unique(np.rint(np.linspace(0, len(order), steps + 1)).astype(int))
-    kept = np.concatenate(
-        [
-            _without_first(order, counts),
-            _without_first(order[::-1], counts),
-            ~_without_first(order, counts),
-        ]
-    )
-    most, least, insertion = game.values(kept)[:, focus].reshape(3, -1)
-    return Curves(counts / len(order), most, least, insertion)
-
-
-def gain(game: Game, order: Int64, focus: int, steps: int = 10) -> float:
-    """SRG of an order alone, without the insertion curve."""
-    counts = np.unique(np.rint(np.linspace(0, len(order), steps + 1)).astype(int))
+    counts = np.unique(np.rint(np.linspace(0, len(order), steps + 1)).astype(np.int64))
     kept = np.concatenate([_without_first(order, counts), _without_first(order[::-1], counts)])
     most, least = game.values(kept)[:, focus].reshape(2, -1)
-    return area(counts / len(order), least) - area(counts / len(order), most)
+    return Curves(counts / len(order), most, least)
 
 
 def descending(values: Float64) -> Int64:

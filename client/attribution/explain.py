@@ -1,42 +1,43 @@
-"""From a slide's embeddings and a server to a map of what drives its score."""
+"""From a slide's embeddings and a server to a map of what drives its score, and how far to trust it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from client.attribution.attribute import Baselines, Method, attribute
+from client.attribution.attribute import Settings, attribute, planned_masks
 from client.attribution.embedded import EmbeddedSlide
 from client.attribution.memo import Memo
+from client.attribution.reliability import Reliability, assess, planned_checks
 from client.attribution.result import Attribution
-from client.attribution.served import ServedForward
+from client.attribution.scorer import Forward
 from client.attribution.subject import Subject
 from client.attribution.target import HeadKind, Score, Target
-from client.connection import Connection
 from client.contract import Contract
 from client.errors import ClientError
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is under way, masks done and masks planned."""
+# Bags of one tile are tiny forwards, but one request each: beside the map only where they take no time.
+KEEP_ONE_TILES = 2000
 
 
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What to explain and how; `target` None is the class that the slide scores highest."""
+@dataclass(frozen=True)
+class Pace:
+    """Where an explanation stands: masks asked of how many at most, and what a forward costs."""
 
-    method: Method = "partition_shap"
-    target: str | None = None
-    score: Score = "log_odds"
-    baselines: Baselines = "mask"
-    region: int = 4
-    stride: int = 2
-    max_evals: int = 512
-    n_samples: int = 16
-    seed: int = 0
+    stage: str
+    done: int
+    planned: int
+    seconds_a_forward: float | None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Masks left times the measured cost of one."""
+        if self.seconds_a_forward is None:
+            return None
+        return max(0, self.planned - self.done) * self.seconds_a_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,13 @@ class Explanation:
     slide: EmbeddedSlide
     contract: Contract
     settings: Settings
+    score: Score
     focus: int
     attribution: Attribution
+    keep_one: Attribution | None
+    reliability: Reliability | None
+    forwards: int
+    seconds: float
 
     @property
     def target(self) -> str:
@@ -57,15 +63,21 @@ class Explanation:
 
 def explain(
     slide: EmbeddedSlide,
-    connection: Connection,
+    forward: Forward,
     contract: Contract,
     settings: Settings | None = None,
     *,
+    target: str | None = None,
+    score: Score = "log_odds",
+    checks: bool = True,
     memo: Memo | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Callable[[Pace], None] = lambda pace: None,
 ) -> Explanation:
-    """Attribute the slide's score to its tiles through the server's `slide_occlusion`.
+    """Attribute the slide's score to its tiles.
 
+    forward: the model, `served.ServedForward` for the server's `slide_occlusion`.
+    target: a class name; None is the class that the slide scores highest.
+    checks: measure the reliability too.
     memo: scores kept from an interrupted run, and for the next one.
 
     Raises:
@@ -73,69 +85,96 @@ def explain(
     """
     settings = settings or Settings()
     slide.check(contract)
-    forward = ServedForward(connection, contract, partial(slide.frame, contract))
     subject = Subject(forward, slide.embeddings, slide.coords, model=contract.export_id, memo=memo)
-    target, focus = choose_target(subject, contract, settings)
-    done = 0
+    numbers, focus = choose_target(subject, contract, target, score)
+    alone = replace(settings, method="keep_one", feature_mask=None)
+    with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
+    planned = planned_masks(subject, settings, slide.step)
+    planned += planned_masks(subject, alone) if with_keep_one else 0
+    planned += planned_checks(subject, settings) if checks else 0
+    stage, done = "", 0
 
     def count(masks: int) -> None:
         nonlocal done
         done += masks
-        progress(settings.method, done, max(done, settings.max_evals))
+        cost = subject.seconds / subject.forwards if subject.forwards else None
+        progress(Pace(stage, done, planned, cost))
 
-    attribution = attribute(
-        subject,
-        target,
-        method=settings.method,
-        focus=focus,
-        baselines=settings.baselines,
-        step=slide.step,
-        sliding_window_shapes=settings.region,
-        strides=settings.stride,
-        max_evals=settings.max_evals,
-        n_samples=settings.n_samples,
-        seed=settings.seed,
-        progress_callback=count,
+    stage = settings.method
+    result = attribute(subject, numbers, settings, focus=focus, step=slide.step, progress_callback=count)
+    planned -= planned_masks(subject, settings, slide.step) - result.evaluations
+    stage = "keep_one"
+    kept = attribute(subject, numbers, alone, focus=focus, progress_callback=count) if with_keep_one else None
+    stage = "reliability"
+    reliability = (
+        assess(subject, numbers, result, settings, focus=focus, progress_callback=count) if checks else None
     )
-    return Explanation(slide, contract, settings, focus, attribution)
+    return Explanation(
+        slide,
+        contract,
+        settings,
+        score,
+        focus,
+        result,
+        kept,
+        reliability,
+        subject.forwards,
+        subject.seconds,
+    )
 
 
-def choose_target(subject: Subject, contract: Contract, settings: Settings) -> tuple[Target, int]:
+def choose_target(
+    subject: Subject, contract: Contract, target: str | None, score: Score
+) -> tuple[Target, int]:
     """The explained numbers and which of them is the target."""
     scores = subject.masked()(np.ones((1, len(subject.coords)), dtype=bool))
     head = contract.head
-    if settings.score == "embedding" or head is None:
-        if settings.target is not None:
-            raise ClientError(
-                "the `embedding` score has no classes: leave the target out"
-                if head
-                else "the served model has no classification head: only `embedding` can be explained"
-            )
+    if head is None and score != "embedding":
+        raise ClientError(
+            "the served model has no classification head: explain its embedding (--score embedding)"
+        )
+    if head is None or score == "embedding":
+        if target is not None:
+            raise ClientError("the embedding has no classes: leave --target out, or choose another --score")
         return Target(("embedding",), "embedding", reference=scores.slide[0]), 0
-    target = Target(head.classes, settings.score, cast(HeadKind, head.kind))
-    if settings.target is None:
-        return target, int(scores.logits[0].argmax())
-    if settings.target not in head.classes:
-        raise ClientError(f"no class {settings.target!r}: the served model knows {', '.join(head.classes)}")
-    return target, head.classes.index(settings.target)
+    numbers = Target(head.classes, score, cast(HeadKind, head.kind))
+    if target is None:
+        return numbers, int(scores.logits[0].argmax())
+    if target not in head.classes:
+        raise ClientError(f"no class {target!r}: the served model knows {', '.join(head.classes)}")
+    return numbers, head.classes.index(target)
 
 
 def provenance(explanation: Explanation) -> dict[str, Any]:
     """What a reader of the result needs to know of how it was made (JSON-able)."""
-    settings, result = explanation.settings, explanation.attribution
-    bank = settings.baselines if isinstance(settings.baselines, str) else f"bank {settings.baselines.shape}"
-    return {
-        "method": result.method,
+    settings, result, trust = explanation.settings, explanation.attribution, explanation.reliability
+    baselines = settings.baselines
+    about: dict[str, Any] = {
         "target": explanation.target,
-        "score": settings.score,
-        "occluder": bank,
-        "classes": list(result.names),
-        "base": result.base.tolist(),
-        "full": result.full.tolist(),
-        "evaluations": result.evaluations,
-        "additive": result.additive,
+        "score": explanation.score,
+        "occluder": baselines if isinstance(baselines, str) else f"bank of {len(np.atleast_2d(baselines))}",
         "seed": settings.seed,
         "export_id": explanation.contract.export_id,
         "trained": explanation.contract.trained,
         "embeddings_sha256": explanation.slide.digest,
+    }
+    if trust is not None:
+        about |= {
+            "slot_noise": trust.slot_noise,
+            "noise_floor": trust.noise_floor,
+            "other_occluder": trust.other_occluder,
+            "agreement": trust.agreement,
+            "redundancy": trust.redundancy,
+            "srg": trust.curves.gain,
+            "random_srg": list(trust.random_gains),
+            "beats_random": trust.beats_random,
+            "curve_fractions": trust.curves.fractions.tolist(),
+            "deletion": trust.curves.most_first.tolist(),
+            "least_first": trust.curves.least_first.tolist(),
+            "insertion": trust.curves.insertion[1].tolist(),
+            "warnings": trust.warnings(),
+        }
+    return about | {
+        "unresolved": result.unresolved,
+        "completeness_gap": result.completeness_gap.tolist(),
     }

@@ -48,6 +48,12 @@ class Memo:
                 [(key, logits.tobytes(), slide.tobytes()) for key, logits, slide in rows],
             )
 
+    def __enter__(self) -> Memo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()

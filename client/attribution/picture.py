@@ -19,7 +19,7 @@ from client.attribution.scorer import Float64, Int64
 Pixels = NDArray[np.uint8]
 
 COLOURS = matplotlib.colormaps["RdBu_r"]
-OPACITY, FAINT = 0.65, 0.25
+OPACITY, FAINT, TISSUE = 0.65, 0.25, 0.7
 HATCH_PERIOD, HATCH_GREY = 7, 110
 DPI, MARGIN, SIDE, LINE = 100, 12, 130, 18  # px
 
@@ -67,7 +67,7 @@ def draw_map(
     values [N]: NaN is not drawn. faint [N]: hatched and pale, for values within the noise.
     """
     grey = cv2.cvtColor(cv2.cvtColor(canvas.pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    picture = grey.astype(np.float32)
+    picture = 255 - TISSUE * (255 - grey.astype(np.float32))
     rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
     hatch = (rows + columns) % HATCH_PERIOD == 0
     colours = 255 * COLOURS(0.5 + 0.5 * np.clip(values / limit, -1, 1))[:, :3]
@@ -80,7 +80,8 @@ def draw_map(
         tile += opacity * (colours[i] - tile)
         if pale:
             tile[hatch[y0:y1, x0:x1]] = HATCH_GREY
-    return np.rint(picture).astype(np.uint8)
+    pixels: Pixels = np.rint(picture).astype(np.uint8)
+    return pixels
 
 
 def save_figure(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from client.attribution.attribute import Baselines, Method, attribute, scorer_for
-from client.attribution.curves import Curves, curves, descending, gain, random_orders, spearman
+from client.attribution.attribute import Baselines, Method, Settings, attribute, planned_masks, scorer_for
+from client.attribution.curves import STEPS, Curves, curves, descending, random_orders, spearman
 from client.attribution.game import Game
 from client.attribution.regions import coarse_regions
 from client.attribution.result import Attribution
@@ -82,34 +82,30 @@ def assess(
     subject: Subject,
     target: Target,
     result: Attribution,
+    settings: Settings,
     *,
-    method: Method,
     focus: int,
-    baselines: Baselines = "mask",
-    seed: int = 0,
-    progress_callback: Callable[[int], None] | None = None,
+    progress_callback: Callable[[int], None] = lambda masks: None,
 ) -> Reliability:
-    """Measure the reliability of `result`, the map of `method` with `baselines`; about 350 masks."""
-    notify = progress_callback or (lambda count: None)
+    """Measure the reliability of `result`, which `settings` made."""
+    baselines, seed = settings.baselines, settings.seed
     tiles = np.arange(len(subject.coords), dtype=np.int64)
-    game = Game(scorer_for(subject, baselines, seed), target, tiles, progress_callback=notify)
+    game = Game(scorer_for(subject, baselines, seed), target, tiles, progress_callback=progress_callback)
     regions = coarse_regions(subject.coords, REGIONS)
 
-    def on_regions(kind: Method, occluder: Baselines) -> Float64:
-        found = attribute(
-            subject,
-            target,
-            method=kind,
-            focus=focus,
+    def on_regions(method: Method, occluder: Baselines) -> Float64:
+        coarse = replace(
+            settings,
+            method=method,
             baselines=occluder,
             feature_mask=regions,
             max_evals=EVALS_PER_OCCLUDER,
             n_samples=2,
-            seed=seed,
-            progress_callback=notify,
         )
+        found = attribute(subject, target, coarse, focus=focus, progress_callback=progress_callback)
         return _of_regions(found.values[:, focus], regions, found.additive)
 
+    method = settings.method
     other: Baselines = "mean" if isinstance(baselines, str) and baselines == "mask" else "mask"
     slot_noise, noise_floor = _slot_noise(subject, game, focus, seed)
     values = np.nan_to_num(result.values[:, focus])
@@ -127,8 +123,21 @@ def assess(
             on_regions("occlusion", baselines), on_regions("partition_shap", baselines)
         ),
         curves=curves(game, descending(values), focus),
-        random_gains=tuple(gain(game, order, focus) for order in random_orders(regions, RANDOM_ORDERS, seed)),
+        random_gains=tuple(
+            curves(game, order, focus).gain for order in random_orders(regions, RANDOM_ORDERS, seed)
+        ),
     )
+
+
+def planned_checks(subject: Subject, settings: Settings) -> int:
+    """How many masks `assess` will ask for, at most; many of them are already scored."""
+    regions = coarse_regions(subject.coords, REGIONS)
+    count = int(regions.max()) + 1
+    coarse = replace(settings, feature_mask=regions, max_evals=EVALS_PER_OCCLUDER, n_samples=2)
+    rolled = (ROLLS + 1) * (1 + 2 * ROLLED_TILES)
+    occluders = 2 * planned_masks(subject, coarse)
+    redundancy = count + 2 + EVALS_PER_OCCLUDER
+    return rolled + occluders + redundancy + 2 * (STEPS + 1) * (1 + RANDOM_ORDERS)
 
 
 def redundancy_index(necessity: Float64, shapley: Float64) -> float:

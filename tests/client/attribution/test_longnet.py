@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.attribution.attribute import attribute
+from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import spearman
 from client.attribution.game import Game
 from client.attribution.occlusion import occlusion
@@ -118,9 +118,8 @@ def test_masks_give_the_same_scores_one_by_one_and_64_at_a_time(
 
 def test_head_randomisation_changes_the_map(tiles: tuple[Float32, Int64], target: Target) -> None:
     maps = []
+    settings = Settings(method="occlusion", feature_mask=np.arange(TILES))
     for seed in (3, 4):
         subject = Subject(TorchForward(build_models("demo", seed=seed).slide_model.eval()), *tiles)
-        maps.append(
-            attribute(subject, target, method="occlusion", feature_mask=np.arange(TILES)).values[:, 1]
-        )
+        maps.append(attribute(subject, target, settings).values[:, 1])
     assert abs(spearman(np.abs(maps[0]), np.abs(maps[1]))) < 0.5

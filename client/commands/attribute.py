@@ -1,0 +1,234 @@
+"""`client attribute`: which tiles drive a slide's score."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import h5py
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from client.attribution.attribute import Method, Occluder, Settings
+from client.attribution.embedded import read_embedded
+from client.attribution.explain import Explanation, Pace, explain
+from client.attribution.memo import Memo
+from client.attribution.served import ServedForward
+from client.attribution.target import Score
+from client.commands import options
+from client.commands.score import progress_bar
+from client.connection import Connection
+from client.contract import Contract, check_same, read_contract
+from client.digest import slide_sha256
+from client.embedding import Pace as ScorePace
+from client.endpoint import Endpoint
+from client.ledger import Ledger
+from client.records import recipe_hash
+from client.score import Recipe, SlideSource, score_slide
+from client.slide import Slide, open_slide
+from client.store import Provenance, read_features, write_slide
+
+
+@options.shares(endpoint=options.endpoint, recipe=options.recipe, pace=options.pace)
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SLIDE_OR_H5",
+            help="A slide, or the H5 that `client score` made of it.",
+            show_default=False,
+        ),
+    ],
+    endpoint: Endpoint,
+    recipe: Recipe,
+    pace: ScorePace,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outputs [default: the H5's, or out].")
+    ] = None,
+    slide: Annotated[
+        Path | None, typer.Option(help="The slide of an H5, to draw on; no tile of it is encoded.")
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per level-0 pixel, where the slide doesn't tell.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Class to explain; may be repeated [default: the predicted one].")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="Which question: see docs/attribution.md.")
+    ] = "partition_shap",
+    score: Annotated[Score, typer.Option(help="The number that is explained.")] = "log_odds",
+    occluder: Annotated[Occluder, typer.Option(help="What a left-out tile becomes.")] = "mask",
+    bank: Annotated[
+        Path | None, typer.Option(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
+    ] = None,
+    max_evals: Annotated[int, typer.Option(min=2, help="Masks that partition_shap may score.")] = 512,
+    n_samples: Annotated[int, typer.Option(min=2, help="Pairs of orders of shapley_sampling.")] = 16,
+    region: Annotated[int, typer.Option(min=1, help="Side of occlusion's windows, in tiles.")] = 4,
+    stride: Annotated[int, typer.Option(min=1, help="Step of occlusion's windows, in tiles.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="For what is sampled.")] = 0,
+    limit: Annotated[
+        float | None, typer.Option(min=0, help="Fix the colours' limit, to compare slides.")
+    ] = None,
+    checks: Annotated[bool, typer.Option(help="Measure how far the map can be trusted.")] = True,
+) -> None:
+    """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
+
+    Every scored mask is kept in OUT/SLIDE-masks.sqlite: started again, an interrupted run goes on there.
+
+    Example: `python -m client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
+    """
+    settings = Settings(
+        method=method,
+        baselines=read_features(bank).embeddings if bank else occluder,
+        sliding_window_shapes=region,
+        strides=stride,
+        max_evals=max_evals,
+        n_samples=n_samples,
+        seed=seed,
+    )
+    with ExitStack() as stack:
+        connection = stack.enter_context(Connection(endpoint, in_flight=pace.in_flight))
+        contract = read_contract(connection)
+        if source.is_file() and h5py.is_hdf5(source):
+            h5 = source
+        else:
+            slide, h5 = source, (out or Path("out")) / f"{source.stem}.h5"
+            _score_if_new(SlideSource(source, source.stem, mpp), h5, connection, contract, recipe, pace)
+        embedded = read_embedded(h5)
+        forward = ServedForward(connection, contract, partial(embedded.frame, contract))
+        opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
+        folder = out or h5.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        memo = stack.enter_context(Memo(folder / f"{embedded.slide_id}-masks.sqlite"))
+        targets: list[str | None] = [*target] if target else [None]
+        for name in targets:
+            with ForwardBar() as bar:
+                explanation = explain(
+                    embedded,
+                    forward,
+                    contract,
+                    settings,
+                    target=name,
+                    score=score,
+                    checks=checks,
+                    memo=memo,
+                    progress=bar.show,
+                )
+            check_same(connection, contract)
+            written = _write(explanation, h5, folder, opened, limit)
+            _report(explanation, forward, written)
+
+
+class ForwardBar(Progress):
+    """Masks done, of how many, and the time left from the measured cost of a forward."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("masks {task.fields[left]}"),
+            console=options.console,
+            transient=True,
+        )
+        self._task = self.add_task("first forward", total=None, left="")
+
+    def show(self, pace: Pace) -> None:
+        """Draw where an explanation stands."""
+        left = ""
+        if pace.seconds_left is not None and pace.seconds_a_forward is not None:
+            minutes, seconds = divmod(round(pace.seconds_left), 60)
+            left = f"at {pace.seconds_a_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
+        self.update(self._task, description=pace.stage, completed=pace.done, total=pace.planned, left=left)
+
+
+def _score_if_new(
+    source: SlideSource,
+    h5: Path,
+    connection: Connection,
+    contract: Contract,
+    recipe: Recipe,
+    pace: ScorePace,
+) -> None:
+    """Score the slide unless `h5` already holds what this slide, contract and recipe give."""
+    with open_slide(source.path, source.mpp):
+        pass  # a missing or broken slide is told before anything is hashed
+    content = slide_sha256(source.path)
+    key = recipe_hash(source, content, contract, recipe)
+    if h5.exists() and read_features(h5).attributes.get("recipe_hash") == key:
+        return
+    with progress_bar(options.console) as bar:
+        task = bar.add_task(source.path.name, total=None)
+        scored = score_slide(
+            source,
+            connection,
+            contract,
+            recipe,
+            pace,
+            ledger=Ledger(),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    check_same(connection, contract)
+    write_slide(h5, scored, Provenance(contract, content, key))
+
+
+def _write(
+    explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None
+) -> list[Path]:
+    # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
+    from client.attribution.outputs import (
+        PLAIN_GEOJSON_TILES,
+        canvas_for,
+        write_arrays,
+        write_geojson,
+        write_map,
+    )
+
+    stem = f"{explanation.slide.slide_id}-{explanation.attribution.method}-{explanation.target}"
+    suffix = ".geojson" if len(explanation.slide.coords) <= PLAIN_GEOJSON_TILES else ".geojson.gz"
+    picture, tiles = folder / f"{stem}.png", folder / f"{stem}{suffix}"
+    write_arrays(h5, explanation)
+    write_map(picture, explanation, canvas_for(explanation, slide), limit)
+    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
+    return [h5, picture, tiles]
+
+
+def _report(explanation: Explanation, forward: ServedForward, written: list[Path]) -> None:
+    """The short table at the end."""
+    console, result, trust = Console(), explanation.attribution, explanation.reliability
+    focus = explanation.focus
+    if not explanation.contract.trained:
+        console.print(
+            f"[yellow]The weights of the served preset {explanation.contract.preset!r} are untrained."
+        )
+    table = Table(show_header=False, box=None)
+    table.add_row("explained", f"{explanation.score} of {explanation.target}, {result.method}")
+    table.add_row("whole slide", f"{result.full[focus]:+.4g}")
+    table.add_row("nothing", f"{result.base[focus]:+.4g}")
+    if result.additive:
+        table.add_row("completeness gap", f"{result.completeness_gap[focus]:.1e}")
+    if trust is not None:
+        table.add_row(
+            "SRG", f"{trust.curves.gain:+.4g}, random up to {max(map(abs, trust.random_gains)):.4g}"
+        )
+        table.add_row("noise of slots", f"{trust.slot_noise:.2g} the slide, {trust.noise_floor:.2g} a tile")
+        table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
+        table.add_row("redundancy", f"{trust.redundancy:.2f}")
+    rate = (
+        f"{1000 * explanation.seconds / explanation.forwards:.3g} ms each"
+        if explanation.forwards
+        else "all kept"
+    )
+    table.add_row("forwards", f"{explanation.forwards}, {rate}, {forward.bytes_sent / 1e6:.1f} MB sent")
+    console.print(table)
+    for warning in trust.warnings() if trust else []:
+        console.print(
+            f"this map {warning}" if warning.startswith("does") else warning, style="yellow", markup=False
+        )
+    for path in written:
+        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
