@@ -42,13 +42,16 @@ class Pace:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A slide's attribution and what it was made with; `focus` is the target's column of the values."""
+    """A slide's attribution and what it was made with; `focus` is the target's column of the values
+    of `numbers`."""
 
     slide: EmbeddedSlide
     contract: Contract
     settings: Settings
     score: Score
     focus: int
+    subject: Subject
+    numbers: Target
     attribution: Attribution
     keep_one: Attribution | None
     reliability: Reliability | None
@@ -115,6 +118,8 @@ def explain(
         settings,
         score,
         focus,
+        subject,
+        numbers,
         result,
         kept,
         reliability,

@@ -1,4 +1,4 @@
-"""The files an explanation becomes: arrays in the slide's HDF5, a map, tiles for QuPath."""
+"""The files an explanation becomes: arrays in the slide's HDF5, tiles for QuPath (`pictures` has more)."""
 
 from __future__ import annotations
 
@@ -11,45 +11,13 @@ import h5py
 import numpy as np
 
 from client.attribution.explain import Explanation, provenance
-from client.attribution.picture import Canvas, colour_limit, draw_map, save_figure
 from client.attribution.result import Attribution
 from client.attribution.scorer import Float64
 from client.errors import ClientError
 from client.files import atomic_path
 from client.geojson import tile_features, write_features
-from client.slide import Slide
 
-LONGEST_PX = 1200
 PLAIN_GEOJSON_TILES = 20_000
-
-UNITS = {
-    "log_odds": "log-odds of {}",
-    "probability": "probability of {}",
-    "logit": "logit of {}",
-    "embedding": "likeness to the whole slide's {}",
-}
-
-
-def canvas_for(explanation: Explanation, slide: Slide | None) -> Canvas:
-    """The slide's overview, or white where only its embeddings are at hand."""
-    if slide is None:
-        return Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
-    overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
-    return Canvas(overview.pixels, overview.downsample)
-
-
-def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:
-    """The target's map as PNG; `limit` fixes the colours, so that slides can be compared."""
-    result, trust, slide = explanation.attribution, explanation.reliability, explanation.slide
-    values = result.values[:, explanation.focus]
-    limit = limit or colour_limit(values)
-    faint = np.abs(values) < trust.noise_floor if trust else None
-    picture = draw_map(canvas, slide.coords, slide.tile_size, values, limit, faint)
-    unit = UNITS[explanation.score].format(explanation.target)
-    with atomic_path(path) as part:
-        save_figure(
-            part, picture, limit, title=_title(explanation), unit=unit, warnings=_warnings(explanation)
-        )
 
 
 def write_arrays(path: Path, explanation: Explanation) -> None:
@@ -136,26 +104,3 @@ def _rows(explanation: Explanation, values: Float64) -> Float64:
     rows = np.full((explanation.slide.total, *values.shape[1:]), np.nan)
     rows[explanation.slide.rows] = values
     return rows
-
-
-def _title(explanation: Explanation) -> list[str]:
-    result, focus, trust = explanation.attribution, explanation.focus, explanation.reliability
-    occluder = explanation.settings.baselines
-    lines = [
-        f"{explanation.slide.slide_id}: {explanation.target}, {result.method}",
-        f"whole slide {result.full[focus]:+.3g}, nothing {result.base[focus]:+.3g}, sum of tiles "
-        f"{np.nansum(result.values[:, focus]):+.3g}; {result.evaluations} masks, "
-        f"occluder {occluder if isinstance(occluder, str) else 'bank'}",
-    ]
-    if trust is not None:
-        lines.append(
-            f"SRG {trust.curves.gain:+.3g} (random up to {max(map(abs, trust.random_gains)):.3g}), "
-            f"noise floor {trust.noise_floor:.2g} (hatched below), redundancy {trust.redundancy:.2f}, "
-            f"agreement with {trust.other_occluder} {trust.agreement:+.2f}"
-        )
-    return lines
-
-
-def _warnings(explanation: Explanation) -> list[str]:
-    untrained = [] if explanation.contract.trained else ["untrained weights: this map shows nothing real"]
-    return untrained + (explanation.reliability.warnings() if explanation.reliability else [])

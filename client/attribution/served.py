@@ -66,3 +66,15 @@ class ServedForward:
 def _scores(answer: dict[str, Array]) -> Scores:
     slide = answer["SLIDE"]
     return Scores(answer.get("LOGITS", np.zeros((len(slide), 0), dtype=np.float32)), slide)
+
+
+def served_tile_encoder(connection: Connection, contract: Contract) -> Callable[[Array], Float32]:
+    """The server's `tile_encoder`: tiles uint8 [B, 224, 224, 3] -> embeddings [B, D], any B."""
+
+    def encode(tiles: Array) -> Float32:
+        size = contract.tile.max_batch
+        batches = ({"TILES": tiles[start : start + size]} for start in range(0, len(tiles), size))
+        answers = connection.infer_in_order("tile_encoder", batches, ["EMBEDDINGS"], version=contract.version)
+        return np.concatenate([answer["EMBEDDINGS"] for answer in answers])
+
+    return encode

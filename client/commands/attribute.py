@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import h5py
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -17,8 +18,9 @@ from client.attribution.attribute import Method, Occluder, Settings
 from client.attribution.embedded import read_embedded
 from client.attribution.explain import Explanation, Pace, explain
 from client.attribution.memo import Memo
-from client.attribution.served import ServedForward
+from client.attribution.served import ServedForward, served_tile_encoder
 from client.attribution.target import Score
+from client.attribution.tile import Encode, Fill
 from client.commands import options
 from client.commands.score import progress_bar
 from client.connection import Connection
@@ -31,6 +33,8 @@ from client.records import recipe_hash
 from client.score import Recipe, SlideSource, score_slide
 from client.slide import Slide, open_slide
 from client.store import Provenance, read_features, write_slide
+
+TileScore = Literal["slide", "embedding"]
 
 
 @options.shares(endpoint=options.endpoint, recipe=options.recipe, pace=options.pace)
@@ -75,6 +79,16 @@ def command(
         float | None, typer.Option(min=0, help="Fix the colours' limit, to compare slides.")
     ] = None,
     checks: Annotated[bool, typer.Option(help="Measure how far the map can be trusted.")] = True,
+    tile_maps: Annotated[
+        int, typer.Option(min=0, help="Look inside this many of the strongest tiles (needs the slide).")
+    ] = 0,
+    tile_score: Annotated[
+        TileScore,
+        typer.Option(
+            help="Inside a tile: the slide's score with the tile put back, or the tile's embedding."
+        ),
+    ] = "slide",
+    fill: Annotated[Fill, typer.Option(help="What covers a patch inside a tile.")] = "blur",
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
 
@@ -121,6 +135,9 @@ def command(
                 )
             check_same(connection, contract)
             written = _write(explanation, h5, folder, opened, limit)
+            if opened:
+                encode = served_tile_encoder(connection, contract)
+                written += _tile_maps(explanation, folder, opened, encode, tile_maps, tile_score, fill)
             _report(explanation, forward, written)
 
 
@@ -181,21 +198,46 @@ def _write(
     explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None
 ) -> list[Path]:
     # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
-    from client.attribution.outputs import (
-        PLAIN_GEOJSON_TILES,
-        canvas_for,
-        write_arrays,
-        write_geojson,
-        write_map,
-    )
+    from client.attribution.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
+    from client.attribution.pictures import canvas_for, write_map, write_strongest
 
-    stem = f"{explanation.slide.slide_id}-{explanation.attribution.method}-{explanation.target}"
+    stem = _stem(explanation)
     suffix = ".geojson" if len(explanation.slide.coords) <= PLAIN_GEOJSON_TILES else ".geojson.gz"
-    picture, tiles = folder / f"{stem}.png", folder / f"{stem}{suffix}"
+    picture, tiles, sheet = (folder / f"{stem}{end}" for end in (".png", suffix, "-strongest.png"))
     write_arrays(h5, explanation)
     write_map(picture, explanation, canvas_for(explanation, slide), limit)
     write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
-    return [h5, picture, tiles]
+    if slide is None:
+        return [h5, picture, tiles]
+    write_strongest(sheet, explanation, slide)
+    return [h5, picture, tiles, sheet]
+
+
+def _tile_maps(
+    explanation: Explanation,
+    folder: Path,
+    slide: Slide,
+    encode: Encode,
+    count: int,
+    score: TileScore,
+    fill: Fill,
+) -> list[Path]:
+    """Look inside the `count` tiles of the largest absolute value."""
+    from client.attribution.pictures import write_tile_map
+
+    values = explanation.attribution.values[:, explanation.focus]
+    written = []
+    for tile in np.argsort(-np.abs(values), kind="stable")[:count].tolist():
+        x, y = explanation.slide.coords[tile].tolist()
+        path = folder / f"{_stem(explanation)}-tile-{x}-{y}.png"
+        with options.console.status(f"inside the tile at ({x}, {y})"):
+            write_tile_map(path, explanation, slide, tile, encode, of_slide=score == "slide", fill=fill)
+        written.append(path)
+    return written
+
+
+def _stem(explanation: Explanation) -> str:
+    return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{explanation.target}"
 
 
 def _report(explanation: Explanation, forward: ServedForward, written: list[Path]) -> None:

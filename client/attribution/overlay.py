@@ -66,10 +66,8 @@ def draw_map(
 
     values [N]: NaN is not drawn. faint [N]: hatched and pale, for values within the noise.
     """
-    grey = cv2.cvtColor(cv2.cvtColor(canvas.pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    picture = 255 - TISSUE * (255 - grey.astype(np.float32))
-    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
-    hatch = (rows + columns) % HATCH_PERIOD == 0
+    picture = faded_grey(canvas.pixels)
+    hatch = hatching(picture.shape[:2])
     colours = 255 * COLOURS(0.5 + 0.5 * np.clip(values / limit, -1, 1))[:, :3]
     for i, (x0, y0, x1, y1) in enumerate(canvas.edges(coords, tile_size)):
         if not np.isfinite(values[i]):
@@ -82,6 +80,19 @@ def draw_map(
             tile[hatch[y0:y1, x0:x1]] = HATCH_GREY
     pixels: Pixels = np.rint(picture).astype(np.uint8)
     return pixels
+
+
+def faded_grey(pixels: Pixels) -> NDArray[np.float32]:
+    """RGB pixels as light grey, on which colours keep their meaning."""
+    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(255 - TISSUE * (255 - grey.astype(np.float32)), dtype=np.float32)
+
+
+def hatching(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Diagonal lines over a picture of `shape` (height, width)."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    lines: NDArray[np.bool_] = (rows + columns) % HATCH_PERIOD == 0
+    return lines
 
 
 def save_figure(

@@ -1,0 +1,124 @@
+"""The pictures an explanation becomes: the map, the strongest tiles, what matters inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from client.attribution.crops import glass_colour, read_crops
+from client.attribution.explain import Explanation
+from client.attribution.overlay import Canvas, colour_limit, draw_map, save_figure
+from client.attribution.sheets import draw_tile_map, strongest, write_contact_sheet
+from client.attribution.tile import Encode, Fill, embedding_score, slide_score, tile_occlusion
+from client.files import atomic_path
+from client.slide import Slide
+
+LONGEST_PX = 1200
+
+UNITS = {
+    "log_odds": "log-odds of {}",
+    "probability": "probability of {}",
+    "logit": "logit of {}",
+    "embedding": "likeness to the whole slide's {}",
+}
+
+
+def canvas_for(explanation: Explanation, slide: Slide | None) -> Canvas:
+    """The slide's overview, or white where only its embeddings are at hand."""
+    if slide is None:
+        return Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
+    overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
+    return Canvas(overview.pixels, overview.downsample)
+
+
+def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:
+    """The target's map as PNG; `limit` fixes the colours, so that slides can be compared."""
+    result, trust, slide = explanation.attribution, explanation.reliability, explanation.slide
+    values = result.values[:, explanation.focus]
+    limit = limit or colour_limit(values)
+    faint = np.abs(values) < trust.noise_floor if trust else None
+    picture = draw_map(canvas, slide.coords, slide.tile_size, values, limit, faint)
+    unit = _unit(explanation)
+    with atomic_path(path) as part:
+        save_figure(
+            part, picture, limit, title=_title(explanation), unit=unit, warnings=_warnings(explanation)
+        )
+
+
+def _unit(explanation: Explanation) -> str:
+    return UNITS[explanation.score].format(explanation.target)
+
+
+def _title(explanation: Explanation) -> list[str]:
+    result, focus, trust = explanation.attribution, explanation.focus, explanation.reliability
+    occluder = explanation.settings.baselines
+    lines = [
+        f"{explanation.slide.slide_id}: {explanation.target}, {result.method}",
+        f"whole slide {result.full[focus]:+.3g}, nothing {result.base[focus]:+.3g}, sum of tiles "
+        f"{np.nansum(result.values[:, focus]):+.3g}; {result.evaluations} masks, "
+        f"occluder {occluder if isinstance(occluder, str) else 'bank'}",
+    ]
+    if trust is not None:
+        lines.append(
+            f"SRG {trust.curves.gain:+.3g} (random up to {max(map(abs, trust.random_gains)):.3g}), "
+            f"noise floor {trust.noise_floor:.2g} (hatched below), redundancy {trust.redundancy:.2f}, "
+            f"agreement with {trust.other_occluder} {trust.agreement:+.2f}"
+        )
+    return lines
+
+
+def _warnings(explanation: Explanation) -> list[str]:
+    untrained = [] if explanation.contract.trained else ["untrained weights: this map shows nothing real"]
+    return untrained + (explanation.reliability.warnings() if explanation.reliability else [])
+
+
+def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
+    """The tiles that support the target most and those that oppose it most, as a contact sheet."""
+    values, coords = explanation.attribution.values[:, explanation.focus], explanation.slide.coords
+    rows = []
+    for heading, tiles in zip(("supports", "opposes"), strongest(values), strict=True):
+        if len(tiles):
+            pixels = read_crops(slide, coords[tiles], explanation.contract)
+            rows.append((f"{heading} {explanation.target}", pixels, values[tiles], coords[tiles]))
+    write_contact_sheet(path, rows, _title(explanation)[0])
+
+
+def write_tile_map(
+    path: Path,
+    explanation: Explanation,
+    slide: Slide,
+    tile: int,
+    encode: Encode,
+    *,
+    of_slide: bool = True,
+    fill: Fill = "blur",
+) -> None:
+    """What matters inside one tile, as PNG.
+
+    of_slide: explain the slide's score with the re-encoded tile put back; else the tile's own embedding.
+    """
+    at = explanation.slide.coords[tile : tile + 1]
+    pixels = read_crops(slide, at, explanation.contract)[0]
+    whole = read_crops(slide, at, explanation.contract, explanation.contract.tile.size_px)[0]
+    if of_slide:
+        score, unit = (
+            slide_score(explanation.subject, tile, explanation.numbers, explanation.focus),
+            f"slide's {_unit(explanation)}",
+        )
+    else:
+        score, unit = embedding_score(encode, pixels), "1 - cosine of the tile's embedding"
+    found = tile_occlusion(pixels, encode, score, fill=fill, glass=glass_colour(slide))
+    picture, limit = draw_tile_map(whole, found)
+    warnings = []
+    if not found.agreement >= 0.5:
+        warnings.append(
+            f"{found.other_fill} instead of {found.fill} gives another map ({found.agreement:+.2f})"
+        )
+    x, y = at[0].tolist()
+    title = [
+        f"{explanation.slide.slide_id}: tile at ({x}, {y}), {found.fill}",
+        "hatched: the model never sees it",
+    ]
+    with atomic_path(path) as part:
+        save_figure(part, picture, limit, title=title, unit=unit, warnings=warnings)

@@ -1,0 +1,72 @@
+"""Tiles close up: the strongest of a slide as a contact sheet, and what matters inside one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from client.attribution.overlay import (
+    COLOURS,
+    HATCH_GREY,
+    OPACITY,
+    Pixels,
+    colour_limit,
+    faded_grey,
+    hatching,
+)
+from client.attribution.scorer import Float64, Int64
+from client.attribution.tile import PATCH_PX, TileMap
+from client.files import atomic_path
+
+COLUMNS = 8
+ENLARGED = 3
+
+
+def strongest(values: Float64, count: int = COLUMNS) -> tuple[Int64, Int64]:
+    """Indices of the `count` most supportive tiles and of the most opposed ones, strongest first."""
+    order = np.argsort(-values, kind="stable")
+    order = order[np.isfinite(values[order])]
+    supports = order[values[order] > 0][:count]
+    opposes = order[::-1][values[order[::-1]] < 0][:count]
+    return supports.astype(np.int64), opposes.astype(np.int64)
+
+
+def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, Float64, Int64]], title: str) -> None:
+    """Rows of tiles, each (heading, pixels [n, h, w, 3], values [n], level-0 coords [n, 2]), as PNG."""
+    shown = [row for row in rows if len(row[1])]
+    figure = Figure(figsize=(1.5 * COLUMNS, 2.1 * len(shown) + 0.5), dpi=100)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(shown), COLUMNS, squeeze=False)
+    for line, (heading, pixels, values, coords) in zip(axes, shown, strict=True):
+        for axis in line:
+            axis.axis("off")
+        line[0].text(0, 1.32, heading, transform=line[0].transAxes, fontsize=9, weight="bold")
+        for axis, tile, value, (x, y) in zip(line, pixels, values, coords.tolist(), strict=False):
+            axis.imshow(tile, interpolation="nearest")
+            axis.set_title(f"{value:+.3g}\n({x}, {y})", fontsize=7)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png")
+
+
+def draw_tile_map(whole: Pixels, found: TileMap, limit: float | None = None) -> tuple[Pixels, float]:
+    """A whole tile uint8 [256, 256, 3] with the map of its centre, enlarged, and the colours' limit.
+
+    The rim that the encoder never sees is grey and hatched.
+    """
+    limit = limit or colour_limit(found.values)
+    rows, columns = (side * PATCH_PX for side in found.values.shape)
+    top, left = (whole.shape[0] - rows) // 2, (whole.shape[1] - columns) // 2
+    picture = faded_grey(whole)
+    seen = np.zeros(whole.shape[:2], dtype=bool)
+    seen[top : top + rows, left : left + columns] = True
+    colours = 255 * COLOURS(0.5 + 0.5 * np.clip(found.values / limit, -1, 1))[..., :3]
+    inside = picture[top : top + rows, left : left + columns]
+    inside += OPACITY * (colours.repeat(PATCH_PX, axis=0).repeat(PATCH_PX, axis=1) - inside)
+    large = np.rint(picture).astype(np.uint8).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    rim = ~seen.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    large[hatching(rim.shape) & rim] = HATCH_GREY
+    return large, limit
