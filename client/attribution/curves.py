@@ -42,9 +42,10 @@ def curves(game: Game, order: Int64, focus: int, steps: int = STEPS) -> Curves:
     return Curves(counts / len(order), most, least)
 
 
-def descending(values: Float64) -> Int64:
-    """Tiles [N] from the highest value to the lowest."""
-    return np.argsort(-values, kind="stable").astype(np.int64)
+def descending(values: Float64, seed: int = 0) -> Int64:
+    """Tiles [N] by falling value; equal ones at random, or an empty map would rank by slots."""
+    chance = np.random.default_rng(seed).permutation(len(values))
+    return np.lexsort((chance, -values)).astype(np.int64)
 
 
 def random_orders(regions: Int64, count: int, seed: int) -> list[Int64]:
@@ -54,7 +55,7 @@ def random_orders(regions: Int64, count: int, seed: int) -> list[Int64]:
     """
     rng = np.random.default_rng(seed)
     worth = [rng.permutation(int(regions.max()) + 1).astype(np.float64) for _ in range(count)]
-    return [descending(one[regions]) for one in worth]
+    return [descending(one[regions], seed + number) for number, one in enumerate(worth)]
 
 
 def area(fractions: Float64, values: Float64) -> float:

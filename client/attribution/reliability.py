@@ -122,7 +122,7 @@ def assess(
         redundancy=redundancy_index(
             on_regions("occlusion", baselines), on_regions("partition_shap", baselines)
         ),
-        curves=curves(game, descending(values), focus),
+        curves=curves(game, descending(values, seed), focus),
         random_gains=tuple(
             curves(game, order, focus).gain for order in random_orders(regions, RANDOM_ORDERS, seed)
         ),
