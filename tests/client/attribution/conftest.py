@@ -11,6 +11,16 @@ import pytest
 from client.attribution.game import Game
 from client.attribution.scorer import Float64, Int64, Mask, Scores
 from client.attribution.target import Target
+from client.contract import (
+    Contract,
+    HeadContract,
+    LimitsContract,
+    OcclusionContract,
+    SlideEncoderContract,
+    TileContract,
+    TileEncoderContract,
+    VariantContract,
+)
 
 Rule = Callable[[Mask], Float64]
 
@@ -45,3 +55,24 @@ def square() -> Callable[[int], Int64]:
         return np.stack([columns, rows], axis=1).astype(np.int64) * 256
 
     return make
+
+
+@pytest.fixture
+def toy_contract() -> Contract:
+    """The contract of a model that takes embeddings of width 2 and knows two classes."""
+    return Contract(
+        schema=1,
+        export_id="toy",
+        version=1,
+        preset="toy",
+        trained=False,
+        tile_encoder=TileEncoderContract("toy", "tile-digest", 2),
+        slide_encoder=SlideEncoderContract("toy", "slide-digest", 2, 1, (1024,), (1,)),
+        head=HeadContract("head-digest", ("tumour", "normal"), "multiclass"),
+        tile=TileContract(256, 224, 0.5, 64),
+        variant=VariantContract("cls", 1, "norm", "level0/256", "row-major"),
+        precision="fp32",
+        occlusion=OcclusionContract("fp32", 4096),
+        limits=LimitsContract(200_000, 1000),
+        versions={},
+    )
