@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from client.commands import attribute, batch, doctor, explain, score
+from client.commands import attribute, batch, benchmark, doctor, explain, score
 from client.commands.options import console
 from client.errors import ClientError
 
@@ -21,7 +21,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-COMMANDS = {"score": score, "batch": batch, "attribute": attribute, "explain": explain, "doctor": doctor}
+COMMANDS = {
+    "score": score,
+    "batch": batch,
+    "attribute": attribute,
+    "explain": explain,
+    "doctor": doctor,
+    "benchmark": benchmark,
+}
 for name, module in COMMANDS.items():
     app.command(name)(module.command)
 

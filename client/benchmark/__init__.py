@@ -1,0 +1,1 @@
+"""Load on Triton servers, and what they make of it."""
