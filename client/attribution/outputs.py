@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,22 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     attributes that say how they were made.
     """
     about = provenance(explanation)
-    with atomic_path(path) as part:
-        shutil.copyfile(path, part)
-        try:
-            with h5py.File(part, "r+") as file:
-                _add_result(file, explanation, explanation.attribution, about)
-                if explanation.keep_one is not None:
-                    brief = {
-                        key: about[key] for key in ("score", "export_id", "trained", "embeddings_sha256")
-                    }
-                    _add_result(file, explanation, explanation.keep_one, brief)
-        except OSError as error:
-            raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    brief = {key: about[key] for key in ("score", "export_id", "trained", "embeddings_sha256")}
+    datasets = _datasets(explanation, explanation.attribution, about)
+    if explanation.keep_one is not None:
+        datasets |= _datasets(explanation, explanation.keep_one, brief)
+    try:
+        old = h5py.File(path)
+    except OSError as error:
+        raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    # A new file rather than a changed one: the same results give the same bytes, and no space is lost.
+    with old, atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as new:
+        new.attrs.update(old.attrs)
+        for name in old:
+            if name not in datasets:
+                old.copy(name, new)
+        for name, (values, attributes) in datasets.items():
+            new.create_dataset(name, data=values).attrs.update(attributes)
 
 
 def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0)) -> None:
@@ -67,36 +70,25 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
     write_features(path, features)
 
 
-def _add_result(
-    file: h5py.File, explanation: Explanation, result: Attribution, about: dict[str, Any]
-) -> None:
+def _datasets(
+    explanation: Explanation, result: Attribution, about: dict[str, Any]
+) -> dict[str, tuple[Float64, dict[str, Any]]]:
+    """A result's arrays and their attributes by name."""
     name = f"attribution_{result.method}"
-    data = _set(file, name, _rows(explanation, result.values))
-    data.attrs.clear()
-    data.attrs.update(
-        {
-            "method": result.method,
-            "classes": list(result.names),
-            "base": result.base,
-            "full": result.full,
-            "evaluations": result.evaluations,
-            "additive": result.additive,
-            **{key: value if np.ndim(value) == 0 else json.dumps(value) for key, value in about.items()},
-        }
-    )
+    attributes = {
+        "method": result.method,
+        "classes": list(result.names),
+        "base": result.base,
+        "full": result.full,
+        "evaluations": result.evaluations,
+        "additive": result.additive,
+        **{key: value if np.ndim(value) == 0 else json.dumps(value) for key, value in about.items()},
+    }
+    datasets = {name: (_rows(explanation, result.values), attributes)}
     for suffix, values in (("stderr", result.stderr), ("leaf_size", result.leaf_size)):
         if values is not None:
-            _set(file, f"{name}_{suffix}", _rows(explanation, values))
-
-
-def _set(file: h5py.File, name: str, values: Float64) -> h5py.Dataset:
-    if name in file and file[name].shape == values.shape:
-        file[name][...] = values
-    else:
-        if name in file:
-            del file[name]
-        file.create_dataset(name, data=values)
-    return file[name]
+            datasets[f"{name}_{suffix}"] = _rows(explanation, values), {}
+    return datasets
 
 
 def _rows(explanation: Explanation, values: Float64) -> Float64:

@@ -1,0 +1,259 @@
+"""What an explanation becomes: pixels in their place, arrays in their rows, tiles that QuPath reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import shapely
+from numpy.typing import NDArray
+from PIL import Image
+
+from client.attribution.attribute import Settings
+from client.attribution.embedded import EmbeddedSlide, read_embedded
+from client.attribution.explain import Explanation, Pace, explain
+from client.attribution.outputs import write_arrays, write_geojson
+from client.attribution.overlay import COLOURS, FAINT, OPACITY, Canvas, colour_limit, draw_map, faded_grey
+from client.attribution.pictures import canvas_for, write_map, write_strongest
+from client.attribution.scorer import Float32, Float64, Int64, Mask, Scores
+from client.attribution.sheets import strongest
+from client.contract import Contract, ContractError
+from client.errors import ClientError
+from client.slide import open_slide
+
+TILE = (257, 257)
+
+
+def forward(embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+    """Evidence in channel 0 of an embedding adds up, softly."""
+    value = np.tanh(keep @ embeddings[:, 0].astype(np.float64) / 4).astype(np.float32) * 4
+    return Scores(np.stack([value, 0 * value], axis=1), np.stack([value, np.ones_like(value)], axis=1))
+
+
+def write_h5(path: Path, embeddings: Float32, coords: Int64, **attributes: object) -> Path:
+    about = {"patch_size": 256, "patch_size_level0": TILE[0], "level0_width": 2220, "level0_height": 2967}
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = embeddings, coords
+        file["coords"].attrs.update(about | {"name": path.stem} | attributes)
+    return path
+
+
+@pytest.fixture
+def grid() -> tuple[Float32, Int64]:
+    """40 tiles over the real slide, in an order that is not row-major; tile 5 could not be decoded."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.divmod(np.arange(40), 5)
+    order = rng.permutation(40)
+    embeddings = rng.normal(size=(40, 2)).astype(np.float32)
+    embeddings[5] = np.nan
+    return embeddings, (np.stack([columns, rows], axis=1)[order] * 257 + 100).astype(np.int64)
+
+
+@pytest.fixture
+def slide(grid: tuple[Float32, Int64], tmp_path: Path) -> EmbeddedSlide:
+    return read_embedded(write_h5(tmp_path / "toy.h5", *grid))
+
+
+@pytest.fixture
+def explanation(slide: EmbeddedSlide, toy_contract: Contract) -> Explanation:
+    settings = Settings(method="shapley_sampling", n_samples=4)
+    return explain(slide, forward, toy_contract, settings, target="tumour")
+
+
+def read_png(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_a_tile_colours_exactly_its_own_pixels() -> None:
+    rng = np.random.default_rng(0)
+    canvas = Canvas(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8), (4.0, 4.5))
+    coords, values = np.array([[40, 90], [97, 90]]), np.array([1.0, -0.5])
+    drawn = draw_map(canvas, coords, (57, 61), values, limit=2.0)
+    grey = faded_grey(canvas.pixels)
+    expected = grey.copy()
+    # Both edges are floored: [40, 97) / 4 -> 10..24, [97, 154) / 4 -> 24..38, [90, 151) / 4.5 -> 20..33.
+    for (x0, x1), value in (((10, 24), 1.0), ((24, 38), -0.5)):
+        colour = 255 * np.array(COLOURS(0.5 + 0.5 * value / 2))[:3]
+        expected[20:33, x0:x1] += OPACITY * (colour - grey[20:33, x0:x1])
+    np.testing.assert_array_equal(drawn, np.rint(expected).astype(np.uint8))
+
+
+def test_what_was_not_scored_is_not_drawn_and_noise_is_faint() -> None:
+    canvas = Canvas(np.full((40, 40, 3), 200, np.uint8), (1.0, 1.0))
+    coords = np.array([[0, 0], [20, 0]])
+    drawn = draw_map(canvas, coords, (20, 20), np.array([np.nan, 1.0]), 1.0, np.array([False, True]))
+    grey = faded_grey(canvas.pixels)
+    np.testing.assert_array_equal(drawn[:, :20], np.rint(grey[:, :20]).astype(np.uint8))
+    colour = 255 * np.array(COLOURS(1.0))[:3]
+    faint = np.rint(grey[0, 0] + FAINT * (colour - grey[0, 0])).astype(np.uint8)
+    tile = drawn[:20, 20:]
+    assert (tile == faint).all(axis=2).mean() > 0.5
+    assert (tile != faint).any(axis=2).sum() > 20  # the hatching
+
+
+def test_zero_is_the_middle_of_the_colours_and_one_outlier_does_not_set_them() -> None:
+    values = np.concatenate([np.linspace(-1, 1, 1000), [50.0, np.nan]])
+    assert 0.9 < colour_limit(values) < 1.1
+    assert colour_limit(np.array([0.0, 0.0])) == 1
+    middle = np.array(COLOURS(0.5))[:3]
+    assert np.ptp(middle) < 0.02  # neither red nor blue
+
+
+def test_the_picture_is_in_the_file_pixel_for_pixel(
+    explanation: Explanation, real_slide: Path, tmp_path: Path
+) -> None:
+    with open_slide(real_slide) as opened:
+        canvas = canvas_for(explanation, opened)
+    write_map(tmp_path / "map.png", explanation, canvas)
+    written = read_png(tmp_path / "map.png")
+    values = explanation.attribution.values[:, 0]
+    assert explanation.reliability is not None
+    faint = np.abs(values) < explanation.reliability.noise_floor
+    drawn = draw_map(canvas, explanation.slide.coords, TILE, values, colour_limit(values), faint)
+    height, width = drawn.shape[:2]
+    found = cv2.matchTemplate(written, drawn, cv2.TM_SQDIFF)
+    _, _, (x, y), _ = cv2.minMaxLoc(found)
+    np.testing.assert_array_equal(written[y : y + height, x : x + width], drawn)
+
+
+def test_a_map_that_does_not_beat_random_says_so_on_the_picture(
+    explanation: Explanation, tmp_path: Path
+) -> None:
+    assert explanation.reliability is not None
+    good = replace(explanation.reliability, random_gains=(0.0,))
+    bad = replace(explanation.reliability, random_gains=(1e9,))
+    red = {}
+    for name, trust in (("good", good), ("bad", bad)):
+        path = tmp_path / f"{name}.png"
+        write_map(path, replace(explanation, reliability=trust), canvas_for(explanation, None))
+        title = read_png(path)[:120]
+        red[name] = int(((title[..., 0] > 200) & (title[..., 1] < 100) & (title[..., 2] < 100)).sum())
+        assert ("does not beat a random map" in " ".join(trust.warnings())) == (name == "bad")
+    assert red["bad"] > red["good"] + 100
+
+
+def test_values_land_in_the_file_s_own_rows(
+    explanation: Explanation, grid: tuple[Float32, Int64], tmp_path: Path
+) -> None:
+    path = tmp_path / "toy.h5"
+    before = path.read_bytes()
+    write_arrays(path, explanation)
+    with h5py.File(path) as file:
+        assert all(isinstance(item, h5py.Dataset) and item.ndim > 0 for item in file.values())
+        values, stderr = file["attribution_shapley_sampling"], file["attribution_shapley_sampling_stderr"]
+        assert values.shape == stderr.shape == (40, 2)
+        assert values.dtype == np.float64
+        assert np.isnan(values[5]).all()
+        assert np.isnan(values[:]).sum() == 2
+        np.testing.assert_array_equal(file["coords"][:], grid[1])
+        np.testing.assert_array_equal(values[:][explanation.slide.rows], explanation.attribution.values)
+        alone = file["attribution_keep_one"][:]
+        about = dict(values.attrs)
+    # Tile i alone: tanh of its own evidence, in the row that i had in the file.
+    np.testing.assert_allclose(alone[6, 0], 4 * np.tanh(grid[0][6, 0] / 4), atol=1e-6)
+    assert about["target"] == "tumour"
+    assert about["occluder"] == "mask"
+    assert list(about["classes"]) == ["tumour", "normal"]
+    assert about["export_id"] == "toy"
+    assert not about["trained"]
+    assert {"noise_floor", "srg", "random_srg", "deletion", "redundancy", "agreement"} <= set(about)
+    # Again: the same bytes; an unreadable file stays as it was.
+    once = path.read_bytes()
+    write_arrays(path, explanation)
+    assert path.read_bytes() == once != before
+    path.write_bytes(b"no hdf5")
+    with pytest.raises(ClientError, match="HDF5"):
+        write_arrays(path, explanation)
+    assert path.read_bytes() == b"no hdf5"
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.h5"]
+
+
+def by_place(slide: EmbeddedSlide, values: Float64) -> dict[tuple[int, int], float]:
+    return {(x, y): value for (x, y), value in zip(slide.coords.tolist(), values[:, 0], strict=True)}
+
+
+@pytest.mark.parametrize("method", ["partition_shap", "occlusion", "keep_one", "shapley_sampling"])
+def test_the_order_of_tiles_in_the_file_changes_nothing(
+    grid: tuple[Float32, Int64], toy_contract: Contract, tmp_path: Path, method: str
+) -> None:
+    def slotted(embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+        weight = 1 + 0.2 * np.cos(np.arange(len(embeddings)))
+        return forward((embeddings * weight[:, None]).astype(np.float32), coords, keep)
+
+    embeddings, coords = np.nan_to_num(grid[0]), grid[1]
+    order = np.random.default_rng(5).permutation(40)
+    settings = Settings(method=method, n_samples=2, max_evals=200)  # type: ignore[arg-type]
+    found = []
+    for name, rows in (("a", np.arange(40)), ("b", order)):
+        slide = read_embedded(write_h5(tmp_path / f"{name}.h5", embeddings[rows], coords[rows]))
+        result = explain(slide, slotted, toy_contract, settings, checks=False)
+        found.append(by_place(slide, result.attribution.values))
+    assert found[0] == found[1]
+
+
+def test_qupath_tiles_carry_values_at_their_places(explanation: Explanation, tmp_path: Path) -> None:
+    path = tmp_path / "tiles.geojson"
+    write_geojson(path, explanation, origin=(100, 100))
+    features = json.loads(path.read_text())["features"]
+    assert len(features) == 39
+    values = by_place(explanation.slide, explanation.attribution.values)
+    for feature in features:
+        assert feature["properties"]["objectType"] == "tile"
+        x0, y0, x1, y1 = shapely.geometry.shape(feature["geometry"]).bounds
+        assert (x1 - x0, y1 - y0) == TILE
+        measured = feature["properties"]["measurements"]
+        assert measured["attr:tumour"] == values[int(x0) + 100, int(y0) + 100]
+        assert {"attr_se:tumour", "keep_one:tumour", "attr:normal"} <= set(measured)
+
+
+def test_the_strongest_tiles_are_shown_once_each(
+    explanation: Explanation, real_slide: Path, tmp_path: Path
+) -> None:
+    supports, opposes = strongest(np.array([0.1, np.nan, -3, 2, 0, -1]), 8)
+    assert supports.tolist() == [3, 0]
+    assert opposes.tolist() == [2, 5]
+    with open_slide(real_slide) as opened:
+        write_strongest(tmp_path / "sheet.png", explanation, opened)
+    assert read_png(tmp_path / "sheet.png").std() > 10
+
+
+def test_progress_tells_the_cost_of_a_forward(slide: EmbeddedSlide, toy_contract: Contract) -> None:
+    told: list[Pace] = []
+    explain(slide, forward, toy_contract, progress=told.append)
+    assert [pace.done for pace in told] == sorted(pace.done for pace in told)
+    assert {pace.stage for pace in told} == {"partition_shap", "keep_one", "reliability"}
+    assert all(pace.seconds_a_forward is not None and pace.seconds_a_forward > 0 for pace in told)
+    assert told[0].seconds_left is not None
+    assert told[0].seconds_left > 0
+    assert told[-1].done <= told[-1].planned
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    grid: tuple[Float32, Int64], toy_contract: Contract, tmp_path: Path
+) -> None:
+    slide = read_embedded(write_h5(tmp_path / "toy.h5", *grid))
+    with pytest.raises(ClientError, match="knows tumour, normal"):
+        explain(slide, forward, toy_contract, target="cat")
+    with pytest.raises(ClientError, match="--target"):
+        explain(slide, forward, toy_contract, target="tumour", score="embedding")
+    with pytest.raises(ClientError, match="no classification head"):
+        explain(slide, forward, replace(toy_contract, head=None))
+    with pytest.raises(ContractError, match="other tile-encoder weights"):
+        explain(replace(slide, encoder_sha256="other"), forward, toy_contract)
+    with pytest.raises(ContractError, match=r"width 3.*takes 2"):
+        explain(replace(slide, embeddings=np.ones((39, 3), np.float32)), forward, toy_contract)
+    rule = replace(toy_contract, variant=replace(toy_contract.variant, coordinates="target-mpp/256"))
+    with pytest.raises(ContractError, match="mpp"):
+        slide.frame(rule, slide.coords)
+    with pytest.raises(ClientError, match="no valid tile"):
+        read_embedded(write_h5(tmp_path / "nan.h5", np.full((3, 2), np.nan, np.float32), grid[1][:3]))
+    unsized = write_h5(tmp_path / "unsized.h5", *grid)
+    with h5py.File(unsized, "r+") as file:
+        del file["coords"].attrs["patch_size_level0"]
+    with pytest.raises(ClientError, match="patch_size_level0"):
+        read_embedded(unsized)
