@@ -93,7 +93,7 @@ def score_slide(
         tissue = find_tissue(slide, source, recipe)
         plan = plan_slide(slide, tissue, contract, recipe)
         contours = tissue.contours() if tissue else []
-        thumbnail = slide.thumbnail(THUMBNAIL_PX)
+        thumbnail = _thumbnail(slide)
     contract.check_plan(plan)
     frame = contract.grid_coordinates(
         plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
@@ -122,6 +122,15 @@ def score_slide(
         logits=logits,
         resumed_tiles=len(begun.valid) if begun else 0,
     )
+
+
+def _thumbnail(slide: Slide) -> Pixels:
+    """The slide small; blank where damage keeps it from being read as a whole: its tiles may survive that."""
+    try:
+        return slide.thumbnail(THUMBNAIL_PX)
+    except SlideError:
+        width, height = (max(1, side * THUMBNAIL_PX // max(slide.dimensions)) for side in slide.dimensions)
+        return np.full((height, width, 3), 255, np.uint8)
 
 
 def find_tissue(slide: Slide, source: SlideSource, recipe: Recipe) -> TissueMask | None:

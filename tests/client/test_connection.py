@@ -50,7 +50,7 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         retry_for=0.5,
     )
     command = [
-        tritonserver(TRITON),
+        str(tritonserver(TRITON)),
         f"--model-repository={demo_repository}",
         f"--backend-directory={assemble_backends(TRITON, BACKENDS).resolve()}",
         f"--backend-config=python,shm-region-prefix-name=tls_{folder.name}_",
@@ -157,15 +157,15 @@ def test_what_the_server_refuses_is_not_asked_again(triton_url: str, connection:
 
 
 def test_a_dead_server_is_named_once_its_time_is_over() -> None:
-    with Connection(Endpoint(DEAD, retry_for=0.3)) as connection:
-        with pytest.raises(ServerUnavailable, match=f"no answer from .*{DEAD}.*refused"):
-            embed(connection)
+    expected = pytest.raises(ServerUnavailable, match=f"no answer from .*{DEAD}.*refused")
+    with Connection(Endpoint(DEAD, retry_for=0.3)) as connection, expected:
+        embed(connection)
 
 
 def test_a_deadline_names_its_option(triton_url: str) -> None:
-    with Connection(Endpoint(triton_url, timeout=0.001)) as connection:
-        with pytest.raises(ServerUnavailable, match=r"took over 0\.001 s; raise --timeout"):
-            embed(connection)
+    expected = pytest.raises(ServerUnavailable, match=r"took over 0\.001 s; raise --timeout")
+    with Connection(Endpoint(triton_url, timeout=0.001)) as connection, expected:
+        embed(connection)
 
 
 def test_cancelling_ends_also_what_waits_for_a_retry() -> None:
@@ -200,9 +200,9 @@ def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
 def test_a_server_of_another_authority_is_refused_at_once(guarded: Endpoint, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     began = time.monotonic()
-    with Connection(replace(guarded, tls_ca=tmp_path / "other.pem", retry_for=60)) as connection:
-        with pytest.raises(ServerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
-            embed(connection)
+    expected = pytest.raises(ServerUnavailable, match="CERTIFICATE_VERIFY_FAILED")
+    with Connection(replace(guarded, tls_ca=tmp_path / "other.pem", retry_for=60)) as connection, expected:
+        embed(connection)
     assert time.monotonic() - began < 5
 
 

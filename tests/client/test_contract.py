@@ -81,15 +81,18 @@ def test_coordinate_rules_by_hand(contract: Contract) -> None:
 
 
 def test_a_tile_outside_the_position_grid_is_named(contract: Contract) -> None:
-    size = {"tile_size_level0": (256, 256), "mpp_level0": (0.5, 0.5)}
     edge = np.array([[0, 0], [999 * 256, 999 * 256 + 255]])
-    by_level0 = with_rule(contract, "level0/256")
-    np.testing.assert_array_equal(by_level0.grid_coordinates(edge, **size), edge)
+
+    def frame(rule: str, coords: np.ndarray) -> np.ndarray:
+        sized = with_rule(contract, rule)
+        return sized.grid_coordinates(coords, tile_size_level0=(256, 256), mpp_level0=(0.5, 0.5))
+
+    np.testing.assert_array_equal(frame("level0/256", edge), edge)
     for outside in ([1000 * 256, 0], [0, 1000 * 256], [-1, 0]):
         with pytest.raises(ContractError, match=rf"tile 1 at level-0 \({outside[0]}, {outside[1]}\)"):
-            by_level0.grid_coordinates(np.array([[0, 0], outside]), **size)
+            frame("level0/256", np.array([[0, 0], outside]))
     with pytest.raises(ContractError, match="rule 'none' is unknown"):
-        with_rule(contract, "none").grid_coordinates(edge, **size)
+        frame("none", edge)
 
 
 @pytest.mark.parametrize("options", [{"mpp": 1.0}, {"tile_px": 512}, {"crop_px": 256}])

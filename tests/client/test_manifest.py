@@ -13,7 +13,15 @@ from client.manifest import ManifestError, read_work_list
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Empty files by slides' names: a work list opens none."""
-    for name in ("s1.svs", "s2.tiff", "sub/s3.ndpi", "series/1.dcm", "series/2.dcm", ".hidden.svs", "note.txt"):
+    for name in (
+        "s1.svs",
+        "s2.tiff",
+        "sub/s3.ndpi",
+        "series/1.dcm",
+        "series/2.dcm",
+        ".hidden.svs",
+        "note.txt",
+    ):
         (tmp_path / "slides" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "slides" / name).touch()
     return tmp_path / "slides"
@@ -59,7 +67,10 @@ def test_a_slide_named_by_id_is_found_below_the_folder(folder: Path) -> None:
 
 
 def test_masks_scales_and_further_columns(folder: Path) -> None:
-    text = "slide_id,path,spacing_at_level_0,mask_path,case_id,label\ns1,s1.svs,0.5,m.png,p1,tumour\ns2,s2.tiff,,,p2,\n"
+    text = (
+        "slide_id,path,spacing_at_level_0,mask_path,case_id,label\n"
+        "s1,s1.svs,0.5,m.png,p1,tumour\ns2,s2.tiff,,,p2,\n"
+    )
     todo = read_work_list(manifest(folder, text), folder)
     assert (todo.slides[0].mpp, todo.slides[0].mask) == (0.5, folder / "m.png")
     assert (todo.slides[1].mpp, todo.slides[1].mask) == (None, None)
