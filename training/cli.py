@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 app = typer.Typer(
     help="Train: make a cohort with planted lesions, fine-tune the encoders, train the demo's weights.",
@@ -18,14 +20,9 @@ app = typer.Typer(
 console = Console()
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep `make-cohort` a subcommand however many there are."""
-
-
-def _bar() -> Progress:
+def _bar(quiet: bool = False) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
 
 
 @app.command("make-cohort")
@@ -55,3 +52,62 @@ def make_cohort_command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{len(plans)} slides, {sum(len(p.tissue) for p in plans)} tissue tiles in {out}")
+
+
+@app.command("finetune")
+def finetune_command(
+    config: Annotated[
+        Path, typer.Option(help="The recipe, a YAML file such as training/configs/panda.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where a run was cut off.")],
+    features: Annotated[Path | None, typer.Option(help="Folder of <slide>.h5, for data.features.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV of labels, for data.labels.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Folder of train_0.csv …, for data.splits.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other value, such as optim.epochs=10; repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Fine-tune a slide encoder and a head on slides' embeddings, then export with CHECKPOINT=<out>.
+
+    Example: python -m training finetune --config training/configs/cohort.yaml --features out/features
+    --labels build/cohort/labels.csv --out runs/cohort
+    """
+    from training.recipe import read_recipe
+    from training.runs import plan_runs, run
+
+    changes = dict(_assignment(each) for each in change or [])
+    given = {"data.features": features, "data.labels": labels, "data.splits": splits}
+    changes |= {name: str(path) for name, path in given.items() if path is not None}
+    recipe = read_recipe(config, changes)
+    with _bar(quiet) as bar:
+        task = bar.add_task("checking the data", total=None)
+        plan = plan_runs(recipe, lambda done, total: bar.update(task, completed=done, total=total))
+    result = run(plan, out, bar=not quiet)
+    if result:
+        _print_metrics(result["test"])
+        console.print(f"run folder: {out}")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`optim.epochs=10` as a name and a YAML value."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
+    return name, yaml.safe_load(value)
+
+
+def _print_metrics(test: dict[str, Any]) -> None:
+    table = Table("metric", "held out", "95 % interval" if "metrics" in test else "sd over folds")
+    if "metrics" in test:
+        for name, value in test["metrics"].items():
+            low, high = test["intervals_95"][name]
+            table.add_row(name, _number(value), f"{_number(low)} to {_number(high)}")
+    else:
+        for name, value in test.items():
+            table.add_row(name, _number(value["mean"]), _number(value["sd"]))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -115,6 +115,9 @@ class SlideFineTuner(lightning.LightningModule):
         assert logits is not None
         self._validated.append((logits.float().cpu().numpy(), batch.target.cpu().numpy()))
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Lightning would throw away the gradients that an epoch leaves over."""
+
     def on_validation_epoch_end(self) -> None:
         """Metrics over the slides of all processes."""
         gathered = self._validated

@@ -202,6 +202,8 @@ def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise TrainingError(f"{path}: {where}: {problem['msg'].lower()}") from error
+        unknown = problem["type"] == "extra_forbidden"
+        message = "there is no such setting" if unknown else problem["msg"].lower()
+        raise TrainingError(f"{path}: {where}: {message}") from error
     recipe.build_preset()
     return recipe

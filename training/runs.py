@@ -133,10 +133,14 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
         )
         for split in SPLITS
     )
+    order = EpochOrder(len(fold.train), seed=recipe.seed, rank=rank, world=world)
     resume = folder / "checkpoints" / f"{LAST}.ckpt"
+    if resume.exists():
+        # Lightning asks for the resumed epoch's order before it says which epoch that is.
+        order.set_epoch(torch.load(resume, mmap=True, weights_only=False)["epoch"] + 1)
     trainer.fit(
         tuner,
-        _loader(train, EpochOrder(len(fold.train), seed=recipe.seed, rank=rank, world=world), recipe),
+        _loader(train, order, recipe),
         _loader(val, Share(len(fold.val), rank=rank, world=world), recipe),
         ckpt_path=resume if resume.exists() else None,
         weights_only=False,  # our own file: optimiser and loop state, beside weights
