@@ -35,7 +35,10 @@ def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tup
 
 
 def mask_contours(mask: Mask, downsample: tuple[float, float]) -> list[Polygon]:
-    """Outline a mask bool [h, w], holes included: valid polygons in level-0 pixels, large ones first."""
+    """Outline a mask bool [h, w], holes included: valid polygons in level-0 pixels, large ones first.
+
+    Straight borders are exact; a corner that points inwards is cut by half a mask pixel.
+    """
     rings, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outer: dict[int, Points] = {}
     holes: dict[int, list[Points]] = {}

@@ -21,8 +21,8 @@ PROBES = 3  # tiles across the plan that both readers must agree on
 class TileReader:
     """Reads a plan's regions; `name` is DIRECT or REFERENCE, `reason` says why it is not DIRECT.
 
-    A region that needs a missing or damaged stored tile goes to OpenSlide too, which alone decides what it
-    looks like and whether it can be read at all.
+    A region over a stored tile that was left out goes to OpenSlide too: the format says what is there.
+    Damage is judged more strictly here than by OpenSlide, which shows some damaged tiles.
 
     Raises:
         SlideError: the slide cannot be opened.
@@ -44,8 +44,8 @@ class TileReader:
 
     def read(self, index: int, out: Pixels) -> bool:
         """Fill `out` RGB uint8 [h, w, 3] (the plan's `read_size`); False where it cannot be decoded."""
-        if self._direct is not None and self._direct.read(index, out):
-            return True
+        if self._direct is not None and self._direct.has(index):
+            return self._direct.read(index, out)
         return self._openslide.read(index, out)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ def _proven(plan: TilePlan, reference: OpenSlideReader, start: int) -> JpegReade
         ours, theirs = (np.empty((*plan.read_size[::-1], 3), np.uint8) for _ in range(2))
         compared = 0
         for index in _spread(start, len(plan)):
-            if direct.read(index, ours) and reference.read(index, theirs):
+            if direct.has(index) and direct.read(index, ours) and reference.read(index, theirs):
                 if not np.array_equal(ours, theirs):
                     raise NotDirect("its stored tiles don't give OpenSlide's pixels")
                 compared += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,9 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform
     tables = (page.jpegtables or b"")[2:-2]
     tile = (page.tilewidth, page.tilelength)
-    counts = np.array(page.databytecounts, np.int64)
-    counts[counts > 4 * 3 * tile[0] * tile[1]] = 0  # no JPEG is that long: damaged, and not worth the memory
     return StoredTiles(
         offsets=np.array(page.dataoffsets, np.int64),
-        counts=counts,
+        counts=np.array(page.databytecounts, np.int64),
         tile=tile,
         size=(page.imagewidth, page.imagelength),
         columns=-(-page.imagewidth // tile[0]),
@@ -85,86 +84,104 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
 
 
 class JpegReader:
-    """Puts the plan's regions together from stored tiles; shared by all threads.
+    """Puts a plan's regions together from stored tiles; shared by all threads.
 
-    A stored tile is kept as long as regions still to come need it, and no longer: `uses` counts them.
+    A stored tile is kept as long as regions still to come need it, and no longer: `_uses` counts them.
     """
 
     def __init__(self, plan: TilePlan, stored: StoredTiles) -> None:
         self._stored = stored
         self._positions = plan.level_positions()
         self._read_size = plan.read_size
-        self._uses = np.zeros(len(stored.offsets), np.int32)
+        end = np.minimum(self._positions + np.array(plan.read_size), np.array(stored.size))
+        self._first = self._positions // np.array(
+            stored.tile
+        )  # stored tile (column, row) under each region's
+        self._last = (end - 1) // np.array(stored.tile)  # first and last pixel
+        self._has = np.ones(len(plan), np.bool_)
+        for regions, keys in self._under(0):
+            self._has[regions] &= stored.counts[keys] > 0
+        self._uses = np.zeros(len(stored.counts), np.int32)
         self._kept: dict[int, Future[Pixels | None]] = {}
         self._room = BUDGET // (3 * stored.tile[0] * stored.tile[1])
         self._lock = threading.Lock()
         self._file = os.open(plan.path, os.O_RDONLY)
 
     def expect(self, start: int) -> None:
-        """Count how often each stored tile is needed from tile `start` on; until then none is kept."""
-        first, last = self._span(self._positions[start:])
-        for dy in range(int((last - first)[:, 1].max(initial=-1)) + 1):
-            for dx in range(int((last - first)[:, 0].max(initial=-1)) + 1):
-                cell = first + np.array((dx, dy))
-                cell = cell[(cell <= last).all(axis=1)]
-                np.add.at(self._uses, cell[:, 1] * self._stored.columns + cell[:, 0], 1)
+        """Count how often each stored tile is needed from region `start` on; until then none is kept."""
+        self._uses[:] = 0
+        for regions, keys in self._under(start):
+            np.add.at(self._uses, keys[self._has[regions]], 1)
+
+    def has(self, index: int) -> bool:
+        """Whether every stored tile under a region is there; scanners leave empty ones out."""
+        return bool(self._has[index])
 
     def read(self, index: int, out: Pixels) -> bool:
-        """Fill `out` RGB uint8 [h, w, 3] with one region; False where a stored tile is missing or damaged."""
+        """Fill `out` RGB uint8 [h, w, 3] with one region; False where a stored tile is damaged."""
         (width, height), (tile_width, tile_height) = self._stored.size, self._stored.tile
-        x, y = (int(v) for v in self._positions[index])
+        x, y = self._positions[index].tolist()
         right, bottom = min(x + self._read_size[0], width), min(y + self._read_size[1], height)
-        if right - x < self._read_size[0] or bottom - y < self._read_size[1] or min(x, y) < 0:
-            out[:] = 255
-        first, last = self._span(self._positions[index])
+        if (right - x, bottom - y) != self._read_size:
+            out[:] = 255  # beyond the edge
+        (column0, row0), (column1, row1) = self._first[index].tolist(), self._last[index].tolist()
         complete = True
-        for row in range(first[1], last[1] + 1):
+        for row in range(row0, row1 + 1):
             top = row * tile_height
             y0, y1 = max(y, top), min(bottom, top + tile_height)
-            for column in range(first[0], last[0] + 1):
-                pixels = self._take(row * self._stored.columns + column)
-                if pixels is None:
-                    complete = False
-                    continue
+            for column in range(column0, column1 + 1):
                 left = column * tile_width
                 x0, x1 = max(x, left), min(right, left + tile_width)
-                out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+                pixels = self._take(row * self._stored.columns + column)
+                if pixels is None:
+                    complete = False  # but take the others, whose uses are counted
+                else:
+                    out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
         return complete
 
     def close(self) -> None:
         """Close the file; no thread may be reading."""
         os.close(self._file)
 
-    def _span(self, position: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """First and last stored tile (column, row) under regions at `position` [..., 2]."""
-        size, tile = np.array(self._stored.size), np.array(self._stored.tile)
-        end = np.minimum(position + np.array(self._read_size), size)
-        return np.maximum(position, 0) // tile, (end - 1) // tile
+    def _under(self, start: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Every pair of a region from `start` on and a stored tile under it, as indices of both."""
+        span = self._last[start:] - self._first[start:]
+        for dx in range(int(span[:, 0].max(initial=-1)) + 1):
+            for dy in range(int(span[:, 1].max(initial=-1)) + 1):
+                regions = start + np.flatnonzero((span[:, 0] >= dx) & (span[:, 1] >= dy))
+                column, row = (self._first[regions] + np.array((dx, dy))).T
+                yield regions, row * self._stored.columns + column
 
     def _take(self, key: int) -> Pixels | None:
         with self._lock:
             self._uses[key] -= 1
             again = self._uses[key] > 0
             kept = self._kept.get(key) if again else self._kept.pop(key, None)
-            if kept is None and again and len(self._kept) < self._room:
-                mine = self._kept[key] = Future()
-            else:
-                mine = None
+            if kept is None:
+                mine: Future[Pixels | None] = Future()
+                if again and len(self._kept) < self._room:
+                    self._kept[key] = mine
         if kept is not None:
-            return kept.result()  # its decoder never waits for anybody, so this ends
-        pixels = self._decode(key)
-        if mine is not None:
+            return kept.result()  # whoever decodes it waits for nobody, so this ends
+        pixels = None
+        try:
+            pixels = self._decode(key)
+        finally:
             mine.set_result(pixels)
         return pixels
 
     def _decode(self, key: int) -> Pixels | None:
-        """A stored tile's pixels, or None where OpenSlide has to say what to make of it."""
+        """A stored tile's pixels, or None where it is damaged in the least.
+
+        OpenSlide shows some streams that are well formed and wrong, half of them zeros for example.
+        """
         count = int(self._stored.counts[key])
-        if count < 4:
-            return None
+        width, height = self._stored.tile
+        if count > 12 * width * height:
+            return None  # no JPEG is that long, and it would not be worth the memory
         try:
             data = os.pread(self._file, count, int(self._stored.offsets[key]))
             pixels: Pixels = simplejpeg.decode_jpeg(self._stored.prefix + data[2:], "RGB", strict=True)
         except (OSError, ValueError):
             return None
-        return pixels if pixels.shape[:2] == self._stored.tile[::-1] else None
+        return pixels if pixels.shape == (height, width, 3) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -138,7 +137,7 @@ def open_handle(path: Path) -> openslide.OpenSlide:
         if _is_cut_tiff(path):
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
-            f"{path}: not a slide that OpenSlide can read: convert it, for example to a tiled pyramidal TIFF"
+            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF"
         ) from None
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {_one_line(error)})") from None
@@ -174,18 +173,17 @@ def on_white(rgba: Pixels) -> Pixels:
 
 def _check_file(path: Path) -> None:
     try:
-        size = path.stat().st_size
+        with path.open("rb") as file:
+            empty = not file.read(1)
     except FileNotFoundError:
         raise SlideError(f"{path}: no such file: check the path") from None
-    except OSError as error:
-        raise SlideError(f"{path}: cannot be reached ({error.strerror}): check the path") from None
-    if path.is_dir():
+    except IsADirectoryError:
         raise SlideError(
             f"{path}: a folder, not a slide: give a file (of a DICOM series, any one of its files)"
-        )
-    if not os.access(path, os.R_OK):
-        raise SlideError(f"{path}: no permission to read it: change the file's permissions")
-    if size == 0:
+        ) from None
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror}): check path and permissions") from None
+    if empty:
         raise SlideError(f"{path}: an empty file: copy it again")
 
 

@@ -116,7 +116,8 @@ def plan_tiles(
     tile_size = _pair(math.ceil(tile_px * s - 1e-6) for s in scale)
     stride = _pair(math.ceil((tile_px - overlap) * s - 1e-6) for s in scale)
     read_size = _pair(round(crop_px * s) for s in scale)
-    coords = _grid(slide.bounds, downsample, stride)
+    read_offset = _pair((tile - read) // 2 for tile, read in zip(tile_size, read_size, strict=True))
+    coords = _grid(slide.bounds, downsample, stride, read_offset)
     fraction = _tissue_fraction(tissue, coords, tile_size, downsample)
     keep = fraction >= min_tissue
     return TilePlan(
@@ -131,7 +132,7 @@ def plan_tiles(
         downsample=downsample,
         tile_size=tile_size,
         read_size=read_size,
-        read_offset=_pair((tile - read) // 2 for tile, read in zip(tile_size, read_size, strict=True)),
+        read_offset=read_offset,
         dimensions=slide.dimensions,
         mpp_level0=slide.mpp,
         mpp_source=slide.mpp_source,
@@ -173,13 +174,14 @@ def _best_level(slide: Slide, mpp: float, tolerance: float) -> int:
     return fine[-1] if fine else 0
 
 
-def _grid(bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int]) -> Coords:
-    """[N, 2] level-0 corners of every tile that starts within the bounds, row-major."""
-    left, top, width, height = bounds
+def _grid(
+    bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int], offset: tuple[int, int]
+) -> Coords:
+    """[N, 2] level-0 corners of every tile with something of the bounds in what is read of it, row-major."""
     axes = []
-    for start, length, step in ((left, width, stride[0]), (top, height, stride[1])):
+    for start, length, step, skip in zip(bounds[:2], bounds[2:], stride, offset, strict=True):
         first = round(start / downsample)
-        count = math.ceil(length / (step * downsample) - 1e-9)
+        count = math.ceil((math.floor(length / downsample) - skip) / step)
         axes.append(np.rint((first + step * np.arange(count)) * downsample).astype(np.int64))
     y, x = np.meshgrid(axes[1], axes[0], indexing="ij")
     return np.stack([x.ravel(), y.ravel()], axis=1)

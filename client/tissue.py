@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,13 +56,11 @@ def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> Mask:
     Stain is colour that remains when the background's own is divided out: the spread of optical density over
     the channels, cut at Otsu's threshold (1979). Specks and holes under `smallest_px` across are tidied away.
     """
-    smooth = cv2.GaussianBlur(rgb, (3, 3), 0)
-    light = np.clip(smooth / (_background(rgb) + 1), 0.05, 1).astype(
-        np.float32
-    )  # darker is the sensor's noise
-    density = -np.log(light)
-    chroma = np.ptp(density, axis=2)
-    pen = cv2.dilate(_pen(light, density).astype(np.uint8), _disc(2))
+    light = cv2.GaussianBlur(rgb, (3, 3), 0) / (_background(rgb) + 1)
+    light = np.clip(light, 0.05, 1).astype(np.float32)  # darker is the sensor's noise
+    darkest, lightest = _extremes(light)
+    chroma = np.log(lightest / darkest)
+    pen = cv2.dilate(_pen(light, lightest - darkest, lightest).astype(np.uint8), _disc(2))
     return _tidy((chroma > np.clip(_otsu(chroma), *CHROMA)) & (pen == 0), smallest_px)
 
 
@@ -113,8 +112,8 @@ def _downsample(slide: Slide) -> float:
 
 def _background(rgb: Pixels) -> Floats:
     """The colour of bare glass: the median of what is light and nearly grey; white where there is none."""
-    highest = rgb.max(axis=2).astype(np.int16)
-    glass = (highest > 150) & (np.ptp(rgb, axis=2) < 0.1 * highest)
+    darkest, lightest = _extremes(rgb)
+    glass = (lightest > 150) & (lightest - darkest < 0.1 * lightest)
     if glass.mean() < 0.01:
         return np.full(3, 255, np.float32)
     return np.asarray(np.median(rgb[glass], axis=0), np.float32)
@@ -125,15 +124,21 @@ def _otsu(values: Floats) -> float:
     return cv2.threshold(hundredths, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 100
 
 
-def _pen(light: Floats, density: Floats) -> Mask:
+def _pen(light: Floats, spread: Floats, lightest: Floats) -> Mask:
     """Ink: H&E's hue is violet to rose, 250 to 350 degrees, and it takes more green than red and blue."""
-    hue, saturation, _ = np.moveaxis(cv2.cvtColor(light, cv2.COLOR_RGB2HSV), 2, 0)
+    hue, saturation, _ = cv2.split(cv2.cvtColor(light, cv2.COLOR_RGB2HSV))
     green = (hue > 70) & (hue <= 200) & (saturation > 0.15)
     blue = (hue > 200) & (hue < 250) & (saturation > np.where(hue < 235, 0.35, 0.45))
-    black = (light.max(axis=2) < 0.3) & (np.ptp(light, axis=2) < 0.08)
-    in_red, in_green, in_blue = np.moveaxis(density, 2, 0)
+    black = (lightest < 0.3) & (spread < 0.08)
+    in_red, in_green, in_blue = (-np.log(channel) for channel in cv2.split(light))
     red = (in_green > 0.4) & (in_red < 0.5 * in_green) & (abs(in_blue - 0.95 * in_green) < 0.15 * in_green)
     return np.asarray(green | blue | black | red)
+
+
+def _extremes(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The darkest and the lightest channel of each pixel; NumPy is slow to reduce so short an axis itself."""
+    red, green, blue = cv2.split(pixels)
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
 
 
 def _tidy(mask: Mask, smallest_px: float) -> Mask:

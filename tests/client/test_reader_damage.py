@@ -1,0 +1,85 @@
+"""Damaged slides: a tile that cannot be decoded is not valid, spoils no other and never becomes a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from client.reader_choice import DIRECT, REFERENCE
+from demo.pyramid import write_pyramid
+
+Pixels = NDArray[np.uint8]
+
+
+def damage(path: Path, column: int, row: int, how: str) -> None:
+    """Spoil one stored tile of level 0."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0].aspage()
+        index = row * -(-page.imagewidth // page.tilewidth) + column
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+    data = bytearray(path.read_bytes())
+    part = slice(offset, offset + count) if how == "all" else slice(offset + count // 2, offset + count)
+    data[part] = bytes(len(data[part]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("layout", "how"), [("jpeg", "all"), ("jpeg", "half"), ("deflate", "all")])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_damaged_tile_is_not_valid_and_spoils_no_other(
+    tmp_path: Path, picture: Pixels, layout: str, how: str, workers: int, reading: SimpleNamespace
+) -> None:
+    path = tmp_path / "a.tif"
+    crop = np.ascontiguousarray(picture[900:1924, 500:1524])
+    if layout == "deflate":
+        reading.write_deflate(path, crop)
+    else:
+        write_pyramid(path, crop)
+    tiles = reading.plan(path)
+    whole = reading.collect(tiles)[0]
+    damage(path, 2, 1, how)
+    pixels, valid, readers = reading.collect(tiles, workers=workers, batch=5)
+    assert readers == {REFERENCE if layout == "deflate" else DIRECT}
+    assert np.flatnonzero(~valid).tolist() == [4 + 2]
+    assert not pixels[6].any()
+    assert np.array_equal(np.delete(pixels, 6, axis=0), np.delete(whole, 6, axis=0))
+
+
+def test_damage_across_tiles(tmp_path: Path, picture: Pixels, reading: SimpleNamespace) -> None:
+    """A stored tile of 240 px lies under up to four tiles of 256: all of them, and no other."""
+    path = write_pyramid(tmp_path / "a.tif", picture[900:2100, 500:1700], tile=240)
+    tiles = reading.plan(path)
+    damage(path, 2, 3, "all")
+    _, valid, _ = reading.collect(tiles, workers=4)
+    low, high = np.array([480, 720]), np.array([720, 960])
+    start = tiles.coords + 16
+    under = ((start < high) & (start + 224 > low)).all(axis=1)
+    assert under.sum() == 4
+    assert np.array_equal(valid, ~under)
+
+
+def test_bit_rot_is_noticed(tmp_path: Path, picture: Pixels, reading: SimpleNamespace) -> None:
+    """Random flipped bits: what is valid is OpenSlide's bytes, what OpenSlide refuses is not valid."""
+    rng = np.random.default_rng(4)
+    path = write_pyramid(tmp_path / "a.tif", picture[900:1412, 500:1012])
+    tiles = reading.plan(path)
+    clean = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0].aspage()
+        spans = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    outcomes = set()
+    for _ in range(60):
+        data = bytearray(clean)
+        for offset, count in spans[1:]:  # one good tile to prove the reader on
+            data[offset + int(rng.integers(count))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        pixels, valid, readers = reading.collect(tiles)
+        for index, expected in enumerate(reading.plainly(tiles)):
+            assert not valid[index] or np.array_equal(pixels[index], expected)
+            outcomes.add((bool(valid[index]), expected is not None, *readers))
+    # Harmless, refused by both, and shown by OpenSlide though the stream is not right.
+    assert outcomes == {(True, True, DIRECT), (False, False, DIRECT), (False, True, DIRECT)}
