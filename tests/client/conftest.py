@@ -21,8 +21,8 @@ from client.contract import Contract, read_contract
 from client.endpoint import Endpoint
 from client.reader import read_tiles
 from client.slide import open_slide
-from demo.pyramid import write_pyramid
 from client.tiling import TilePlan, plan_tiles
+from demo.pyramid import write_pyramid
 
 
 class Outcome(NamedTuple):
