@@ -52,6 +52,13 @@ triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 serve: $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
 	$(BIN)/python -m server
 
+# --- export -----------------------------------------------------------------------
+.PHONY: export
+EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
+          $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION))
+export: $(READY) $(SLIDE)  ## PyTorch to ONNX in model_repository/ [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16]
+	$(BIN)/python -m export $(EXPORT)
+
 # --- the main job ---------------------------------------------------------------
 .PHONY: demo
 demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)
@@ -70,4 +77,4 @@ test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Tr
 
 .PHONY: clean
 clean:  ## remove what was built and fetched (keeps .venv and out/)
-	rm -rf build model_repository/*/[0-9]* model_repository/*/configs/served.pbtxt
+	rm -rf build model_repository/*/[0-9]* model_repository/*/configs/served*

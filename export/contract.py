@@ -105,20 +105,8 @@ class Contract:
         """Canonical JSON: sorted keys, so that equal contracts are equal bytes."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
-    def tensor_dims(self) -> dict[str, list[int]]:
-        """What the committed configs leave open (-1), a tensor's trailing dims by its name."""
-        embed = self.slide_encoder.embed_dim
-        dims = {
-            "EMBEDDINGS": [self.tile_encoder.embed_dim],
-            "LAYERS": [self.slide_encoder.depth + 1, 2, embed],
-            "SLIDE": [embed],
-        }
-        if self.head is not None:
-            dims["LOGITS"] = [len(self.head.classes)]
-        return dims
-
 
 def read_contract(text: str) -> dict[str, Any]:
-    """The contract as plain data, for listings."""
+    """A written contract as plain data."""
     contract: dict[str, Any] = json.loads(text)
     return contract

@@ -1,4 +1,6 @@
-"""The parity report: how far the exported graphs are from PyTorch in float32, and whether it is near enough."""
+"""The parity report: how far the exported graphs are from PyTorch in float32, and whether it is near
+enough.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from export.reference import Arrays, Case
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The largest absolute difference and the smallest cosine that pass."""
-
-    max_abs: float
-    min_cosine: float
-
+from export.reference import Arrays, Case, Gate
 
 GATES = {"fp32": Gate(1e-4, 0.99999), "fp16": Gate(float("inf"), 0.999)}
 

@@ -5,10 +5,11 @@
 | key | type, shape | what |
 |---|---|---|
 | `contract` | str | the export's contract, JSON |
-| `max_abs`, `min_cosine` | float64 | the gate: largest difference (inf: any) and smallest cosine allowed |
+| `<model>.max_abs` | float64 | the largest difference that passes (inf: any) |
+| `<model>.min_cosine` | float64 | the smallest cosine that passes |
 | `tiles` | uint8 [B,224,224,3] | real tiles: TILES of `tile_encoder` |
 | `tile_encoder.EMBEDDINGS` | float32 [B,D] | what PyTorch (float32) returns for them |
-| `rows`, `columns` | float32 [61,D], [67,D] | EMBEDDINGS of a slide: `rows[i % 61] + columns[i % 67]`, i < N |
+| `rows`, `columns` | float32 [61,D], [67,D] | EMBEDDINGS of a slide: `rows[i%61] + columns[i%67]`, i < N |
 | `sizes` | int64 [S] | the slides' N |
 | `n<N>.coords` | int64 [N,2] | COORDS |
 | `n<N>.keep` | bool [M,N] | KEEP |
@@ -19,7 +20,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ from numpy.typing import NDArray
 from export.samples import seeded_embeddings
 
 Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The largest absolute difference and the smallest cosine that pass."""
+
+    max_abs: float
+    min_cosine: float
 
 
 @dataclass(frozen=True)
@@ -61,31 +70,32 @@ class Reference:
     slides: tuple[SlideReference, ...]
 
     def cases(self) -> Iterator[Case]:
-        """Every request, the tile encoder's first, then the slides by size."""
+        """Every request, one model after the other."""
         yield Case(
             "tile_encoder", f"{len(self.tiles)} tiles", {"TILES": self.tiles}, {"EMBEDDINGS": self.embeddings}
         )
         for slide in self.slides:
-            n = len(slide.coords)
-            inputs: Arrays = {
-                "EMBEDDINGS": seeded_embeddings(self.rows, self.columns, n),
-                "COORDS": slide.coords,
-            }
-            yield Case("slide_encoder", f"N={n}", inputs, slide.encoder)
-            yield Case("slide_occlusion", f"N={n}", {**inputs, "KEEP": slide.keep}, slide.occlusion)
+            yield Case("slide_encoder", f"N={len(slide.coords)}", self._inputs(slide), slide.encoder)
+        for slide in self.slides:
+            inputs = self._inputs(slide) | {"KEEP": slide.keep}
+            yield Case("slide_occlusion", f"N={len(slide.coords)}", inputs, slide.occlusion)
 
-    def save(self, path: Path, *, contract: str, max_abs: float, min_cosine: float) -> None:
+    def _inputs(self, slide: SlideReference) -> Arrays:
+        embeddings = seeded_embeddings(self.rows, self.columns, len(slide.coords))
+        return {"EMBEDDINGS": embeddings, "COORDS": slide.coords}
+
+    def save(self, path: Path, *, contract: str, gates: dict[str, Gate]) -> None:
         """Write the file described above."""
         arrays: Arrays = {
             "contract": np.array(contract),
-            "max_abs": np.array(max_abs),
-            "min_cosine": np.array(min_cosine),
             "tiles": self.tiles,
             "tile_encoder.EMBEDDINGS": self.embeddings,
             "rows": self.rows,
             "columns": self.columns,
             "sizes": np.array([len(slide.coords) for slide in self.slides]),
         }
+        for model, gate in gates.items():
+            arrays |= {f"{model}.{name}": np.array(value) for name, value in asdict(gate).items()}
         for slide in self.slides:
             n = f"n{len(slide.coords)}"
             arrays |= {f"{n}.coords": slide.coords, f"{n}.keep": slide.keep}

@@ -3,17 +3,19 @@
 An export is one version number V in all four models' folders. The ensemble has no model file, so its version
 folder holds what belongs to the export as a whole:
 
-    slide_pipeline/<V>/{contract.json, parity.json, reference.npz, served/<model>.pbtxt}
+    slide_pipeline/<V>/{contract.json, inputs.json, parity.json, reference.npz, served/<model>.pbtxt}
     slide_pipeline/configs/served -> ../<V>/served                            the one switch
     <model>/configs/served.pbtxt -> ../../slide_pipeline/configs/served/<model>.pbtxt
 
-Triton reads `<model>/configs/served.pbtxt` (`--model-config-name=served`), which names version V alone. All four
-models change over in one `rename` of the switch; until then a new version's folders lie there, unserved.
+Triton reads `<model>/configs/served.pbtxt` (`--model-config-name=served`), which names version V alone. All
+four models change over in one `rename` of the switch; until then a new version's folders lie there,
+unserved.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from export.contract import MODELS, Contract, read_contract
 from export.errors import ExportError
 
 HOME = "slide_pipeline"
+CONTRACT, INPUTS = "contract.json", "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def list_versions(repository: Path) -> list[Version]:
         folders = [repository / model / str(number) for model in MODELS]
         if not all(folder.exists() for folder in folders):
             continue  # cut short by a kill: swept at the next export
-        contract = read_contract((repository / HOME / str(number) / "contract.json").read_text())
+        contract = read_contract((home(repository, number) / CONTRACT).read_text())
         versions.append(
             Version(
                 number=number,
@@ -131,30 +134,45 @@ def new_stage(repository: Path) -> Path:
     return stage
 
 
-def install(repository: Path, stage: Path, contract: Contract) -> None:
-    """Move a finished stage into place as `contract.version` and serve it. Call inside `exclusive`.
+def install(repository: Path, stage: Path, contract: Contract, key: str) -> None:
+    """Move a finished stage into place as `contract.version`. Call inside `exclusive`, and `serve` after.
 
     Killed at any moment, the version served before is served still: the switch comes last, in one step.
     """
-    (stage / HOME / "contract.json").write_text(contract.to_json() + "\n")
-    write_served(repository, stage / HOME, contract)
+    (stage / HOME / CONTRACT).write_text(contract.to_json() + "\n")
+    files = [
+        (path.parent.name, path.name, path.stat().st_size)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file() and path.parent.name in MODELS
+    ]
+    (stage / HOME / INPUTS).write_text(json.dumps({"keys": [key], "files": files}) + "\n")
     for path in stage.rglob("*"):
         # Another user runs the server; `onnx` writes its data files for the owner alone.
         path.chmod(0o755 if path.is_dir() else 0o644)
     for model in (HOME, *(model for model in MODELS if model != HOME)):
         (repository / model).mkdir(exist_ok=True)
         (stage / model).rename(repository / model / str(contract.version))
-    serve(repository, contract.version)
+    stage.rmdir()
 
 
-def write_served(repository: Path, folder: Path, contract: Contract) -> None:
-    """Write `served/<model>.pbtxt` of one version from the repository's committed configs."""
-    (folder / "served").mkdir(exist_ok=True)
-    for model in MODELS:
-        template = read_config(repository / model / "config.pbtxt")
-        part = folder / "served" / f".{model}.part"
-        part.write_text(served_config(template, contract))
-        part.replace(folder / "served" / f"{model}.pbtxt")
+def find(repository: Path, *, key: str | None = None, export_id: str | None = None) -> int | None:
+    """The installed version, complete, that was made from the input `key` or is the export `export_id`."""
+    for version in reversed(list_versions(repository)):
+        inputs = json.loads((home(repository, version.number) / INPUTS).read_text())
+        if key in inputs["keys"] or version.export_id == export_id:
+            folders = {model: repository / model / str(version.number) for model in MODELS}
+            paths = {folders[model] / name: size for model, name, size in inputs["files"]}
+            if all(path.is_file() and path.stat().st_size == size for path, size in paths.items()):
+                return version.number
+    return None
+
+
+def note_key(repository: Path, number: int, key: str) -> None:
+    """Remember that the input `key` makes version `number` too."""
+    path = home(repository, number) / INPUTS
+    inputs = json.loads(path.read_text())
+    inputs["keys"].append(key)
+    _write(path, json.dumps(inputs) + "\n")
 
 
 def serve(repository: Path, number: int) -> None:
@@ -163,11 +181,34 @@ def serve(repository: Path, number: int) -> None:
     Raises:
         ExportError: the version is not there.
     """
-    if not (repository / HOME / str(number) / "contract.json").exists():
+    if not (home(repository, number) / CONTRACT).exists():
         raise ExportError(f"there is no version {number} in {repository}")
+    _write_served(repository, number)
     for model in MODELS:
         _link(repository / model / "configs" / "served.pbtxt", f"../../{HOME}/configs/served/{model}.pbtxt")
     _link(_switch(repository), f"../{number}/served")
+
+
+def home(repository: Path, number: int) -> Path:
+    """The folder of what belongs to version `number` as a whole."""
+    return repository / HOME / str(number)
+
+
+def _write_served(repository: Path, number: int) -> None:
+    """Write `served/<model>.pbtxt` of a version from the repository's committed configs."""
+    contract = read_contract((home(repository, number) / CONTRACT).read_text())
+    served = home(repository, number) / "served"
+    served.mkdir(exist_ok=True)
+    for model in MODELS:
+        template = read_config(repository / model / "config.pbtxt")
+        _write(served / f"{model}.pbtxt", served_config(template, contract))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one step."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _switch(repository: Path) -> Path:
@@ -191,7 +232,7 @@ def _numbers(folder: Path) -> list[int]:
 
 def _exports(repository: Path) -> list[int]:
     """The version numbers that an export made; folders laid by hand are none of ours."""
-    return [n for n in _numbers(repository / HOME) if (repository / HOME / str(n) / "contract.json").exists()]
+    return [n for n in _numbers(repository / HOME) if (home(repository, n) / CONTRACT).exists()]
 
 
 def _remove_folders(repository: Path, number: int) -> None:

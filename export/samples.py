@@ -13,8 +13,8 @@ from export.contract import TilePart
 from export.errors import ExportError
 
 SIZES = (1, 37, 1023, 1024, 1068, 5000)
-# Two short tables make every slide: tile i is rows[i % 61] + columns[i % 67]. So the reference file stays small and
-# its reader needs no random numbers, whose streams no library promises to keep.
+# Two short tables make every slide: tile i is rows[i % 61] + columns[i % 67]. So the reference file stays
+# small and its reader needs no random numbers, whose streams no library promises to keep.
 BASIS = (61, 67)
 TILE = TilePart()
 

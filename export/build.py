@@ -1,0 +1,169 @@
+"""Build one export into a stage: PyTorch's answers, the three graphs, the parity report and the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from export.contract import (
+    Contract,
+    HeadPart,
+    OcclusionPart,
+    SlideEncoderPart,
+    TileEncoderPart,
+    VariantPart,
+)
+from export.graphs import occlusion_graph, slide_graph, tile_graph, write_graph
+from export.occlusion import max_mask_tokens
+from export.parity import GATES, Report, compare
+from export.precision import halve
+from export.reference import Arrays, Reference, SlideReference
+from export.repository import HOME
+from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_embeddings, seeded_keep
+from training.build import Models
+from training.slide_model import SlideModel
+from training.weights import weights_digest
+
+GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
+
+
+def build(
+    models: Models,
+    stage: Path,
+    *,
+    slide: Path,
+    precision: str,
+    occlusion_precision: str,
+    version: int,
+    versions: dict[str, str],
+    progress: Callable[[str], None],
+) -> tuple[Contract, Report]:
+    """Write `<model>/model.onnx`, `parity.json` and `reference.npz` into `stage`; `models` is used up."""
+    progress("asking PyTorch for the reference outputs")
+    reference = make_reference(models, real_tiles(slide))
+    contract = _contract(models, precision, occlusion_precision, version, versions)
+    precisions = {
+        "tile_encoder": precision,
+        "slide_encoder": precision,
+        "slide_occlusion": occlusion_precision,
+    }
+
+    # slide_occlusion may stay in float32 while the encoder that it shares goes to half, so it comes first.
+    progress("tracing slide_occlusion")
+    halved = False
+    for model in sorted(GRAPHS[1:], key=lambda name: precisions[name], reverse=True):
+        progress(f"tracing {model}")
+        if precisions[model] == "fp16" and not halved:
+            halve(models.slide_model.encoder, widen=True)
+            halved = True
+        graph = (slide_graph if model == "slide_encoder" else occlusion_graph)(models.slide_model)
+        write_graph(graph, stage / model / "model.onnx")
+    progress("tracing tile_encoder")
+    if precision == "fp16":
+        halve(models.tile.vit, widen=False)
+    write_graph(tile_graph(models.tile), stage / "tile_encoder" / "model.onnx")
+
+    progress("comparing ONNX Runtime with PyTorch")
+    gates = {model: GATES[precisions[model]] for model in GRAPHS}
+    report = compare(reference.cases(), Sessions(stage), precision, gates)
+    contract = replace(contract, export_id=_export_id(contract, stage))
+    (stage / HOME / "parity.json").write_text(report.to_json() + "\n")
+    reference.save(stage / HOME / "reference.npz", contract=contract.to_json(), gates=gates)
+    return contract, report
+
+
+class Sessions:
+    """Runs the graphs of a folder in ONNX Runtime on the CPU, one loaded at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._name = ""
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def __call__(self, model: str, inputs: Arrays) -> Arrays:
+        """All outputs of `model` by name."""
+        if self._session is None or self._name != model:
+            self._session = None
+            self._session = onnxruntime.InferenceSession(
+                self._folder / model / "model.onnx", providers=["CPUExecutionProvider"]
+            )
+            self._name = model
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
+
+
+@torch.no_grad()
+def make_reference(models: Models, tiles: np.ndarray, sizes: tuple[int, ...] = SIZES) -> Reference:
+    """PyTorch's float32 answers for real `tiles` and for seeded slides of `sizes` tiles."""
+    rows, columns = seeded_basis(models.preset.slide.in_chans)
+    embeddings = np.concatenate([models.tile(torch.from_numpy(tile[None])).numpy() for tile in tiles])
+    slides = tuple(_slide_reference(models.slide_model, seeded_embeddings(rows, columns, n)) for n in sizes)
+    return Reference(tiles, embeddings, rows, columns, slides)
+
+
+def _slide_reference(model: SlideModel, embeddings: np.ndarray) -> SlideReference:
+    coords, keep = seeded_coords(len(embeddings)), seeded_keep(len(embeddings))
+    inputs = torch.from_numpy(embeddings), torch.from_numpy(coords)
+    layers, slide, logits = model(*inputs)
+    encoder = {"LAYERS": layers.numpy(), "SLIDE": slide.numpy()}
+    masked_logits, masked_slide = model.score(*inputs, torch.from_numpy(keep))
+    occlusion = {"SLIDE": masked_slide.numpy()}
+    if logits is not None and masked_logits is not None:
+        encoder["LOGITS"], occlusion["LOGITS"] = logits.numpy(), masked_logits.numpy()
+    return SlideReference(coords, keep, encoder, occlusion)
+
+
+def _contract(
+    models: Models, precision: str, occlusion_precision: str, version: int, versions: dict[str, str]
+) -> Contract:
+    preset, model = models.preset, models.slide_model
+    head = None
+    if model.head is not None:
+        config = model.head.config
+        head = HeadPart(weights_digest(model.head.state_dict()), config.classes, config.kind)
+    return Contract(
+        export_id="",
+        version=version,
+        preset=preset.name,
+        trained=models.trained,
+        tile_encoder=TileEncoderPart(
+            preset.tile.name, weights_digest(models.tile.vit.state_dict()), preset.tile.embed_dim
+        ),
+        slide_encoder=SlideEncoderPart(
+            preset.slide.name,
+            weights_digest(model.encoder.state_dict()),
+            preset.slide.embed_dim,
+            preset.slide.depth,
+            preset.slide.segment_lengths,
+            preset.slide.dilations,
+        ),
+        head=head,
+        variant=VariantPart(**asdict(model.variant)),
+        precision=precision,
+        occlusion=OcclusionPart(occlusion_precision, max_mask_tokens(preset.slide)),
+        versions=versions,
+    )
+
+
+def _export_id(contract: Contract, stage: Path) -> str:
+    """Digest of what is served: every byte of the graphs, and the contract but for its numbers and
+    versions.
+    """
+    digest = hashlib.sha256()
+    for model in GRAPHS:
+        for path in sorted((stage / model).iterdir()):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{model}/{path.name} {content}\n".encode())
+    fields = json.loads(contract.to_json())
+    for name in ("export_id", "version", "versions"):
+        del fields[name]
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""The commands of `python -m export`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from export.errors import ExportError, ParityError
+from export.pipeline import ROOT, ExportResult, export_preset
+from export.repository import list_versions, remove_version
+from training.errors import TrainingError
+
+app = typer.Typer(
+    help="Export the models into a Triton repository: ONNX graphs, held to PyTorch by a parity report.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(highlight=False)
+Repository = Annotated[Path, typer.Option(help="The model repository.", envvar="MODEL_REPOSITORY")]
+DEFAULT_REPOSITORY = ROOT / "model_repository"
+
+
+@app.callback()
+def export_command(
+    context: typer.Context,
+    preset: Annotated[
+        str | None, typer.Option(help="demo, gigapath-flash or gigapath.", show_default="demo")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 (mixed; attribution stays fp32).")] = "fp32",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Folder with pytorch_model.bin and slide_encoder.pth, or hf-hub:OWNER/REPOSITORY."),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fine-tuning run.")] = None,
+    slide: Annotated[
+        Path | None, typer.Option(help="Slide for the parity report.", show_default="the quick start's")
+    ] = None,
+    occlusion_precision: Annotated[str, typer.Option(help="Precision of slide_occlusion.")] = "fp32",
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Export a preset: trace, compare with PyTorch, and install as the repository's next version.
+
+    Example: python -m export --preset gigapath --weights hf-hub:prov-gigapath/prov-gigapath --precision fp16
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with Console(stderr=True).status("exporting") as status:
+        result = export_preset(
+            preset,
+            repository=repository,
+            slide=slide,
+            precision=precision,
+            weights=weights,
+            checkpoint=checkpoint,
+            occlusion_precision=occlusion_precision,
+            progress=lambda step: status.update(f"exporting: {step}"),
+        )
+    show(result)
+
+
+def show(result: ExportResult) -> None:
+    """Print the parity table and what was installed."""
+    contract = json.loads(result.contract)
+    if result.report is not None:
+        console.print(result.report.table())
+    made = "exported" if result.report is not None else "unchanged"
+    console.print(
+        f"[bold]{made}[/]: {contract['preset']} {contract['precision']}, export {contract['export_id']}, "
+        f"is version {result.version} "
+        f"({result.seconds:.1f} s, {result.peak_memory_bytes / 2**30:.1f} GiB at most)"
+    )
+    console.print(f"contract, parity report and reference: {result.folder}", soft_wrap=True)
+    if not contract["trained"]:
+        console.print("[yellow]These weights are untrained: what they return means nothing.")
+
+
+@app.command("versions")
+def versions_command(repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """List the installed versions; the one served is marked."""
+    table = Table("", "version", "export", "preset", "precision", "trained", "GiB")
+    for version in list_versions(repository):
+        table.add_row(
+            "[green]served" if version.served else "",
+            str(version.number),
+            version.export_id,
+            version.preset,
+            version.precision,
+            "yes" if version.trained else "no",
+            f"{version.size_bytes / 2**30:.2f}",
+        )
+    console.print(table)
+
+
+@app.command("remove")
+def remove_command(
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Remove an installed version that is not the one served."""
+    remove_version(repository, version)
+    console.print(f"removed version {version}")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line and exit code 1."""
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        app()
+    except (ExportError, TrainingError) as error:
+        if isinstance(error, ParityError):
+            console.print(error.report.table())
+        stderr = Console(stderr=True, highlight=False)
+        stderr.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,164 @@
+"""The three graphs: PyTorch modules with the served names, shapes and types, written as ONNX."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import onnxscript
+import torch
+from onnx_ir.passes import common as passes
+from torch import Tensor, nn
+
+from export import longnet
+from export.attention import scaled_dot_product_attention
+from training.slide_model import SlideModel
+from training.tile_encoder import TileEncoder
+
+op: Any = onnxscript.opset18
+OPSET = 18
+"""LayerNormalization is one operator from 17 on, and 18 is what the exporter itself is written in."""
+EXTERNAL_ABOVE = 1 << 30
+"""Bytes of weights above which they go into `model.onnx.data`: a protobuf ends at 2 GiB."""
+
+
+class TileGraph(nn.Module):
+    """TILES uint8 [B, 224, 224, 3] to EMBEDDINGS float32 [B, D]."""
+
+    def __init__(self, encoder: TileEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """As `TileEncoder.forward`, but cast before the transpose: TensorRT has no uint8 to permute."""
+        pixels = tiles.to(self.encoder.mean.dtype).permute(0, 3, 1, 2) / 255
+        embeddings: Tensor = self.encoder.vit((pixels - self.encoder.mean) / self.encoder.std)
+        return embeddings
+
+
+class SlideGraph(nn.Module):
+    """EMBEDDINGS [N, D] and COORDS int64 [N, 2] to LAYERS [L+1, 2, E], SLIDE [E] and, with a head, LOGITS
+    [C].
+    """
+
+    def __init__(self, model: SlideModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor, coords: Tensor) -> tuple[Tensor, ...]:
+        layers, slide, logits = self.model(embeddings, coords)
+        return (layers, slide) if logits is None else (layers, slide, logits)
+
+
+class OcclusionGraph(nn.Module):
+    """The same and KEEP bool [M, N] to SLIDE [M, E] and, with a head, LOGITS [M, C], and nothing besides."""
+
+    def __init__(self, model: SlideModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor, coords: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+        logits, slide = self.model.score(embeddings, coords, keep)
+        return (slide,) if logits is None else (slide, logits)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to trace, and how its tensors are called and where they are dynamic (a dimension's name)."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: tuple[dict[int, str], ...]
+
+
+def tile_graph(encoder: TileEncoder) -> Graph:
+    """The graph of `tile_encoder`."""
+    tiles = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    return Graph(TileGraph(encoder), {"TILES": tiles}, ("EMBEDDINGS",), ({0: "B"},))
+
+
+def slide_graph(model: SlideModel) -> Graph:
+    """The graph of `slide_encoder`."""
+    outputs = ("LAYERS", "SLIDE") if model.head is None else ("LAYERS", "SLIDE", "LOGITS")
+    return Graph(SlideGraph(model), _slide(model), outputs, ({0: "N"}, {0: "N"}))
+
+
+def occlusion_graph(model: SlideModel) -> Graph:
+    """The graph of `slide_occlusion`."""
+    inputs = _slide(model)
+    inputs["KEEP"] = torch.ones(3, len(inputs["COORDS"]), dtype=torch.bool)
+    outputs = ("SLIDE",) if model.head is None else ("SLIDE", "LOGITS")
+    return Graph(OcclusionGraph(model), inputs, outputs, ({0: "N"}, {0: "N"}, {0: "M", 1: "N"}))
+
+
+def _slide(model: SlideModel, tiles: int = 40) -> dict[str, Tensor]:
+    return {
+        "EMBEDDINGS": torch.zeros(tiles, model.encoder.config.in_chans),
+        "COORDS": torch.zeros(tiles, 2, dtype=torch.int64),
+    }
+
+
+def _remainder(x: Any, divisor: Any) -> Any:
+    return op.Mod(x, op.CastLike(divisor, x))
+
+
+def _floor_divide(x: Any, divisor: Any, rounding_mode: str | None = None) -> Any:
+    """Integer floor division in integers: the exporter's own goes through floating point."""
+    if rounding_mode != "floor":
+        raise NotImplementedError(f"integer division with rounding_mode={rounding_mode}")
+    divisor = op.CastLike(divisor, x)
+    return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
+
+
+_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+    torch.ops.aten.remainder.Scalar: _remainder,
+    torch.ops.aten.div.Tensor_mode: _floor_divide,
+    torch.ops.aten.div.Scalar_mode: _floor_divide,
+    **longnet.TRANSLATIONS,
+}
+
+
+def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
+    """Trace `graph` and write it to `path` (weights beside it as `.data` if they are many); the number of
+    nodes.
+
+    Equal inputs give equal bytes. `fused=False` leaves the tile encoder's attention decomposed, to compare
+    with.
+    """
+    translations = dict(_TRANSLATIONS)
+    if not fused:
+        del translations[torch.ops.aten.scaled_dot_product_attention.default]
+    with torch.no_grad(), longnet.traced(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(graph.inputs.values()),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple(
+                {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()} for axes in graph.dynamic
+            ),
+            opset_version=OPSET,
+            custom_translation_table=translations,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    # What the tracer notes down about its sources names this machine's paths.
+    passes.ClearMetadataAndDocStringPass()(model)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if size > EXTERNAL_ABOVE:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    else:
+        onnx_ir.save(model, path)
+    onnx.checker.check_model(path)
+    return len(list(model.graph))

@@ -1,0 +1,194 @@
+"""One export, start to end: build, compare, install; or find that it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export import repository as repo
+from export.errors import ExportError, ParityError
+from export.parity import GATES, Report
+
+if TYPE_CHECKING:
+    from training.build import Models
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_SLIDE = ROOT / "build" / "CMU-1-Small-Region.svs"
+LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime")
+HUB = "hf-hub:"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The version now served, its folder (contract, parity report, reference), and how it came about.
+
+    `report` is None where nothing had to be built.
+    """
+
+    version: int
+    folder: Path
+    contract: str
+    report: Report | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+def export_preset(
+    preset: str | None = None,
+    *,
+    repository: Path,
+    slide: Path | None = None,
+    precision: str = "fp32",
+    weights: str | None = None,
+    checkpoint: Path | None = None,
+    occlusion_precision: str = "fp32",
+    progress: Callable[[str], None] = logger.info,
+) -> ExportResult:
+    """Export a preset's models into `repository` as its next version, which Triton serves from its next
+    start on.
+
+    Args:
+        preset: `demo`, `gigapath-flash` or `gigapath`; None is the checkpoint's, or else `demo`.
+        repository: a folder with the four models' committed `config.pbtxt`.
+        slide: the real slide that the parity report takes its tiles from; None is the quick start's.
+        precision: `fp32`, or `fp16` for mixed precision (`export.precision`).
+        weights: a folder with `pytorch_model.bin` and `slide_encoder.pth`, or `hf-hub:OWNER/REPOSITORY`; None
+            is the preset's own. With a checkpoint only the tile encoder's are taken.
+        checkpoint: the folder of a fine-tuning run; it brings the slide encoder, head and variant.
+        occlusion_precision: that of `slide_occlusion`: single tiles' effects drown in half precision.
+        progress: told what is being done.
+
+    Raises:
+        ExportError: nothing was installed, and the version served before still is (a ParityError: the graphs
+            don't return what PyTorch returns).
+        TrainingError: weights or a checkpoint that can't be had or don't fit.
+    """
+    began = time.monotonic()
+    for name in (precision, occlusion_precision):
+        if name not in GATES:
+            raise ExportError(f"no precision {name!r}: choose {' or '.join(GATES)}")
+    if weights is not None and not weights.startswith(HUB) and not Path(weights).is_dir():
+        raise ExportError(
+            f"no folder {weights}: give one with pytorch_model.bin and slide_encoder.pth, "
+            f"or {HUB}OWNER/REPOSITORY"
+        )
+    slide = slide or DEFAULT_SLIDE
+    with repo.exclusive(repository):
+        key = _input_key(preset, precision, occlusion_precision, weights, checkpoint)
+        version, report = repo.find(repository, key=key), None
+        if version is None:
+            progress("building the model")
+            models = _models(preset, weights, checkpoint)
+            version, report = _build(repository, models, key, slide, precision, occlusion_precision, progress)
+        repo.serve(repository, version)
+    folder = repo.home(repository, version)
+    return ExportResult(
+        version=version,
+        folder=folder,
+        contract=(folder / repo.CONTRACT).read_text(),
+        report=report,
+        seconds=time.monotonic() - began,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _build(
+    repository: Path,
+    models: Models,
+    key: str,
+    slide: Path,
+    precision: str,
+    occlusion_precision: str,
+    progress: Callable[[str], None],
+) -> tuple[int, Report]:
+    """Build into a stage and install it; a version with the same content takes its place."""
+    from export.build import build  # it imports PyTorch
+
+    stage = repo.new_stage(repository)
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    number = repo.next_version(repository)
+    contract, report = build(
+        models,
+        stage,
+        slide=slide,
+        precision=precision,
+        occlusion_precision=occlusion_precision,
+        version=number,
+        versions=versions,
+        progress=progress,
+    )
+    if not report.passed:
+        worst = report.worst()
+        raise ParityError(
+            f"{worst.model}, {worst.case}: {worst.output} differs from PyTorch by {worst.max_abs:.2g} "
+            f"(cosine {worst.min_cosine:.6f}): nothing was installed",
+            report,
+        )
+    known = repo.find(repository, export_id=contract.export_id)
+    if known is None:
+        repo.install(repository, stage, contract, key)
+        return number, report
+    repo.note_key(repository, known, key)
+    return known, report
+
+
+def _models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
+    from training.build import build_models
+    from training.run_folder import load_run
+
+    hub = weights is not None and weights.startswith(HUB)
+    tile = weights if weights is None or hub else str(Path(weights) / "pytorch_model.bin")
+    slide = weights if weights is None or hub else str(Path(weights) / "slide_encoder.pth")
+    if checkpoint is None:
+        return build_models(preset or "demo", tile, slide)
+    models = load_run(checkpoint, tile)
+    if preset not in (None, models.preset.name):
+        raise ExportError(
+            f"{checkpoint} was fine-tuned from {models.preset.name}, not {preset}: leave the preset out"
+        )
+    return models
+
+
+def _input_key(
+    preset: str | None,
+    precision: str,
+    occlusion_precision: str,
+    weights: str | None,
+    checkpoint: Path | None,
+) -> str:
+    """Digest of everything that decides the graphs: settings, weights, this code, and the libraries'
+    versions.
+
+    It reads files only, so that an unchanged export takes no second. A hub repository counts by its name.
+    """
+    digest = hashlib.sha256()
+    hub = weights if weights is not None and weights.startswith(HUB) else None
+    settings = [preset or "demo", precision, occlusion_precision, hub]
+    settings += [importlib.metadata.version(name) for name in LIBRARIES]
+    digest.update(json.dumps(settings).encode())
+    for room in (ROOT / "training", ROOT / "export"):
+        _add_files(digest, (p for p in room.rglob("*") if p.suffix in (".py", ".safetensors", ".yaml")), room)
+    if weights is not None and hub is None:
+        _add_files(
+            digest, (Path(weights) / n for n in ("pytorch_model.bin", "slide_encoder.pth")), Path(weights)
+        )
+    if checkpoint is not None:
+        _add_files(digest, checkpoint.glob("*"), checkpoint)
+    return digest.hexdigest()
+
+
+def _add_files(digest: hashlib._Hash, files: Iterable[Path], root: Path) -> None:
+    for path in sorted(files):
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(root)} {content}\n".encode())
