@@ -33,6 +33,7 @@ class Branch:
         log_padding: f32 [n, 1, H], ln of the number of padding slots of a segment (about -inf for none).
         outputs: i64 [T, H], for each token the row (slot * H + head) of the branch's output that lands on it.
         covered: bool [T, H], whether one does: a head skips the tokens between its dilated slots.
+        padding: bool [T, H], whether that output is one of padding's (see below).
     """
 
     queries: Tensor
@@ -40,6 +41,7 @@ class Branch:
     log_padding: Tensor
     outputs: Tensor
     covered: Tensor
+    padding: Tensor
 
     def class_token_only(self) -> Branch:
         """The branch for the query of token 0 alone, which is slot 0 of segment 0 for the heads without an
@@ -54,6 +56,7 @@ class Branch:
             log_padding=self.log_padding[:1],
             outputs=first.view(1, heads),
             covered=self.covered[:1],
+            padding=self.padding[:1],
         )
 
 
@@ -85,10 +88,9 @@ def plan_branch(tokens: int, segment: int, dilation: int, heads: int, device: to
     token = torch.arange(tokens, device=device)[:, None]
     number, local = token // width, token % width
     outputs = (number * slots + local // dilation) * heads + torch.arange(heads, device=device)
-    # Published quirk: a log-sum-exp of exactly 0 counts as uncovered. Only a lone padding slot has it (ln 1).
-    lone = local >= length + (slots - 1) * width
-    covered = (local % dilation == offset) & ~lone
-    return Branch(rows(slots), rows(slots + 1), log_padding, outputs, covered)
+    covered = local % dilation == offset
+    padding = (local >= length).expand(-1, heads)
+    return Branch(rows(slots), rows(slots + 1), log_padding, outputs, covered, padding)
 
 
 def plan_branches(
