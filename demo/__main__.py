@@ -49,7 +49,7 @@ def demo(
             with timed(seconds, "score"):
                 run("client", "score", str(slide), "--out", str(out), "--url", server.url)
             with timed(seconds, "attribute"):
-                run("client", "attribute", str(h5), "--url", server.url)
+                run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
     except StepFailed as failure:
         sys.exit(failure.code)
     except ServerError as error:
