@@ -1,19 +1,14 @@
-"""Which tokens each branch of a dilated attention looks at: integer arithmetic on the number of tokens, done
-once a forward.
+"""Which tokens each branch of a dilated attention looks at: integer arithmetic, done once a forward.
 
 Dilated attention (LongNet, arXiv 2307.02486; torchscale `DilatedAttention`) is a sum of branches. A branch
 cuts the sequence into segments and lets head j see every r-th token of a segment, from an offset of its own.
-All of that depends on the number of tokens only, so a `Branch` holds it as row numbers to gather from and
+All of that depends on the number of tokens only, so a `Branch` holds it as row numbers to gather from and to
 scatter to, and every layer shares it.
-
-The number of tokens may be a symbolic integer (`torch.export`): nothing here branches on it, and sizes that
-can be 1 at one length and more at another are never broadcast against each other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,8 +19,7 @@ class Branch:
     """Row numbers for one branch over T tokens and H heads, with n segments of m kept slots each.
 
     Rows count (token, head) pairs: row = token * H + head. Two tokens are made up: T is a padding slot
-    (published padding is zero keys and zero queries), T + 1 is the key that the attention adds to each
-    segment.
+    (published padding is zero keys and zero queries), T + 1 a key that an attention may add to each segment.
 
     Attributes:
         queries: i64 [n, m, H], the row of each slot's query.
@@ -33,7 +27,7 @@ class Branch:
         log_padding: f32 [n, 1, H], ln of the number of padding slots of a segment (about -inf for none).
         outputs: i64 [T, H], for each token the row (slot * H + head) of the branch's output that lands on it.
         covered: bool [T, H], whether one does: a head skips the tokens between its dilated slots.
-        padding: bool [T, H], whether that output is one of padding's (see below).
+        padding: bool [T, H], whether that output is one of padding's own (see `plan_branch`).
     """
 
     queries: Tensor
@@ -44,9 +38,7 @@ class Branch:
     padding: Tensor
 
     def class_token_only(self) -> Branch:
-        """The branch for the query of token 0 alone, which is slot 0 of segment 0 for the heads without an
-        offset.
-        """
+        """The branch for token 0's query alone: slot 0 of segment 0, for the heads without an offset."""
         heads = self.queries.shape[2]
         first = torch.arange(heads, device=self.queries.device)
         return replace(
@@ -61,36 +53,37 @@ class Branch:
 
 
 def plan_branch(tokens: int, segment: int, dilation: int, heads: int, device: torch.device) -> Branch:
-    """Lay out one branch of segment length `segment` and dilation `dilation` over `tokens` tokens."""
-    length = cast(int, torch.sym_min(tokens, segment))
-    # A segment is padded to a multiple of the dilation before it is thinned out.
-    width = (length + dilation - 1) // dilation * dilation
-    slots = width // dilation
-    segments = (tokens + length - 1) // length
-    # Groups of ceil(H / r) heads share an offset.
-    offset = torch.arange(heads, device=device) // -(-heads // dilation)
+    """Lay out one branch of segment length `segment` and dilation `dilation` over `tokens` tokens.
 
-    def rows(slots_and_more: int) -> Tensor:
-        flat = torch.arange(segments * slots_and_more, device=device)[:, None]
-        number, slot = flat // slots_and_more, flat % slots_and_more
-        local = slot * dilation + offset
-        token = number * length + local
-        real = (local < length) & (token < tokens)
-        token = torch.where(real, token, tokens) + (slot == slots)
-        return (token * heads + torch.arange(heads, device=device)).reshape(segments, slots_and_more, heads)
+    As published, outputs are laid end to end by the segment's length padded to a multiple of the dilation.
+    Where the dilation doesn't divide the segment length, the outputs of later segments therefore land too
+    late, and padding's own outputs land on tokens. (Of the default lengths that is 185,363 with dilation 8,
+    for more tokens than that.)
+    """
+    length = min(tokens, segment)
+    slots = -(-length // dilation)
+    width = slots * dilation
+    segments = -(-tokens // length)
+    head = torch.arange(heads, device=device)
+    offset = head // -(-heads // dilation)  # groups of ceil(H / r) heads share one
 
-    starts = torch.arange(segments, device=device)[:, None] * length
-    kept = ((tokens - starts).clamp(max=length) - offset + dilation - 1) // dilation
-    log_padding = (slots - kept).float().log().clamp(min=-1e30)[:, None, :]
+    start = torch.arange(segments, device=device)[:, None, None] * length
+    slot = torch.arange(slots + 1, device=device)[:, None]
+    local = slot * dilation + offset
+    real = (local < length) & (start + local < tokens)
+    token = torch.where(real, start + local, tokens)
+    token[:, slots] = tokens + 1
+    rows = token * heads + head
 
-    # Published quirk: outputs are laid end to end by the padded `width`, not by `length`. Where the dilation
-    # doesn't divide the segment, later segments land too late, and the padding's own outputs land on tokens.
+    kept = ((tokens - start).clamp(max=length) - offset + dilation - 1) // dilation
+    log_padding = (slots - kept).float().log().clamp(min=-1e30)
+
     token = torch.arange(tokens, device=device)[:, None]
     number, local = token // width, token % width
-    outputs = (number * slots + local // dilation) * heads + torch.arange(heads, device=device)
+    outputs = (number * slots + local // dilation) * heads + head
     covered = local % dilation == offset
     padding = (local >= length).expand(-1, heads)
-    return Branch(rows(slots), rows(slots + 1), log_padding, outputs, covered, padding)
+    return Branch(rows[:, :slots], rows, log_padding, outputs, covered, padding)
 
 
 def plan_branches(

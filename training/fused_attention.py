@@ -2,7 +2,7 @@
 
 Two ways, which agree. `kernel_attention` calls the fused kernel by name, which hands out its log-sum-exp:
 exact for any weights. `null_key_attention` needs nothing but `scaled_dot_product_attention`, so it runs on
-any device and can be exported; it is exact within a range of logits that is given there.
+any device, and in ONNX (`export/` writes it there); it is exact within a range of logits that is given there.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 def lse_kernel(q: Tensor) -> Kernel | None:
     """The fused kernel that returns its log-sum-exp for tensors like `q`; None where there is none."""
     aten = torch.ops.aten
-    if torch.compiler.is_exporting():
-        return None  # exporters know the public operator only
     if q.device.type == "cpu":
         return cast(Kernel, aten._scaled_dot_product_flash_attention_for_cpu)
     half = q.dtype in (torch.float16, torch.bfloat16)
