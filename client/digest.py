@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,17 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def slide_stamp(path: Path) -> list[list[Any]]:
-    """Name, size and modification time of a slide's files: the same again means that nobody wrote to it."""
+    """Name, size and modification time of a slide's files: the same again means that nobody wrote to it.
+
+    Raises:
+        SlideError: a file is missing, or no file (opening a pipe would wait for ever).
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SlideError(f"{path}: not a file: give a slide (of a DICOM series, any one of its files)")
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide_files(path)]
     except OSError as error:
-        raise SlideError(f"{path}: {error.strerror or error}") from error
+        raise SlideError(f"{path}: {error.strerror or error}: check the path") from error
 
 
 def slide_sha256(path: Path) -> str:
@@ -36,7 +43,7 @@ def slide_sha256(path: Path) -> str:
             with file.open("rb") as stream:
                 digests.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
     except OSError as error:
-        raise SlideError(f"{path}: {error.strerror or error}") from error
+        raise SlideError(f"{path}: {error.strerror or error}: check the file and its permissions") from error
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256(repr(digests).encode()).hexdigest()

@@ -78,8 +78,9 @@ def _checked(rows: Iterator[Row] | list[Row], source: Path) -> WorkList:
             bad.append(
                 BadRow(slide_id, str(row.path), f"slide id {slide_id} is already {other}: make ids unique")
             )
-        elif not slide_id or slide_id.startswith(".") or "/" in slide_id:
-            bad.append(BadRow(slide_id, str(row.path), f"slide id {slide_id!r} can't name a file: rename it"))
+        elif not (readable := _is_utf8(row.path)) or not slide_id or slide_id[0] == "." or "/" in slide_id:
+            name = str(row.path) if readable else ascii(str(row.path))
+            bad.append(BadRow(ascii(slide_id)[1:-1], name, f"{slide_id!a} can't name files: rename it"))
         else:
             slides[slide_id], columns[slide_id] = row, own
     if not slides and not bad:
@@ -150,6 +151,15 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[Row]:
             yield slide_id, own, BadRow(slide_id, named, reason)
             continue
         yield slide_id, own, SlideSource(path, slide_id, scale, folder / mask if mask else None)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether tables and records can hold a path: Python reads foreign bytes in names as lone surrogates."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mpp(text: str) -> float:

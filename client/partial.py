@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,13 @@ class Partial:
         header = json.dumps({"identity": identity, "dim": dim}, sort_keys=True).encode() + b"\n"
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+            # Unbuffered: nothing is left to write when a full disk ends it all.
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self.embeddings, self.valid, end = self._read(header)
             self._file.truncate(end)
             self._file.seek(0 if end == 0 else end)
             if end == 0:
-                self._file.write(header)
-                self._file.flush()
+                self._write(header)
         self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -58,16 +58,15 @@ class Partial:
         """Add rows [n, D] and [n]; they survive a kill at once and a power failure some seconds later."""
         payload = valid.tobytes() + np.ascontiguousarray(embeddings, np.float32).tobytes()
         with output_errors(self._path):
-            self._file.write(_RECORD.pack(len(valid), zlib.crc32(payload)) + payload)
-            self._file.flush()
+            self._write(_RECORD.pack(len(valid), zlib.crc32(payload)) + payload)
             if time.monotonic() - self._synced > _SYNC_EVERY_S:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
 
-    def remove(self) -> None:
-        """Close and delete the file: its rows are somewhere final."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:  # a full disk takes a part first and raises at the next try
+            rest = rest[self._file.write(rest) :]
 
     def _read(self, header: bytes) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
         """The rows that are whole, and where the file's good part ends (0: not even the header)."""

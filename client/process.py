@@ -10,7 +10,6 @@ from pathlib import Path
 
 from client.connection import Cancelled, Connection
 from client.contract import Contract, check_same
-from client.digest import slide_sha256, slide_stamp
 from client.embedding import Pace, Progress, chunk_size
 from client.endpoint import Endpoint
 from client.errors import ClientError
@@ -25,8 +24,8 @@ from client.pictures import draw_tiles, write_picture
 from client.records import (
     FAILED,
     SlideRecord,
+    identify,
     read_record,
-    recipe_hash,
     record_path,
     slide_record,
     write_record,
@@ -89,18 +88,16 @@ def _process(
     ledger = Ledger()
     known = read_record(work.out, source.slide_id)
     with ledger.time("digest"):
-        unchanged = known is not None and known.stamp == slide_stamp(source.path)
-        content = known.slide_sha256 if known and unchanged else slide_sha256(source.path)
-    key = recipe_hash(source, content, work.contract, work.recipe)
+        identity = identify(source, work.contract, work.recipe, known)
     outputs = work.layout.base(source.slide_id)
-    if known and known.key == key and all(path.exists() for path in outputs):
+    if known and known.key == identity.key and all(path.exists() for path in outputs):
         export(work.layout, source.slide_id, work.exports, again=False)
         return dataclasses.replace(known, path=str(source.path), reused=True)
 
     def partial(plan: TilePlan) -> Partial:
-        identity = [key, plan.recipe, chunk_size(work.pace, work.contract)]
+        rows = [identity.key, plan.recipe, chunk_size(work.pace, work.contract)]
         path = work.out / ".partial" / f"{source.slide_id}.part"
-        return Partial(path, identity, work.contract.tile_encoder.embed_dim)
+        return Partial(path, rows, work.contract.tile_encoder.embed_dim)
 
     scored = score_slide(
         source,
@@ -116,10 +113,8 @@ def _process(
     with ledger.time("write"):
         # Without its record a slide counts as not done: a kill between two outputs leaves no mixture.
         record_path(work.out, source.slide_id).unlink(missing_ok=True)
-        _write(work, source.slide_id, scored, Provenance(work.contract, content, key))
-    record = slide_record(
-        source, scored, ledger, key=key, content=content, seconds=time.perf_counter() - began
-    )
+        _write(work, source.slide_id, scored, Provenance(work.contract, identity.slide_sha256, identity.key))
+    record = slide_record(source, identity, scored, ledger, seconds=time.perf_counter() - began)
     write_record(work.out, record)
     (work.out / ".partial" / f"{source.slide_id}.part").unlink(missing_ok=True)
     return record

@@ -59,8 +59,30 @@ def recipe_hash(source: SlideSource, content: str, contract: Contract, recipe: R
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A slide by its files and content, and with all else that decides its outputs: `key`."""
+
+    stamp: list[list[Any]]
+    slide_sha256: str
+    key: str
+
+
+def identify(
+    source: SlideSource, contract: Contract, recipe: Recipe, known: SlideRecord | None = None
+) -> Identity:
+    """Hash a slide, or take the digest that is `known` of files that nobody wrote to since.
+
+    Raises:
+        SlideError: a file is missing or can't be read.
+    """
+    stamp = slide_stamp(source.path)
+    content = known.slide_sha256 if known and known.stamp == stamp else slide_sha256(source.path)
+    return Identity(stamp, content, recipe_hash(source, content, contract, recipe))
+
+
 def slide_record(
-    source: SlideSource, scored: ScoredSlide, ledger: Ledger, *, key: str, content: str, seconds: float
+    source: SlideSource, identity: Identity, scored: ScoredSlide, ledger: Ledger, *, seconds: float
 ) -> SlideRecord:
     """The record of a slide that was scored."""
     return SlideRecord(
@@ -74,9 +96,9 @@ def slide_record(
         seconds=round(seconds, 3),
         mpp=scored.plan.mpp_level0[0],
         mpp_source=scored.plan.mpp_source,
-        key=key,
-        slide_sha256=content,
-        stamp=slide_stamp(source.path),
+        key=identity.key,
+        slide_sha256=identity.slide_sha256,
+        stamp=identity.stamp,
         stages=ledger.as_dict(),
     )
 

@@ -5,6 +5,7 @@ The same results give the same bytes: nothing in a file tells when, where or how
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,9 +128,16 @@ def read_features(path: Path) -> StoredFeatures:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to fill; it appears under its name when the block ends well."""
-    with atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    """An HDF5 file to fill; it appears under its name when the block ends well.
+
+    HDF5 fills memory and Python writes the disk: on a full one HDF5 crashes the process, if only at its next
+    file.
+    """
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=("earliest", "v110")) as file:
         yield file
+    with atomic_path(path) as part:
+        part.write_bytes(image.getbuffer())
 
 
 def _write_coords(file: h5py.File, scored: ScoredSlide, folder: str) -> None:

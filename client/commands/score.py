@@ -14,12 +14,11 @@ from rich.table import Table
 from client.commands import options
 from client.connection import Connection
 from client.contract import Contract, check_same, read_contract
-from client.digest import slide_sha256
 from client.embedding import Pace
 from client.endpoint import Endpoint
 from client.ledger import Ledger, bottleneck
 from client.pictures import draw_tiles, write_picture
-from client.records import SlideRecord, recipe_hash, slide_record, write_record
+from client.records import SlideRecord, identify, slide_record, write_record
 from client.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.store import Provenance, write_slide
 
@@ -47,6 +46,8 @@ def command(
     h5, png = out / f"{source.slide_id}.h5", out / f"{source.slide_id}-tiles.png"
     with Connection(endpoint, in_flight=pace.in_flight) as connection, progress_bar(console) as bar:
         contract = read_contract(connection)
+        with ledger.time("digest"):
+            identity = identify(source, contract, recipe)
         task = bar.add_task(slide.name, total=None)
         scored = score_slide(
             source,
@@ -58,15 +59,10 @@ def command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
         check_same(connection, contract)
-    with ledger.time("digest"):
-        content = slide_sha256(slide)
-    key = recipe_hash(source, content, contract, recipe)
     with ledger.time("write"):
-        write_slide(h5, scored, Provenance(contract, content, key))
+        write_slide(h5, scored, Provenance(contract, identity.slide_sha256, identity.key))
         write_picture(png, draw_tiles(scored))
-    record = slide_record(
-        source, scored, ledger, key=key, content=content, seconds=time.perf_counter() - began
-    )
+    record = slide_record(source, identity, scored, ledger, seconds=time.perf_counter() - began)
     write_record(out, record)
     _report(console, scored, contract, record)
     console.print(f"\n{h5}\n{png}", highlight=False, soft_wrap=True)

@@ -1,0 +1,243 @@
+"""Mistakes and mishaps: each ends in one clear line, no trace, and the other slides are finished."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2
+
+from demo.pyramid import write_pyramid
+from server.local import run_triton
+
+Run = Callable[..., Any]
+Pixels = NDArray[np.uint8]
+ROOT = Path(__file__).resolve().parents[2]
+DEAD = "127.0.0.1:1"
+
+
+def damaged(path: Path, pixels: Pixels) -> None:
+    """A slide whose directory is whole and whose tiles are all zeros."""
+    write_pyramid(path, pixels)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for start, size in zip(file.pages.first.dataoffsets, file.pages.first.databytecounts, strict=True):
+            content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+
+
+def huge(path: Path, pixels: Pixels) -> None:
+    """A slide whose header claims two milliards of pixels a side."""
+    write_pyramid(path, pixels)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for name in ("ImageWidth", "ImageLength"):
+            tag = file.pages.first.tags[name]
+            content[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 2_000_000_000)
+    path.write_bytes(content)
+
+
+def cut(path: Path, pixels: Pixels, share: float) -> None:
+    whole = write_pyramid(path, pixels).read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+
+
+# What lies at the path of a row, and what the status says of it.
+SLIDES: dict[str, tuple[Callable[[Path, Pixels], object], str]] = {
+    "missing": (lambda path, pixels: None, "No such file"),
+    "empty": (lambda path, pixels: path.touch(), "empty file"),
+    "cut_header": (lambda path, pixels: path.write_bytes(b"II*\0\x00\xff\xff\x0f"), "cut off|damaged"),
+    "cut_tiles": (lambda path, pixels: cut(path, pixels, 0.6), "cut off|damaged"),
+    "text": (lambda path, pixels: path.write_text("slide_id,label\n"), "no slide"),
+    "noise": (lambda path, pixels: path.write_bytes(b"II*\0\x08\0\0\0" + bytes(range(256))), "slide|damaged"),
+    "photo": (lambda path, pixels: tifffile.imwrite(path, pixels), "mpp|no slide"),
+    "huge_header": (huge, "claims|damaged|cut off"),
+    "all_damaged": (damaged, "decode|damaged"),
+    "no_mpp": (lambda path, pixels: write_pyramid(path, pixels, mpp=None), "--mpp or an mpp column"),
+    "absurd_mpp": (lambda path, pixels: write_pyramid(path, pixels, mpp=353.0), "mpp"),
+    "too_coarse": (lambda path, pixels: write_pyramid(path, pixels, mpp=2.0), "magnified"),
+    "folder": (lambda path, pixels: path.mkdir(), "not a file"),
+    "pipe": (lambda path, pixels: os.mkfifo(path), "not a file"),
+    "loop": (lambda path, pixels: path.symlink_to(path), "symbolic links"),
+}
+# A mask beside a good slide.
+MASKS: dict[str, tuple[str, Callable[[Path, Pixels], object], str]] = {
+    "mask_missing": ("png", lambda path, pixels: None, "mask"),
+    "mask_no_image": ("png", lambda path, pixels: path.write_text("no image"), "mask"),
+    "mask_of_another_shape": ("png", lambda path, pixels: cv2.imwrite(str(path), pixels[:100, :20]), "shape"),
+    "mask_no_json": ("geojson", lambda path, pixels: path.write_text("{"), "JSON"),
+    "mask_without_area": ("geojson", lambda path, pixels: path.write_text('{"features": []}'), "area"),
+}
+# Whole rows: id, path, mpp.
+ROWS: dict[str, tuple[str, str]] = {
+    "mpp_no_number": ("good.tif,half,", "'half'"),
+    "mpp_negative": ("good.tif,-1,", "'-1'"),
+    "mpp_of_a_metre": ("good.tif,1000000,", "1000000"),
+    "sub/folder": ("good.tif,,", "can't name"),
+    "x" * 300: ("good.tif,,", "File name too long"),
+    "too_few_cells": ("good.tif", "cells"),
+    "good": ("other.tif,,", "already"),
+}
+
+
+def test_bad_slides_masks_and_rows_stop_nobody_else(
+    picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path
+) -> None:
+    pixels = picture[:512, 700:1212]
+    write_pyramid(tmp_path / "good.tif", pixels)
+    lines, expected = ["slide_id,path,mpp,mask_path", "good,good.tif,,"], {}
+    for name, (make, message) in SLIDES.items():
+        make(tmp_path / f"{name}.tif", pixels)
+        lines.append(f"{name},{name}.tif,,")
+        expected[name] = message
+    for name, (suffix, make, message) in MASKS.items():
+        make(tmp_path / f"{name}.{suffix}", pixels)
+        lines.append(f"{name},good.tif,,{name}.{suffix}")
+        expected[name] = message
+    for name, (row, message) in ROWS.items():
+        lines.append(f"{name},{row}")
+        expected[name] = message
+    lines.append("last,good.tif,0.5,")
+    (tmp_path / "cohort.csv").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    done = run_client("batch", tmp_path / "cohort.csv", "--out", out, "--url", triton_url)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    with (out / "status.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(expected) + 2
+    assert [row["slide_id"] for row in rows if row["status"] != "failed"] == ["good", "last"]
+    for row in rows:
+        if row["status"] == "failed":
+            reason = row["reason"]
+            assert re.search(expected[row["slide_id"]], reason), (row["slide_id"], reason)
+            assert "\n" not in reason
+            assert "unexpected error" not in reason
+
+
+def test_a_folder_with_a_name_of_foreign_bytes(
+    picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path
+) -> None:
+    write_pyramid(tmp_path / "good.tif", picture[:512, 700:1212])
+    shutil.copy(tmp_path / "good.tif", os.fsencode(tmp_path) + b"/\xff.tif")
+    done = run_client("batch", tmp_path, "--out", tmp_path / "out", "--url", triton_url)
+    assert (done.code, "Traceback" in done.err) == (1, False)
+    assert "can't name files: rename it" in done.err
+    assert "ok       good" in done.err
+
+
+def in_a_process(
+    *arguments: object, limit: int | None = None, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The client in a process of its own, where no file may grow beyond `limit` bytes."""
+
+    def set_limit() -> None:
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [*prefix, sys.executable, "-m", "client", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=set_limit)
+
+
+def test_a_file_without_permission(picture: Pixels, triton_url: str, tmp_path: Path) -> None:
+    for name in ("closed", "good"):
+        write_pyramid(tmp_path / f"{name}.tif", picture[:512, 700:1212])
+    (tmp_path / "closed.tif").chmod(0)
+    # Root reads everything unless its capabilities are taken away.
+    prefix = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+    done = in_a_process("batch", tmp_path, "--out", tmp_path / "out", "--url", triton_url, prefix=prefix)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert re.search(r"failed   closed +.*closed\.tif: Permission denied", done.stderr)
+    assert re.search(r"ok       good", done.stderr)
+
+
+@pytest.mark.parametrize("limit", [1_000, 30_000])
+def test_a_full_disk(picture: Pixels, triton_url: str, tmp_path: Path, limit: int) -> None:
+    slide = write_pyramid(tmp_path / "a.tif", picture[:1024, 700:1980])
+    done = in_a_process("score", slide, "--out", tmp_path / "one", "--url", triton_url, limit=limit)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert re.search(r"error: cannot write .*a(-tiles)?\.(h5|png): .*; free some space", done.stderr)
+    assert not list((tmp_path / "one").rglob("*.h5"))
+    done = in_a_process("batch", slide, "--out", tmp_path / "out", "--url", triton_url, limit=limit)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot write" in done.stderr
+    assert not [path for path in (tmp_path / "out").rglob("*.part") if path.parent.name != ".partial"]
+
+
+COMMANDS: dict[str, tuple[list[object], int, str]] = {
+    "no such manifest": (["batch", "missing.csv"], 1, "no such file or folder"),
+    "an empty manifest": (["batch", "empty.csv"], 1, "is empty"),
+    "wrong columns": (["batch", "wrong.csv"], 1, "no column names the slides"),
+    "a manifest that is no text": (["batch", "binary.csv"], 1, "not a readable CSV"),
+    "a folder without slides": (["batch", "nothing"], 1, "holds no slides"),
+    "a dead server": (["score", "good.tif", "--url", DEAD, "--retry-for", 0], 1, f"no answer .*{DEAD}"),
+    "a server that is none of Triton's": (["score", "good.tif", "--url", "localhost:nonsense"], 1, "no answer|refused"),
+    "one server of two is dead": (["batch", "good.tif", "--url", "{url}," + DEAD], 1, f"no answer .*{DEAD}"),
+    "an unknown layout": (["batch", "good.tif", "--layout", "mine"], 1, "trident or clam"),
+    "a header without a value": (["score", "good.tif", "--header", "secret"], 1, "--header takes name=value"),
+    "a certificate that is missing": (["score", "good.tif", "--tls-ca", "none.pem"], 1, r"none\.pem"),
+    "no Ray cluster": (["batch", "good.tif", "--url", "{url}", "--ray", "127.0.0.1:1"], 1, "no Ray cluster at"),
+    "a folder for the outputs that is a file": (["batch", "good.tif", "--url", "{url}", "--out", "empty.csv"], 1, "cannot write"),
+    "an mpp that makes no sense": (["score", "good.tif", "--url", "{url}", "--mpp", 5000], 1, "5000.0 is not plausible"),
+    "a slide that is missing": (["score", "gone.tif", "--url", "{url}"], 1, "No such file"),
+    "nothing to explain": (["explain", "nothing"], 1, "holds no records"),
+    "a share beyond one": (["score", "good.tif", "--min-tissue", 2], 2, "--min-tissue"),
+    "no slide named": (["score"], 2, "Missing argument"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_cannot_be_done(
+    name: str, picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pyramid(tmp_path / "good.tif", picture[:512, 700:1212])
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "wrong.csv").write_text("name,age\na,1\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    arguments, code, message = COMMANDS[name]
+    done = run_client(*(str(part).format(url=triton_url) for part in arguments))
+    assert done.code == code, done.err
+    assert re.search(message, done.err), done.err
+    assert "Traceback" not in done.err
+    if code == 1:
+        assert done.err.strip().splitlines()[-1].startswith("error: ")
+        assert sum(line.startswith("error: ") for line in done.err.splitlines()) == 1
+
+
+def test_a_model_of_which_nobody_knows_what_it_computes(
+    demo_repository: Path, slides: Path, run_client: Run, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(demo_repository, repository, symlinks=True)
+    path = repository / "tile_encoder" / "configs" / "served.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    contract = json.loads(config.parameters["contract"].string_value)
+    del config.parameters["contract"]
+    path.write_text(text_format.MessageToString(config))
+    path = repository / "slide_encoder" / "configs" / "served.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.parameters["contract"].string_value = json.dumps({**contract, "schema": 2})
+    path.write_text(text_format.MessageToString(config))
+    with run_triton(repository, log=tmp_path / "log") as server:
+        done = run_client("score", slides / "a.tif", "--url", server.url, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert done.err.startswith(f"error: tile_encoder at {server.url} carries no contract")
+    assert not (tmp_path / "out").exists()
