@@ -210,7 +210,10 @@ def _plan(
         slot_number = op.Add(op.Mul(number, slots), op.Div(local, dilation))
         outputs = _flat(op.Add(op.Mul(slot_number, heads), head))
         if first_only:
-            queries, query_slots = head, _ints(1)
+            # TensorRT-RTX 1.7 crashes where attentions share a query, so each branch repeats its own
+            # another number of times.
+            copies = len(sources) + 1
+            queries, query_slots = _constant(torch.arange(heads).repeat(copies)), _ints(copies)
         else:
             query_slots = op.Reshape(slots, [1])
             queries = _flat(op.Slice(rows, [0], query_slots, [1]))
@@ -296,7 +299,8 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
             num_heads=heads,
             scale=scale,
         )
-        parts.append(op.Gather(op.Reshape(part, out_shape), outputs, axis=2))
+        part = op.Reshape(part, out_shape)
+        parts.append(op.Gather(part, outputs, axis=2))
     out = op.Concat(*parts, axis=1)
 
     # [M, B, Q*H, 1] from here: log-sum-exp without padding, with it, and the weights of the merge.
