@@ -44,7 +44,8 @@ class Deployment:
     url: str
     http_url: str
     metrics_address: str
-    log: Path
+    pid: int
+    """Process number of tritonserver itself."""
 
     def probe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run probe.py against this server."""
@@ -71,13 +72,14 @@ def _deployed(repository: Path, log: Path, settings: dict[str, str]) -> Iterator
     guarded = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), prefix, "0", *command]
     with log.open("w") as output:
         process = subprocess.Popen(
-            guarded, env=environment, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True
+            guarded, env=environment, stdout=subprocess.PIPE, stderr=output, text=True, start_new_session=True
         )
+    assert process.stdout is not None
     deployment = Deployment(
         url=f"{LOOPBACK}:{ports['grpc']}",
         http_url=f"http://{LOOPBACK}:{ports['http']}",
         metrics_address=f"{LOOPBACK}:{ports['metrics']}",
-        log=log,
+        pid=int(process.stdout.readline()),
     )
     try:
         deadline = time.monotonic() + 120
@@ -87,7 +89,7 @@ def _deployed(repository: Path, log: Path, settings: dict[str, str]) -> Iterator
         yield deployment
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -73,6 +77,45 @@ def test_http_listens_on_loopback_only(deployment: Any) -> None:
 def test_the_probe_says_yes(deployment: Any) -> None:
     assert deployment.probe("live").returncode == 0
     assert deployment.probe("infer").returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["live", "infer"])
+def test_the_probe_finds_a_server_that_hangs(deployment: Any, mode: str) -> None:
+    server = psutil.Process(deployment.pid)
+    server.suspend()
+    try:
+        hanging = deployment.probe(mode, "--timeout", "0.5")
+    finally:
+        server.resume()
+    assert (hanging.returncode, hanging.stderr) == (1, "probe: timed out\n")
+    assert deployment.probe(mode).returncode == 0
+
+
+def test_the_probe_takes_a_busy_server_for_one_that_serves(
+    deployment: Any, client: triton.InferenceServerClient
+) -> None:
+    """A queue at the second step delays the probe beyond its patience, while requests get done."""
+    width = client.get_model_config("slide_encoder").config.input[0].dims[1]
+    inputs = [
+        triton.InferInput("EMBEDDINGS", [500, width], "FP32"),
+        triton.InferInput("COORDS", [500, 2], "INT64"),
+    ]
+    inputs[0].set_data_from_numpy(np.zeros((500, width), np.float32))
+    inputs[1].set_data_from_numpy(np.zeros((500, 2), np.int64))
+    client.infer("slide_encoder", inputs)
+    began = time.perf_counter()
+    client.infer("slide_encoder", inputs)
+    one = time.perf_counter() - began
+    answers: queue.Queue[Exception | None] = queue.Queue()
+    for _ in range(12):
+        client.async_infer("slide_encoder", inputs, lambda result, error: answers.put(error))
+    began = time.perf_counter()
+    busy = deployment.probe("infer", "--timeout", f"{4 * one}")
+    took, waiting = time.perf_counter() - began, 12 - answers.qsize()
+    assert busy.returncode == 0, busy.stderr
+    assert took > 4 * one
+    assert waiting > 0, "the queue was empty before the probe gave up"
+    assert [answers.get(timeout=120) for _ in range(12)] == [None] * 12
 
 
 def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
