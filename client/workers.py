@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -108,6 +109,7 @@ class RayPool:
         except ImportError as error:
             raise ClientError("--ray needs Ray: pip install 'gigapath-triton[ray]'") from error
         self._ray = ray
+        _check_reachable(address)
         try:
             ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -140,6 +142,17 @@ class RayPool:
     def close(self) -> None:
         """Leave the cluster (a local one ends); its tasks of ours are cancelled."""
         self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at host:port first: Ray itself would try for minutes, at length."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # auto, local
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise ClientError(f"no Ray cluster at {address} ({error}): give auto, host:port or local") from error
 
 
 def _process_on_ray(work: Work, source: SlideSource) -> SlideRecord:
