@@ -84,34 +84,30 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
 
 
 class JpegReader:
-    """Puts a plan's regions together from stored tiles; shared by all threads.
+    """Puts a plan's regions together from stored tiles, each region once; shared by all threads.
 
-    A stored tile is kept as long as regions still to come need it, and no longer: `_uses` counts them.
+    A stored tile is kept while regions from `start` on still need it, and no longer: `_uses` counts them.
     """
 
-    def __init__(self, plan: TilePlan, stored: StoredTiles) -> None:
+    def __init__(self, plan: TilePlan, stored: StoredTiles, start: int = 0) -> None:
         self._stored = stored
         self._positions = plan.level_positions()
         self._read_size = plan.read_size
         end = np.minimum(self._positions + np.array(plan.read_size), np.array(stored.size))
-        self._first = self._positions // np.array(
-            stored.tile
-        )  # stored tile (column, row) under each region's
-        self._last = (end - 1) // np.array(stored.tile)  # first and last pixel
+        # The stored tile (column, row) under each region's first and last pixel.
+        self._first = self._positions // np.array(stored.tile)
+        self._last = (end - 1) // np.array(stored.tile)
+        under = list(self._under(start))
         self._has = np.ones(len(plan), np.bool_)
-        for regions, keys in self._under(0):
+        for regions, keys in under:
             self._has[regions] &= stored.counts[keys] > 0
         self._uses = np.zeros(len(stored.counts), np.int32)
+        for regions, keys in under:
+            np.add.at(self._uses, keys[self._has[regions]], 1)
         self._kept: dict[int, Future[Pixels | None]] = {}
         self._room = BUDGET // (3 * stored.tile[0] * stored.tile[1])
         self._lock = threading.Lock()
         self._file = os.open(plan.path, os.O_RDONLY)
-
-    def expect(self, start: int) -> None:
-        """Count how often each stored tile is needed from region `start` on; until then none is kept."""
-        self._uses[:] = 0
-        for regions, keys in self._under(start):
-            np.add.at(self._uses, keys[self._has[regions]], 1)
 
     def has(self, index: int) -> bool:
         """Whether every stored tile under a region is there; scanners leave empty ones out."""
