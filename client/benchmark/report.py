@@ -53,7 +53,8 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
         )
         for p in points:
             server = (p.queue_us, p.compute_input_us, p.compute_infer_us, p.compute_output_us)
-            times = (p.mean_us - sum(server), *server)
+            # A client's mean and the server's may cover a request more or less: the difference is never negative.
+            times = (max(p.mean_us - sum(server), 0.0), *server)
             percentiles = (p.p50_us, p.p90_us, p.p95_us, p.p99_us)
             writer.writerow(
                 [p.target, p.kind, p.size, p.unit, f"{p.batch:.2f}", p.concurrency, f"{p.rate:.4g}", ""]
@@ -96,23 +97,30 @@ def write_plot(path: Path, points: Sequence[Point]) -> None:
 
 
 def as_table(points: Sequence[Point]) -> Table:
-    """The points for a terminal, times in ms."""
-    several = len({point.target for point in points}) > 1
-    table = Table("load", "under\nway", "a second", "of\nbare", "p50\nms", "p95\nms", "p99\nms")
+    """The points for a terminal, times in ms; servers by letters where there are several."""
+    letters = {target: chr(ord("A") + i) for i, target in enumerate(dict.fromkeys(p.target for p in points))}
+    table = Table(box=None, header_style="bold")
+    for heading in ("load", "under\nway", "a\nsecond", "of\nbare", "p50\nms", "p95\nms", "p99\nms"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "load" else "right")
     for heading in ("queue\nms", "compute\nms", "batch"):
-        table.add_column(heading)
-    if several:
-        table.add_column("server")
+        table.add_column(heading, no_wrap=True, justify="right")
     for p in points:
         times = (p.p50_us, p.p95_us, p.p99_us, p.queue_us, p.compute_infer_us)
         table.add_row(
-            *(f"{p.kind} {p.size}", f"{p.concurrency}", f"{p.rate:.4g}"),
+            f"{letters[p.target] + ' ' if len(letters) > 1 else ''}{p.kind} {p.size}",
+            f"{p.concurrency}",
+            _short(p.rate),
             f"{p.rate / p.bare:.2f}" if p.bare else "",
-            *(f"{t / 1e3:.4g}" for t in times),
-            f"{p.batch:.1f}",
-            *([p.target] if several else []),
+            *(_short(t / 1e3) for t in times),
+            _short(p.batch),
         )
+    if len(letters) > 1:
+        table.caption = ", ".join(f"{letter}: {target}" for target, letter in letters.items())
     return table
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def compare(points: Sequence[Point]) -> list[str]:
@@ -127,7 +135,7 @@ def compare(points: Sequence[Point]) -> list[str]:
             one, two = best.values()
             lines.append(
                 f"{kind}, {size} tiles: {two.target} makes {two.rate / one.rate:.2f} times the {one.unit} of "
-                f"{one.target} ({two.rate:.4g} and {one.rate:.4g} a second)"
+                f"{one.target} ({_short(two.rate)} and {_short(one.rate)} a second)"
             )
     return lines
 
