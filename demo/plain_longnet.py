@@ -1,0 +1,77 @@
+"""LongNet's dilated attention as matmul and softmax: how the field's tools run it where no flash kernel is.
+
+The baseline of `make bench-attribution`. Written from the published definition (see `training.branches`):
+score matrices in memory, every token of every layer computed, left-out keys at minus infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training import slide_encoder
+
+UNCOVERED = -1e8
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within, the slide encoder attends by matmul and softmax."""
+
+    def branches(
+        tokens: int, lengths: tuple[int, ...], dilations: tuple[int, ...], *_: object
+    ) -> list[tuple[int, int]]:
+        return [(min(length, tokens), dilation) for length, dilation in zip(lengths, dilations, strict=True)]
+
+    with (
+        mock.patch.object(slide_encoder, "plan_branches", branches),
+        mock.patch.object(slide_encoder, "dilated_attention", dilated_attention),
+    ):
+        yield
+
+
+def dilated_attention(
+    q: Tensor, k: Tensor, v: Tensor, branches: list[tuple[int, int]], visible: Tensor
+) -> Tensor:
+    """Merge branches (segment, dilation) of q, k, v [M, T, H, d] under `visible` [M, T] into [M, T, H, d]."""
+    parts = [_branch(q, k, v, visible, segment, dilation) for segment, dilation in branches]
+    weights = torch.stack([lse for _, lse in parts]).softmax(dim=0)
+    return torch.stack([out for out, _ in parts]).mul(weights.unsqueeze(-1)).sum(dim=0)
+
+
+def _branch(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, segment: int, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """Output [M, T, H, d] and log-sum-exp [M, T, H] of one branch."""
+    tokens, heads, width = q.shape[1:]
+    group = -(-heads // dilation)
+    offsets = torch.arange(heads) // group
+    hidden = ~visible[:, :, None, None].expand(-1, -1, heads, 1)
+
+    def cut(x: Tensor) -> Tensor:
+        """[M, T, H, c] -> [M, H, segments, slots, c], every head at its own offset; padding is zeros."""
+        count = -(-tokens // segment)
+        channels = x.shape[-1]
+        x = F.pad(x, (0, 0, 0, 0, 0, count * segment - tokens)).reshape(-1, count, segment, heads, channels)
+        x = F.pad(x, (0, 0, 0, 0, 0, -segment % dilation))
+        x = x.reshape(-1, count, x.shape[2] // dilation, dilation, heads, channels)
+        return torch.stack([x[:, :, :, offset, head] for head, offset in enumerate(offsets.tolist())], dim=1)
+
+    logits = cut(q) @ cut(k).transpose(-1, -2) * width**-0.5
+    logits = logits.masked_fill(cut(hidden.to(q.dtype)).transpose(-1, -2) > 0, -torch.inf)
+    mass = logits.logsumexp(dim=-1).clamp(min=UNCOVERED)
+    attended = (logits - mass.unsqueeze(-1)).exp() @ cut(v)
+
+    def lay(x: Tensor, empty: float) -> Tensor:
+        """[M, H, segments, slots, c] -> [M, T, H, c], `empty` where a head skips a token."""
+        full = x.new_full((*x.shape[:4], dilation, x.shape[4]), empty)
+        for head, offset in enumerate(offsets.tolist()):
+            full[:, head, :, :, offset] = x[:, head]
+        return full.flatten(2, 4)[:, :, :tokens].transpose(1, 2)
+
+    return lay(attended, 0.0), lay(mass.unsqueeze(-1), UNCOVERED).squeeze(-1)

@@ -1,0 +1,186 @@
+"""Attribution through a real Triton, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from client.attribution.embedded import EmbeddedSlide, read_embedded
+from client.attribution.explain import explain
+from client.attribution.served import ServedForward
+from client.connection import Connection
+from client.contract import Contract, ContractError
+from training.build import build_models
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def scored(triton_url: str, real_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real slide's H5, as `client score` writes it; read only."""
+    out = tmp_path_factory.mktemp("scored")
+    command = [
+        sys.executable,
+        "-m",
+        "client",
+        "score",
+        str(real_slide),
+        "--out",
+        str(out),
+        "--url",
+        triton_url,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return out / f"{real_slide.stem}.h5"
+
+
+@pytest.fixture
+def h5(scored: Path, tmp_path: Path) -> Path:
+    """A copy of it to write to."""
+    copy = tmp_path / scored.name
+    copy.write_bytes(scored.read_bytes())
+    return copy
+
+
+@pytest.fixture(scope="module")
+def slide(scored: Path) -> EmbeddedSlide:
+    return read_embedded(scored)
+
+
+def test_served_masks_score_as_in_pytorch_in_any_batch(
+    connection: Connection, contract: Contract, slide: EmbeddedSlide
+) -> None:
+    tiles = len(slide.coords)
+    keep = np.random.default_rng(0).random((20, tiles)) < 0.7
+    frame = partial(slide.frame, contract)
+    served = ServedForward(connection, contract, frame)
+    scores = served(slide.embeddings, slide.coords, keep)
+    assert served.requests == 1
+    payload = slide.embeddings.nbytes + slide.coords.nbytes
+    assert served.bytes_sent == payload + keep.nbytes
+
+    small = replace(contract, occlusion=replace(contract.occlusion, max_mask_tokens=3 * (tiles + 1) + tiles))
+    split = ServedForward(connection, small, frame)
+    again = split(slide.embeddings, slide.coords, keep)
+    assert split.requests == 7  # 3 masks a request
+    assert split.bytes_sent == 7 * payload + keep.nbytes
+    np.testing.assert_allclose(again.logits, scores.logits, atol=1e-5)
+    np.testing.assert_allclose(again.slide, scores.slide, atol=1e-5)
+
+    model = build_models(contract.preset).slide_model.eval()
+    assert model.head is not None
+    with torch.inference_mode():
+        expected = model.score(
+            torch.from_numpy(slide.embeddings), torch.from_numpy(slide.coords), torch.from_numpy(keep)
+        )
+    assert expected.logits is not None
+    np.testing.assert_allclose(scores.logits, expected.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores.slide, expected.slide.numpy(), atol=1e-4)
+
+
+def test_nothing_kept_still_has_a_score(
+    connection: Connection, contract: Contract, slide: EmbeddedSlide
+) -> None:
+    served = ServedForward(connection, contract, partial(slide.frame, contract))
+    scores = served(slide.embeddings, slide.coords, np.zeros((2, len(slide.coords)), dtype=bool))
+    assert np.isfinite(scores.logits).all()
+    np.testing.assert_array_equal(scores.logits[0], scores.logits[1])
+
+
+def test_a_slide_over_the_budget_is_refused_before_anything_is_sent(
+    connection: Connection, contract: Contract, slide: EmbeddedSlide
+) -> None:
+    tiny = replace(contract, occlusion=replace(contract.occlusion, max_mask_tokens=len(slide.coords)))
+    served = ServedForward(connection, tiny, partial(slide.frame, tiny))
+    with pytest.raises(ContractError, match="budget"):
+        explain(slide, served, tiny)
+    assert served.bytes_sent == 0
+
+
+def test_from_embeddings_on_disk_with_no_slide_and_again_without_a_forward(
+    run_client: Run, triton_url: str, h5: Path
+) -> None:
+    arguments = ("attribute", h5, "--url", triton_url, "--max-evals", 64, "--target", "lesion")
+    first = run_client(*arguments)
+    assert first.code == 0, first.err
+    assert "completeness gap" in first.out
+    stem = f"{h5.stem}-partition_shap-lesion"
+    for name in (f"{stem}.png", f"{stem}.geojson", f"{h5.stem}-masks.sqlite"):
+        assert (h5.parent / name).stat().st_size > 0
+    with h5py.File(h5) as file:
+        values, about = file["attribution_partition_shap"][:], dict(file["attribution_partition_shap"].attrs)
+        assert len(values) == len(file["coords"])
+        assert file["attribution_keep_one"].shape == values.shape
+    np.testing.assert_allclose(values.sum(axis=0), about["full"] - about["base"], atol=1e-9)
+    before = {path.name: path.read_bytes() for path in h5.parent.iterdir()}
+    again = run_client(*arguments)
+    assert again.code == 0, again.err
+    assert "0, all kept, 0.0 MB sent" in " ".join(again.out.split())
+    for path in h5.parent.iterdir():
+        assert path.read_bytes() == before[path.name], path.name
+
+
+def test_from_a_slide_to_every_picture(
+    run_client: Run, triton_url: str, real_slide: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ran = run_client(
+        "attribute", real_slide, "--out", out, "--url", triton_url, "--method", "occlusion", "--region", 2,
+        "--stride", 1, "--no-checks", "--tile-maps", 1, "--tile-score", "embedding",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    written = [Path(line) for line in ran.out.splitlines() if line.startswith(str(out))]
+    assert len(written) == 5
+    assert all(path.stat().st_size > 0 for path in written)
+    tiles = json.loads(next(path for path in written if path.suffix == ".geojson").read_text())
+    assert all(np.isfinite(tile["properties"]["measurements"]["attr:lesion"]) for tile in tiles["features"])
+
+
+def test_a_bank_and_the_embedding_score(run_client: Run, triton_url: str, h5: Path, scored: Path) -> None:
+    ran = run_client(
+        "attribute", h5, "--url", triton_url, "--score", "embedding", "--method", "occlusion",
+        "--bank", scored, "--no-checks",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    with h5py.File(h5) as file:
+        data = file["attribution_occlusion"]
+        assert data.shape[1] == 1
+        assert data.attrs["full"][0] == pytest.approx(1)
+        assert data.attrs["occluder"].startswith("bank of")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "cat"), "no class 'cat': the served model knows benign, lesion"),
+        (("--url", "127.0.0.1:1", "--retry-for", "0"), "no answer from the Triton server at 127.0.0.1:1"),
+        (("--bank", "missing.h5"), "missing.h5: "),
+        (("--stride", "9"), "stride must lie between 1 and the window's size (4), not 9"),
+        (("--slide", "missing.svs"), "missing.svs: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run_client: Run, triton_url: str, h5: Path, options: tuple[str, ...], message: str
+) -> None:
+    ran = run_client("attribute", h5, "--url", triton_url, "--method", "occlusion", *options)
+    assert ran.code == 1
+    assert ran.err.strip().startswith("error: ")
+    assert message in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_no_such_slide_is_one_line(run_client: Run, triton_url: str, tmp_path: Path) -> None:
+    ran = run_client("attribute", tmp_path / "no.svs", "--url", triton_url, "--out", tmp_path)
+    assert ran.code == 1
+    assert "no.svs: no such file" in ran.err
