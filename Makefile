@@ -64,6 +64,25 @@ export: $(READY) $(SLIDE)  ## PyTorch to ONNX in model_repository/ [PRESET= WEIG
 demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)
 	@$(BIN)/python -m demo
 
+# --- deployment -------------------------------------------------------------------
+# docker where an engine runs; buildah needs none.
+BUILDER ?= $(if $(shell docker info -f ok 2>/dev/null),docker,buildah)
+.PHONY: images certificates bench-serving bench-soak
+images:  ## the images gigapath-client and gigapath-triton-cpu [BUILDER=docker|buildah BASE_IMAGE=]
+	for target in client triton-cpu; do \
+	    $(BUILDER) build --target $$target --tag gigapath-$$target --file docker/Dockerfile \
+	        --build-arg REVISION=$$(git rev-parse HEAD) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) .; \
+	done
+
+certificates:  ## certificates to try TLS with, in deploy/certs
+	deploy/certificates.sh
+
+bench-serving: $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
+	$(BIN)/python -m demo.bench_serving
+
+bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/benchmarks/soak.md
+	$(BIN)/python -m demo.soak
+
 # --- checks ---------------------------------------------------------------------
 ROOMS := training export server client demo tests
 .PHONY: lint test

@@ -46,7 +46,7 @@ def bare_rate(repository: Path, contract: Contract) -> Callable[[Load, float], f
     def rate(load: Load, seconds: float) -> float:
         once(load)
         began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
+        while not count or time.perf_counter() - began < seconds:
             once(load)
             count += 1
         return load.items * count / (time.perf_counter() - began)

@@ -53,7 +53,7 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
         )
         for p in points:
             server = (p.queue_us, p.compute_input_us, p.compute_infer_us, p.compute_output_us)
-            # A client's mean and the server's may cover a request more or less: the difference is never negative.
+            # The two means may cover a request more or less; their difference is a time and never negative.
             times = (max(p.mean_us - sum(server), 0.0), *server)
             percentiles = (p.p50_us, p.p90_us, p.p95_us, p.p99_us)
             writer.writerow(

@@ -21,7 +21,11 @@ from server.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy" / "base"
 
-PACKAGES = {"buildah": "buildah crun", "promtool": "prometheus", "prometheus": "prometheus"}
+SOURCES = {
+    "buildah": "apt-get install buildah crun",
+    "kubectl": "any release since 1.27 has the kustomize that is needed",
+    "promtool": "apt-get install prometheus",
+}
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,7 @@ def program() -> Callable[[str], str]:
     def find(name: str) -> str:
         path = shutil.which(name)
         if path is None:
-            pytest.skip(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+            pytest.skip(f"{name} is missing: {SOURCES.get(name, f'apt-get install {name}')}")
         return path
 
     return find

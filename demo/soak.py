@@ -27,7 +27,7 @@ from client.contract import read_contract
 from client.endpoint import Endpoint
 from server.local import RunningServer, run_triton
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-5
 GROWTH = 1.05
 """How much more memory the last fifth of the time may take than the second (the first fills the arenas)."""

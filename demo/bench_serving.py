@@ -1,0 +1,190 @@
+"""`make bench-serving`: what a local Triton makes of each load beside bare sessions; what each setting does.
+
+Writes docs/benchmarks/serving.md, .csv and .png, and docs/benchmarks/tuning.md. Every comparison is measured
+in turns within one run (client/benchmark), for this machine's speed changes from minute to minute.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from client.benchmark import report
+from client.benchmark.bare import bare_rate
+from client.benchmark.loads import LOADS, Load
+from client.benchmark.measure import Point, sweep
+from client.connection import Connection
+from client.contract import Contract, read_contract
+from client.endpoint import Endpoint
+from server.local import run_triton
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "benchmarks"
+Edit = Callable[[str, Any], None]
+
+
+def no_queue_policy(model: str, config: Any) -> None:
+    """An unbounded queue."""
+    config.dynamic_batching.ClearField("default_queue_policy")
+
+
+def delay(milliseconds: int) -> Edit:
+    """How long the batcher waits for more tiles."""
+
+    def edit(model: str, config: Any) -> None:
+        if model == "tile_encoder":
+            config.dynamic_batching.max_queue_delay_microseconds = milliseconds * 1000
+
+    return edit
+
+
+def two_instances(model: str, config: Any) -> None:
+    """Two sessions of the tile encoder."""
+    if model == "tile_encoder":
+        config.instance_group[0].count = 2
+
+
+def one_thread(model: str, config: Any) -> None:
+    """Sessions of the tile encoder that compute on one thread."""
+    if model == "tile_encoder":
+        config.parameters["intra_op_thread_count"].string_value = "1"
+
+
+def two_instances_of_one_thread(model: str, config: Any) -> None:
+    """As many threads as before, in two sessions."""
+    two_instances(model, config)
+    one_thread(model, config)
+
+
+# What is changed, how, and the load (kind, size, requests under way) that shows it.
+SETTINGS: tuple[tuple[str, Edit, str, int, int], ...] = (
+    ("unbounded queue", no_queue_policy, "tiles", 8, 1),
+    ("unbounded queue", no_queue_policy, "tiles", 64, 4),
+    ("unbounded queue", no_queue_policy, "slides", 200, 1),
+    ("delay 0 ms instead of 2", delay(0), "tiles", 2, 16),
+    ("delay 20 ms instead of 2", delay(20), "tiles", 2, 16),
+    ("delay 20 ms instead of 2", delay(20), "tiles", 2, 1),
+    ("2 instances instead of 1", two_instances, "tiles", 64, 4),
+    ("1 thread instead of all", one_thread, "tiles", 64, 4),
+    ("2 instances of 1 thread", two_instances_of_one_thread, "tiles", 64, 4),
+)
+
+
+def edited(repository: Path, target: Path, edit: Edit) -> Path:
+    """A copy of a model repository with its served configurations changed."""
+    shutil.copytree(repository, target)
+    for path in target.glob("*/configs/served.pbtxt"):
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        if config.platform != "ensemble":
+            edit(path.parents[1].name, config)
+            path.write_text(text_format.MessageToString(config))
+    return target
+
+
+def measure(
+    repositories: dict[str, Path],
+    loads: Callable[[Contract], list[Load]],
+    concurrencies: list[int],
+    seconds: float,
+    *,
+    bare: bool,
+) -> list[Point]:
+    """Serve every repository at once and measure them in turns."""
+    with tempfile.TemporaryDirectory() as logs, ExitStack() as opened:
+        targets = {}
+        for name, repository in repositories.items():
+            server = opened.enter_context(run_triton(repository, log=Path(logs) / name))
+            targets[name] = opened.enter_context(Connection(Endpoint(server.url)))
+        contract = read_contract(next(iter(targets.values())))
+        alone = bare_rate(next(iter(repositories.values())), contract) if bare else None
+        return list(sweep(targets, loads(contract), concurrencies, seconds=seconds, rounds=3, bare=alone))
+
+
+def write_serving(repository: Path, seconds: float) -> None:
+    """Every kind of request beside bare sessions."""
+
+    def loads(contract: Contract) -> list[Load]:
+        sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
+        return [LOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
+
+    points = measure({"local": repository}, loads, [1, 4], seconds, bare=True)
+    report.write_csv(PAGES / "serving.csv", points)
+    report.write_plot(PAGES / "serving.png", points)
+    rows = [
+        f"| {p.kind} | {p.size} | {p.concurrency} | {p.rate:.3g} {p.unit} | {p.rate / (p.bare or 1):.2f} "
+        f"| {p.p50_us / 1e3:.0f} | {p.p95_us / 1e3:.0f} | {p.queue_us / 1e3:.0f} "
+        f"| {p.compute_infer_us / 1e3:.0f} | {p.batch:.0f} |"
+        for p in points
+    ]
+    head = "| kind | tiles in a request | under way | a second | of bare | p50 ms | p95 ms | queue ms "
+    head += "| compute ms | batch |"
+    text = f"""# Serving
+
+Written by `make bench-serving`: demo preset, fp32, Triton 2.51 with the Python ONNX Runtime backend, gRPC on
+loopback; client, server and the bare sessions share {os.cpu_count()} cores. *Of bare* is the rate divided by
+that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): that ratio is
+what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
+
+{head}
+|{"---|" * 10}
+{chr(10).join(rows)}
+
+![Throughput over requests under way](serving.png)
+"""
+    (PAGES / "serving.md").write_text(text)
+
+
+def write_tuning(repository: Path, seconds: float) -> None:
+    """Every setting against the repository as it is."""
+    rows = []
+    for name, edit, kind, size, under_way in SETTINGS:
+        with tempfile.TemporaryDirectory() as scratch:
+            other = edited(repository, Path(scratch) / "models", edit)
+            points = measure(
+                {"as it is": repository, "changed": other},
+                lambda contract, kind=kind, size=size: [LOADS[kind](contract, size)],  # type: ignore[misc]
+                [under_way],
+                seconds,
+                bare=False,
+            )
+        before, after = points
+        rows.append(
+            f"| {name} | {kind} {size} | {under_way} | {after.rate / before.rate:.2f} "
+            f"| {before.p50_us / 1e3:.0f} → {after.p50_us / 1e3:.0f} "
+            f"| {before.p95_us / 1e3:.0f} → {after.p95_us / 1e3:.0f} "
+            f"| {before.batch:.1f} → {after.batch:.1f} |"
+        )
+    text = f"""# Settings
+
+Written by `make bench-serving`: a setting of `config.pbtxt` changed, against the repository as it is; two
+servers measured in turns on the same {os.cpu_count()} cores (medians of 3 rounds, demo preset, fp32, no GPU).
+
+| change | load | under way | rate, to before | p50 ms | p95 ms | batch |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+    (PAGES / "tuning.md").write_text(text)
+
+
+def main(
+    repository: Annotated[Path, typer.Option(help="The exported model repository.")] = ROOT
+    / "model_repository",
+    seconds: Annotated[float, typer.Option(help="Seconds of a round.")] = 2.0,
+) -> None:
+    """Measure a local Triton and write the pages."""
+    PAGES.mkdir(parents=True, exist_ok=True)
+    write_serving(repository, seconds)
+    write_tuning(repository, seconds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,159 @@
+"""`client benchmark` against the real server: its figures, files, and what it makes of a user's mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from client.benchmark.bare import bare_rate
+from client.benchmark.loads import LOADS
+from client.benchmark.measure import Account, Round, measure_round, summarise
+from client.cli import app
+from client.connection import Connection
+from client.contract import Contract, read_contract
+from client.endpoint import Endpoint
+from client.errors import ClientError
+
+ROOT = Path(__file__).resolve().parents[2]
+PERF_ANALYZER = (
+    "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+    "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
+)
+QUICK = ["--seconds", "0", "--rounds", "1", "--concurrency", "1,2", "--chunk", "2", "--slide-tiles", "9"]
+
+
+@pytest.fixture(scope="module")
+def connection(deployment: Any) -> Iterator[Connection]:
+    with Connection(Endpoint(deployment.url)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def contract(connection: Connection) -> Contract:
+    return read_contract(connection)
+
+
+def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "client", "benchmark", *arguments, "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_a_round_is_what_the_server_counted(connection: Connection, contract: Contract, kind: str) -> None:
+    load = LOADS[kind](contract, 3)
+    measured = measure_round(connection, load, concurrency=2, seconds=0.2)
+    account, count = measured.account, len(measured.latencies)
+    assert count >= 8
+    # The server books a request after it has answered: the last of the warm-up may fall into the round.
+    assert count <= account.requests <= count + 2
+    rows_a_request = 3 if kind in ("tiles", "ensemble") else 1
+    assert account.rows == account.requests * rows_a_request
+    assert account.executions <= account.requests
+    assert 0 < account.compute_infer < 2 * measured.seconds * len(load.steps)
+    assert measured.seconds >= max(measured.latencies)
+
+
+def test_a_point_is_computed_from_its_rounds(contract: Contract) -> None:
+    load = LOADS["tiles"](contract, 4)
+    account = Account(requests=4, rows=16, executions=2, queue=0.4, compute_infer=0.8)
+    rounds = [Round((0.1, 0.2, 0.3, 0.4), seconds, account) for seconds in (1.0, 2.0, 4.0)]
+    point = summarise("here", load, 2, rounds, bare=16.0)
+    assert point.rate == 4 * 4 / 2.0  # the median round
+    assert point.spread == (4.0, 16.0)
+    assert [point.p50_us, point.mean_us] == pytest.approx([250e3, 250e3])
+    assert point.p99_us == pytest.approx(np.percentile([1e5, 2e5, 3e5, 4e5] * 3, 99))
+    assert [point.queue_us, point.compute_infer_us] == pytest.approx([1e5, 2e5])
+    assert (point.batch, point.requests) == (8.0, 12)
+
+
+def test_requests_are_under_way_together(connection: Connection, contract: Contract) -> None:
+    """At concurrency 8 the batcher joins what it never sees together at 1."""
+    load = LOADS["tiles"](contract, 2)
+    alone, together = (measure_round(connection, load, c, 0.3).account for c in (1, 8))
+    assert alone.rows / alone.executions == pytest.approx(2)
+    assert together.rows / together.executions > 3
+
+
+def test_the_bare_session_computes_what_is_served(
+    connection: Connection, contract: Contract, demo_repository: Path
+) -> None:
+    rate = bare_rate(demo_repository, contract)
+    for kind in LOADS:
+        load = LOADS[kind](contract, 5)
+        began = time.perf_counter()
+        items = rate(load, 0.05)
+        assert load.items / (time.perf_counter() - began) <= items < 1e6
+
+
+def test_command_writes_every_file(deployment: Any, demo_repository: Path, tmp_path: Path) -> None:
+    done = run(
+        *("--url", deployment.url, "--bare", str(demo_repository), "--price-per-hour", "3.6", *QUICK),
+        out=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "benchmark.csv").open()))
+    assert ",".join(rows[0]).endswith(PERF_ANALYZER)
+    assert [(row["Kind"], row["Concurrency"]) for row in rows] == [(k, c) for k in LOADS for c in "12"]
+    about = json.loads((tmp_path / "benchmark.json").read_text())
+    assert len(about["points"]) == len(rows)
+    assert set(about["exports"]) == set(about["triton"]) == {deployment.url}
+    for row, point in zip(rows, about["points"], strict=True):
+        assert float(row["Inferences/Second"]) == pytest.approx(point["rate"], rel=1e-3)
+        assert 0 < float(row["p50 latency"]) <= float(row["p99 latency"])
+        assert point["bare"] > 0
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    (best,) = (max(p["rate"] for p in about["points"] if p["kind"] == "tiles"),)
+    (slide,) = (max(p["rate"] for p in about["points"] if p["kind"] == "slides"),)
+    seconds = 9 / best + 1 / slide
+    assert f"a slide of 9 tiles takes {seconds:.3g} s and costs {seconds / 1000:.3g}" in done.stdout
+
+
+def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path: Path) -> None:
+    done = run(
+        *("--url", deployment.url, "--against", triton_url, "--kind", "tiles", "--bare", "100", *QUICK),
+        out=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    points = json.loads((tmp_path / "benchmark.json").read_text())["points"]
+    best = {url: max(p["rate"] for p in points if p["target"] == url) for url in (deployment.url, triton_url)}
+    ratio = best[triton_url] / best[deployment.url]
+    assert (
+        f"tiles, 2 tiles: {triton_url} makes {ratio:.2f} times the tiles of {deployment.url}" in done.stdout
+    )
+    assert {p["bare"] for p in points} == {100.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chunk", "65"], "--chunk 65 is more than the 64 tiles a request may hold"),
+        (["--chunk", "0"], "--chunk takes whole numbers from 1, with commas, not '0'"),
+        (["--concurrency", "two"], "--concurrency takes whole numbers from 1, with commas, not 'two'"),
+        (
+            ["--kind", "cells"],
+            "--kind 'cells' is unknown: choose from tiles, slides, ensemble, occlusion",
+        ),
+        (
+            ["--kind", "occlusion", "--slide-tiles", "9999999"],
+            "--slide-tiles 9999999: the server takes no",
+        ),
+        (["--bare", "/nowhere", *QUICK], "--bare: no /nowhere/tile_encoder/1/model.onnx"),
+        (["--url", "dns:///triton:8001"], "--url: name the servers (host:port)"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line(deployment: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
+    arguments = ["benchmark", "--url", deployment.url, "--out", str(tmp_path), *arguments]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, ClientError)
+    assert str(error).startswith(message)
