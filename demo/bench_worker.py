@@ -1,0 +1,70 @@
+"""The client's side of `make bench-attribution`, in a process of its own so that its memory can be told."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.attribution.attribute import Settings
+from client.attribution.embedded import EmbeddedSlide
+from client.attribution.explain import explain
+from client.attribution.served import ServedForward
+from client.connection import Connection
+from client.contract import read_contract
+from client.endpoint import Endpoint
+
+Mask = NDArray[np.bool_]
+MASKS_A_CALL = 64
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a call to the server gave and took; `peak_bytes` is this process's own peak so far."""
+
+    logits: NDArray[np.float32]
+    seconds: float
+    bytes_sent: int
+    requests: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class DefaultMap:
+    """The default method and budget on the same slide."""
+
+    seconds: float
+    masks: int
+    forwards: int
+    bytes_sent: int
+    completeness_gap: float
+
+
+def score_masks(url: str, slide: EmbeddedSlide, keep: Mask) -> Served:
+    """All masks `keep` [M, N] through `slide_occlusion`, as the methods send them."""
+    with Connection(Endpoint(url)) as connection:
+        contract = read_contract(connection)
+        forward = ServedForward(connection, contract, lambda coords: slide.frame(contract, coords))
+        began = time.perf_counter()
+        logits = [
+            forward(slide.embeddings, slide.coords, keep[start : start + MASKS_A_CALL]).logits
+            for start in range(0, len(keep), MASKS_A_CALL)
+        ]
+        seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Served(np.concatenate(logits), seconds, forward.bytes_sent, forward.requests, peak)
+
+
+def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
+    """`client attribute` without its files."""
+    with Connection(Endpoint(url)) as connection:
+        contract = read_contract(connection)
+        forward = ServedForward(connection, contract, lambda coords: slide.frame(contract, coords))
+        began = time.perf_counter()
+        found = explain(slide, forward, contract, Settings(), checks=checks)
+        seconds = time.perf_counter() - began
+    gap = float(found.attribution.completeness_gap.max())
+    return DefaultMap(seconds, found.attribution.evaluations, found.forwards, forward.bytes_sent, gap)
