@@ -131,8 +131,8 @@ def write_serving(repository: Path, seconds: float) -> None:
 
 Written by `make bench-serving`: demo preset, fp32, Triton 2.51 with the Python ONNX Runtime backend, gRPC on
 loopback; client, server and the bare sessions share {os.cpu_count()} cores. *Of bare* is the rate divided by
-that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): the ratio is
-what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
+that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): the ratio
+is what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
 
 {head}
 |{"---|" * 10}
