@@ -80,6 +80,10 @@ certificates:  ## certificates to try TLS with, in deploy/certs
 bench-serving: $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
 	$(BIN)/python -m demo.bench_serving
 
+.PHONY: bench-attribution
+bench-attribution: $(SLIDE) $(TRITON)  ## leave-one-out through the server against one PyTorch forward a mask: docs/benchmarks/
+	$(BIN)/python -m demo.bench_attribution
+
 bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/benchmarks/soak.md
 	$(BIN)/python -m demo.soak
 
@@ -96,4 +100,4 @@ test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Tr
 
 .PHONY: clean
 clean:  ## remove what was built and fetched (keeps .venv and out/)
-	rm -rf build model_repository/*/[0-9]* model_repository/*/configs/served*
+	rm -rf build model_repository/*/[0-9]* model_repository/*/configs/{served.pbtxt,tensorrt.pbtxt,current}

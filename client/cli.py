@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from client.commands import attribute, batch, benchmark, doctor, explain, score
+from client.commands import attribute, batch, benchmark, counterfactual, doctor, explain, score
 from client.commands.options import console
 from client.errors import ClientError
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "score": score,
     "batch": batch,
     "attribute": attribute,
+    "counterfactual": counterfactual,
     "explain": explain,
     "doctor": doctor,
     "benchmark": benchmark,

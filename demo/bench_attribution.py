@@ -204,7 +204,7 @@ def _table(
         "# Occlusion: one forward a mask against masks through the server",
         "",
         f"Written by `make bench-attribution`. Leave-one-out over {tiles:,} tiles, `demo` slide encoder, "
-        f"float32, {os.cpu_count()} cores ({platform.machine()}). Every way scores parts of the same masks in "
+        f"float32, {os.cpu_count()} CPUs ({platform.machine()}). Every way scores parts of the same masks in "
         f"turn, {len(served)} rounds: a time is the median round's, a ratio the median of the rounds'.",
         "",
         "| way | masks | ms a mask | all masks, s | times (c) | wanted |",

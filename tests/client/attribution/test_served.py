@@ -184,3 +184,44 @@ def test_no_such_slide_is_one_line(run_client: Run, triton_url: str, tmp_path: P
     ran = run_client("attribute", tmp_path / "no.svs", "--url", triton_url, "--out", tmp_path)
     assert ran.code == 1
     assert "no.svs: no such file" in ran.err
+
+
+def test_what_if_an_annotated_area_were_removed(
+    run_client: Run,
+    triton_url: str,
+    h5: Path,
+    connection: Connection,
+    contract: Contract,
+    slide: EmbeddedSlide,
+) -> None:
+    x, y = slide.coords[10].tolist()
+    width, height = slide.tile_size
+    ring = [[x, y], [x + 2 * width, y], [x + 2 * width, y + height], [x, y + height], [x, y]]
+    area = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"objectType": "annotation", "classification": {"name": "tumour"}},
+    }
+    annotations = h5.parent / "areas.geojson"
+    annotations.write_text(json.dumps({"type": "FeatureCollection", "features": [area]}))
+    ran = run_client("counterfactual", h5, annotations, "--url", triton_url, "--area", "tumour")
+    assert ran.code == 0, ran.err
+    table = (h5.parent / f"{h5.stem}-counterfactual-remove.csv").read_text().splitlines()
+    assert table[0] == "area,change,tiles,class,log_odds,stderr"
+    inside = [tuple(c) in {(x, y), (x + width, y)} for c in slide.coords.tolist()]
+    keep = ~np.stack([np.zeros(len(inside), bool), np.array(inside)])
+    logits = ServedForward(connection, contract, partial(slide.frame, contract))(
+        slide.embeddings, slide.coords, keep
+    ).logits.astype(np.float64)
+    odds = logits[:, 1] - logits[:, 0]
+    name, change, tiles, label, value, _ = table[2].split(",")
+    assert (name, change, int(tiles), label) == ("tumour", "remove", sum(inside), "lesion")
+    assert float(value) == pytest.approx(odds[1] - odds[0], abs=1e-5)
+    replaced = run_client(
+        "counterfactual", h5, annotations, "--url", triton_url, "--change", "replace", "--bank", h5
+    )
+    assert replaced.code == 0, replaced.err
+    missing = run_client("counterfactual", h5, annotations, "--url", triton_url, "--area", "stroma")
+    assert missing.code == 1
+    assert "stroma" in missing.err or "tumour" in missing.err
+    assert len(missing.err.strip().splitlines()) == 1

@@ -1,0 +1,125 @@
+"""`client counterfactual`: what if an annotated area were not there?"""
+
+from __future__ import annotations
+
+import csv
+import io
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
+from client.attribution.embedded import EmbeddedSlide, read_embedded
+from client.attribution.explain import choose_target
+from client.attribution.memo import Memo
+from client.attribution.scorer import Mask
+from client.attribution.served import ServedForward
+from client.attribution.subject import Subject
+from client.attribution.target import Score
+from client.commands import options
+from client.connection import Connection
+from client.contract import check_same, read_contract
+from client.endpoint import Endpoint
+from client.files import write_text
+from client.geojson import read_annotations
+from client.slide import open_slide
+from client.store import read_features
+
+
+@options.shares(endpoint=options.endpoint)
+def command(
+    h5: Annotated[Path, typer.Argument(help="What `client score` made of the slide.", show_default=False)],
+    annotations: Annotated[Path, typer.Argument(help="QuPath's GeoJSON of areas.", show_default=False)],
+    endpoint: Endpoint,
+    area: Annotated[
+        list[str] | None, typer.Option(help="Class of areas; may be repeated [default: all areas as one].")
+    ] = None,
+    change: Annotated[Change, typer.Option(help="What is done to the tiles inside.")] = "remove",
+    bank: Annotated[
+        Path | None, typer.Option(help="H5 of benign tiles that take their place (--change replace).")
+    ] = None,
+    n_samples: Annotated[int, typer.Option(min=2, help="Draws from the bank.")] = 16,
+    score: Annotated[Score, typer.Option(help="The number that changes.")] = "log_odds",
+    slide: Annotated[
+        Path | None, typer.Option(help="The slide, where QuPath crops it to its bounds (MRXS and others).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table [default: the H5's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For the draws.")] = 0,
+) -> None:
+    """Tell how a slide's score changes when areas are removed, kept alone or replaced by benign tiles.
+
+    A tile belongs to an area that holds its centre. Writes OUT/SLIDE-counterfactual-CHANGE.csv.
+
+    Example: `python -m client counterfactual out/S.h5 S.geojson --area tumour --change remove`
+    """
+    embedded = read_embedded(h5)
+    origin = (0, 0)
+    if slide:
+        with open_slide(slide) as opened:
+            origin = opened.bounds[:2]
+    regions = _regions(embedded, annotations, area, origin)
+    folder = out or h5.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with Connection(endpoint) as connection, Memo(folder / f"{embedded.slide_id}-masks.sqlite") as memo:
+        contract = read_contract(connection)
+        embedded.check(contract)
+        forward = ServedForward(connection, contract, partial(embedded.frame, contract))
+        subject = Subject(forward, embedded.embeddings, embedded.coords, model=contract.export_id, memo=memo)
+        numbers, _ = choose_target(subject, contract, None, score)
+        with options.console.status("scoring changed slides"):
+            effects = counterfactual(
+                subject,
+                numbers,
+                regions,
+                change=change,
+                bank=read_features(bank).embeddings if bank else None,
+                n_samples=n_samples,
+                seed=seed,
+            )
+        check_same(connection, contract)
+    rows = [row for effect in effects for row in _rows(effect, numbers.names)]
+    path = folder / f"{embedded.slide_id}-counterfactual-{change}.csv"
+    text = io.StringIO()
+    csv.writer(text).writerows([("area", "change", "tiles", "class", score, "stderr"), *rows])
+    write_text(path, text.getvalue())
+    console, table = Console(), Table("area", "tiles", "class", f"change of {score}", "stderr", box=None)
+    for name, _, tiles, label, mean, stderr in rows:
+        table.add_row(name, tiles, label, f"{float(mean):+.4g}", f"{float(stderr):.2g}" if stderr else "")
+    console.print(table)
+    if not contract.trained:
+        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+    console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+def _regions(
+    embedded: EmbeddedSlide, annotations: Path, areas: list[str] | None, origin: tuple[int, int]
+) -> dict[str, Mask]:
+    """Tiles [N] inside each wanted class of areas, or inside any area."""
+    wanted = {name: frozenset([name]) for name in areas} if areas else {"all areas": None}
+    return {
+        name: tiles_inside(
+            read_annotations(annotations, origin=origin, classes=classes),
+            embedded.coords,
+            embedded.tile_size,
+        )
+        for name, classes in wanted.items()
+    }
+
+
+def _rows(effect: Effect, classes: tuple[str, ...]) -> list[tuple[str, str, str, str, str, str]]:
+    errors = effect.stderr
+    return [
+        (
+            effect.name,
+            effect.change,
+            str(effect.tiles),
+            label,
+            repr(float(mean)),
+            "" if errors is None else repr(float(errors[column])),
+        )
+        for column, (label, mean) in enumerate(zip(classes, effect.mean, strict=True))
+    ]
