@@ -2,7 +2,7 @@
 # Starts tritonserver with the flags that every deployment shares: compose, Kubernetes and tests/deploy all run this file.
 #
 #   TLS          off (default) | server (encrypted, certificate of the server) | mutual (certificates of both sides)
-#   CERTS        folder with tls.crt, tls.key and ca.crt (default /certs); not read while TLS is off
+#   CERTS        folder with tls.crt and tls.key, for mutual also ca.crt (default /certs); not read while TLS is off
 #   MODELS       the model repository (default /models)
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
 #                without one a random value closes them to everybody
@@ -12,18 +12,17 @@ set -eu
 
 certs=${CERTS:-/certs}
 case "${TLS:-off}" in
-off) tls= ;;
-server) tls=--grpc-use-ssl=true ;;
-mutual) tls=--grpc-use-ssl-mutual=true ;;
+off) files= ;;
+server) files="tls.crt tls.key" ;;
+mutual) files="tls.crt tls.key ca.crt" ;;
 *) echo "start.sh: TLS is '$TLS': use off, server or mutual" >&2; exit 2 ;;
 esac
-if [ -n "$tls" ]; then
-    for file in tls.crt tls.key ca.crt; do
-        [ -r "$certs/$file" ] || { echo "start.sh: TLS is '$TLS' but $certs/$file can't be read" >&2; exit 2; }
-    done
-    set -- "$tls" --grpc-server-cert="$certs/tls.crt" --grpc-server-key="$certs/tls.key" \
-        --grpc-root-cert="$certs/ca.crt" "$@"
-fi
+for file in $files; do
+    [ -r "$certs/$file" ] || { echo "start.sh: TLS is '$TLS' but $certs/$file can't be read" >&2; exit 2; }
+done
+[ -z "$files" ] ||
+    set -- --grpc-use-ssl=true --grpc-server-cert="$certs/tls.crt" --grpc-server-key="$certs/tls.key" "$@"
+[ "${TLS:-off}" != mutual ] || set -- --grpc-use-ssl-mutual=true --grpc-root-cert="$certs/ca.crt" "$@"
 
 # HTTP serves only the probe, which runs beside the server; all others use gRPC. Metrics hold no data of patients.
 # Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.
