@@ -122,11 +122,11 @@ def test_bad_slides_masks_and_rows_stop_nobody_else(
     with (out / "status.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(expected) + 2
-    assert [row["slide_id"] for row in rows if row["status"] != "failed"] == ["good", "last"]
-    for row in rows:
-        if row["status"] == "failed":
-            reason = row["reason"]
-            assert re.search(expected[row["slide_id"]], reason), (row["slide_id"], reason)
+    assert [line["slide_id"] for line in rows if line["status"] != "failed"] == ["good", "last"]
+    for line in rows:
+        if line["status"] == "failed":
+            reason = line["reason"]
+            assert re.search(expected[line["slide_id"]], reason), line
             assert "\n" not in reason
             assert "unexpected error" not in reason
 
@@ -135,7 +135,7 @@ def test_a_folder_with_a_name_of_foreign_bytes(
     picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path
 ) -> None:
     write_pyramid(tmp_path / "good.tif", picture[:512, 700:1212])
-    shutil.copy(tmp_path / "good.tif", os.fsencode(tmp_path) + b"/\xff.tif")
+    shutil.copy(tmp_path / "good.tif", tmp_path / os.fsdecode(b"\xff.tif"))
     done = run_client("batch", tmp_path, "--out", tmp_path / "out", "--url", triton_url)
     assert (done.code, "Traceback" in done.err) == (1, False)
     assert "can't name files: rename it" in done.err

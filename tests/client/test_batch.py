@@ -71,7 +71,8 @@ def tiles_in(path: Path) -> int:
     try:
         with path.open("rb") as file:
             header = file.readline()
-            return (path.stat().st_size - len(header)) // (8 + 1 + 4 * json.loads(header)["dim"])
+            size: int = 8 + 1 + 4 * json.loads(header)["dim"]
+            return (path.stat().st_size - len(header)) // size
     except (FileNotFoundError, json.JSONDecodeError):  # just finished, or just begun
         return 0
 
