@@ -18,6 +18,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from server.ports import free_port
+
 ADMIN = {"triton-grpc-protocol-admin": "token-of-the-tests"}
 START = Path(__file__).resolve().parents[2] / "deploy" / "base" / "start.sh"
 
@@ -127,9 +129,10 @@ def test_the_probe_takes_a_busy_server_for_one_that_serves(
 
 
 def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
-    no_triton = dataclasses.replace(deployment, http_url=f"http://{deployment.metrics_address}")
-    wrong = no_triton.probe("infer")
-    assert (wrong.returncode, wrong.stderr) == (1, "probe: HTTP Error 404: Not Found\n")
+    wrong = dataclasses.replace(deployment, http_url=f"http://127.0.0.1:{free_port('127.0.0.1')}").probe(
+        "infer"
+    )
+    assert (wrong.returncode, wrong.stderr) == (1, "probe: <urlopen error [Errno 111] Connection refused>\n")
 
 
 @pytest.mark.parametrize(
