@@ -58,10 +58,12 @@ def undisturbed(slides: Path, triton_url: str, tmp_path_factory: pytest.TempPath
 @contextmanager
 def begun(slides: Path, out: Path, url: str, least: int) -> Iterator[subprocess.Popen[str]]:
     """A batch in a process of its own, once at least so many tiles lie in partial files."""
-    process = subprocess.Popen(command(slides, out, url, *SLOWLY), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(slides, out, url, *SLOWLY), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     with process:
         while sum(tiles_in(path) for path in out.glob(".partial/*")) < least:
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.002)
         yield process
 
@@ -138,10 +140,18 @@ def test_identical_runs_compute_nothing_and_changed_ones_everything(
     with (changed / "b.tif").open("ab") as file:
         file.write(b"\0")
     assert run_client("batch", changed, "--out", tmp_path, "--url", triton_url).code == 0
-    assert {name: row["reused"] for name, row in status(tmp_path).items()} == {"a": "True", "b": "False", "c": "True"}
+    assert {name: row["reused"] for name, row in status(tmp_path).items()} == {
+        "a": "True",
+        "b": "False",
+        "c": "True",
+    }
     next(tmp_path.glob("*/features_*/c.h5")).unlink()
     assert run_client("batch", changed, "--out", tmp_path, "--url", triton_url).code == 0
-    assert {name: row["reused"] for name, row in status(tmp_path).items()} == {"a": "True", "b": "True", "c": "False"}
+    assert {name: row["reused"] for name, row in status(tmp_path).items()} == {
+        "a": "True",
+        "b": "True",
+        "c": "False",
+    }
 
 
 def test_killed_and_resumed(
@@ -189,14 +199,18 @@ def test_a_server_stopped_and_started_again(
     assert outputs(tmp_path / "out") == outputs(undisturbed)
 
 
-def test_through_ray(slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path) -> None:
+def test_through_ray(
+    slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path
+) -> None:
     options = ["--ray", "local", "--workers", 1]
     done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *options)
     assert done.code == 0, done.err
     assert outputs(tmp_path) == outputs(undisturbed)
 
 
-def test_further_files(slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path) -> None:
+def test_further_files(
+    slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path
+) -> None:
     options = ["--layout", "clam", "--pt", "--geojson"]
     first = run_client("batch", slides / "a.tif", "--out", tmp_path, "--url", triton_url)
     assert first.code == 0
@@ -231,7 +245,9 @@ def test_a_manifests_own_columns_stand_beside_the_scores(
     assert (row["slide_id"], row["case_id"], row["label"], row["split"]) == ("b", "p1", "tumour", "train")
 
 
-def test_two_batches_do_not_share_a_folder(slides: Path, triton_url: str, run_client: Run, tmp_path: Path) -> None:
+def test_two_batches_do_not_share_a_folder(
+    slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+) -> None:
     from client.batch import only_one
 
     with only_one(tmp_path):
