@@ -67,4 +67,5 @@ def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
         found = explain(slide, forward, contract, Settings(), checks=checks)
         seconds = time.perf_counter() - began
     gap = float(found.attribution.completeness_gap.max())
-    return DefaultMap(seconds, found.attribution.evaluations, found.forwards, forward.bytes_sent, gap)
+    cost = found.subject.cost
+    return DefaultMap(seconds, found.attribution.evaluations, cost.forwards, forward.bytes_sent, gap)

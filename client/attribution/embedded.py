@@ -68,6 +68,19 @@ class EmbeddedSlide:
             )
 
 
+def read_bank(path: Path) -> Float32:
+    """Embeddings [B, D] of an H5 file's valid tiles, to draw replacements from.
+
+    Raises:
+        ClientError: no such file, not HDF5, or no valid tile.
+    """
+    stored = read_features(path)
+    valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)
+    if not valid.any():
+        raise ClientError(f"{path}: holds no valid tile to draw from")
+    return stored.embeddings[valid].astype(np.float32)
+
+
 def read_embedded(path: Path) -> EmbeddedSlide:
     """Read `path`; needs `features`, `coords` and the tile's size in level-0 px, and no slide.
 

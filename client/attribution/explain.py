@@ -25,19 +25,16 @@ KEEP_ONE_TILES = 2000
 
 @dataclass(frozen=True)
 class Pace:
-    """Where an explanation stands: masks asked of how many at most, and what a forward costs."""
+    """Where an explanation stands: masks asked of how many at most, what one costs, how long the rest takes.
+
+    Both times are None until a forward was measured.
+    """
 
     stage: str
     done: int
     planned: int
     seconds_a_forward: float | None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Masks left times the measured cost of one."""
-        if self.seconds_a_forward is None:
-            return None
-        return max(0, self.planned - self.done) * self.seconds_a_forward
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +52,6 @@ class Explanation:
     attribution: Attribution
     keep_one: Attribution | None
     reliability: Reliability | None
-    forwards: int
-    seconds: float
 
     @property
     def target(self) -> str:
@@ -92,20 +87,22 @@ def explain(
     numbers, focus = choose_target(subject, contract, target, score)
     alone = replace(settings, method="keep_one", feature_mask=None)
     with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
-    planned = planned_masks(subject, settings, slide.step)
-    planned += planned_masks(subject, alone) if with_keep_one else 0
-    planned += planned_checks(subject, settings) if checks else 0
-    stage, done = "", 0
+    planned: dict[str, int] = {settings.method: planned_masks(subject, settings, slide.step)}
+    planned["reliability"] = planned_checks(subject, settings) if checks else 0
+    planned["keep_one"] = planned_masks(subject, alone) if with_keep_one else planned.get("keep_one", 0)
+    stage: str = settings.method
+    done = dict.fromkeys(planned, 0)
 
     def count(masks: int) -> None:
-        nonlocal done
-        done += masks
-        cost = subject.seconds / subject.forwards if subject.forwards else None
-        progress(Pace(stage, done, planned, cost))
+        done[stage] += masks
+        each = subject.cost.each
+        costs = {"keep_one": subject.bag_cost.each or each}  # bags are short: too much until one was scored
+        left = [(planned[name] - done[name], costs.get(name, each)) for name in planned]
+        seconds = sum(max(0, masks) * cost for masks, cost in left if cost is not None) if each else None
+        progress(Pace(stage, sum(done.values()), sum(planned.values()), each, seconds))
 
-    stage = settings.method
     result = attribute(subject, numbers, settings, focus=focus, step=slide.step, progress_callback=count)
-    planned -= planned_masks(subject, settings, slide.step) - result.evaluations
+    planned[stage] = done[stage]  # it may have stopped early
     stage = "keep_one"
     kept = attribute(subject, numbers, alone, focus=focus, progress_callback=count) if with_keep_one else None
     stage = "reliability"
@@ -123,8 +120,6 @@ def explain(
         result,
         kept,
         reliability,
-        subject.forwards,
-        subject.seconds,
     )
 
 

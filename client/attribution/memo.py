@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +25,25 @@ class Memo:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self._database = sqlite3.connect(path or ":memory:")
-        try:
+        self._path = path
+        with self._told():
+            self._database = sqlite3.connect(path or ":memory:")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, logits BLOB, slide BLOB)"
             )
-        except sqlite3.DatabaseError as error:
-            raise ClientError(f"{path} is not a file of saved masks ({error}): delete it") from error
 
     def get(self, key: Key) -> tuple[bytes, bytes] | None:
         """Logits and slide embedding saved under `key`, as float32 bytes."""
-        found: tuple[bytes, bytes] | None = self._database.execute(
-            "SELECT logits, slide FROM scores WHERE key = ?", (key,)
-        ).fetchone()
+        with self._told():
+            found: tuple[bytes, bytes] | None = self._database.execute(
+                "SELECT logits, slide FROM scores WHERE key = ?", (key,)
+            ).fetchone()
         return found
 
     def put(self, keys: list[Key], scores: Scores) -> None:
         """Save one batch, or nothing of it."""
         rows = zip(keys, scores.logits, scores.slide, strict=True)
-        with self._database:
+        with self._told(), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
                 [(key, logits.tobytes(), slide.tobytes()) for key, logits, slide in rows],
@@ -57,6 +58,19 @@ class Memo:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn SQLite's errors into one line about the file."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # locked, full, not writable
+            raise ClientError(
+                f"{self._path}: saved masks can't be used ({error}): end other runs on them, free some space "
+                "or choose another --out"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise ClientError(f"{self._path}: no file of saved masks ({error}): delete it") from error
 
 
 class MemoScorer:

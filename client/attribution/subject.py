@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from client.attribution import scorer as occluders
 from client.attribution.memo import Memo, MemoScorer, identify
 from client.attribution.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
 from client.errors import ClientError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How many forwards were made and how long they took."""
+
+    forwards: int
+    seconds: float
+
+    @property
+    def each(self) -> float | None:
+        """Seconds a forward; None before the first."""
+        return self.seconds / self.forwards if self.forwards else None
 
 
 class Subject:
@@ -37,7 +52,8 @@ class Subject:
         self.coords = coords
         self._memo = memo or Memo()
         self._identity = identify(model, self.embeddings, coords).hex()
-        self._scorers: list[MemoScorer] = []
+        self._whole: list[MemoScorer] = []
+        self._bags: list[MemoScorer] = []
 
     def masked(self) -> Scorer:
         """In place: the default occluder."""
@@ -50,7 +66,8 @@ class Subject:
 
     def bags(self) -> Scorer:
         """Only the kept tiles, as a sequence of their own: for bags of one tile."""
-        return self._remembered(occluders.drop(self.forward, self.embeddings, self.coords), "drop")
+        scorer = occluders.drop(self.forward, self.embeddings, self.coords)
+        return self._remembered(scorer, "drop", self._bags)
 
     def rolled(self, slots: int) -> Scorer:
         """The same tiles, coordinates and masks, each `slots` slots later in the sequence."""
@@ -62,16 +79,20 @@ class Subject:
         return self._remembered(score, f"roll{slots}")
 
     @property
-    def forwards(self) -> int:
-        """Masks really scored so far: neither repeated nor remembered from an earlier run."""
-        return sum(scorer.forwards for scorer in self._scorers)
+    def cost(self) -> Cost:
+        """Of masks of the whole slide that were really scored: neither repeated nor remembered."""
+        return _sum(self._whole)
 
     @property
-    def seconds(self) -> float:
-        """The time they took."""
-        return sum(scorer.seconds for scorer in self._scorers)
+    def bag_cost(self) -> Cost:
+        """The same of bags of tiles."""
+        return _sum(self._bags)
 
-    def _remembered(self, scorer: Scorer, occluder: str) -> Scorer:
+    def _remembered(self, scorer: Scorer, occluder: str, kind: list[MemoScorer] | None = None) -> Scorer:
         remembered = MemoScorer(scorer, self._memo, identify(self._identity, occluder))
-        self._scorers.append(remembered)
+        (self._whole if kind is None else kind).append(remembered)
         return remembered
+
+
+def _sum(scorers: list[MemoScorer]) -> Cost:
+    return Cost(sum(scorer.forwards for scorer in scorers), sum(scorer.seconds for scorer in scorers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from client.attribution.attribute import Method, Occluder, Settings
-from client.attribution.embedded import read_embedded
+from client.attribution.embedded import read_bank, read_embedded
 from client.attribution.explain import Explanation, Pace, explain
 from client.attribution.memo import Memo
 from client.attribution.served import ServedForward, served_tile_encoder
@@ -28,6 +29,7 @@ from client.contract import Contract, check_same, read_contract
 from client.digest import slide_sha256
 from client.embedding import Pace as ScorePace
 from client.endpoint import Endpoint
+from client.files import output_errors
 from client.ledger import Ledger
 from client.records import recipe_hash
 from client.score import Recipe, SlideSource, score_slide
@@ -98,7 +100,7 @@ def command(
     """
     settings = Settings(
         method=method,
-        baselines=read_features(bank).embeddings if bank else occluder,
+        baselines=read_bank(bank) if bank else occluder,
         sliding_window_shapes=region,
         strides=stride,
         max_evals=max_evals,
@@ -117,7 +119,8 @@ def command(
         forward = ServedForward(connection, contract, partial(embedded.frame, contract))
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         folder = out or h5.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         memo = stack.enter_context(Memo(folder / f"{embedded.slide_id}-masks.sqlite"))
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
@@ -237,7 +240,8 @@ def _tile_maps(
 
 
 def _stem(explanation: Explanation) -> str:
-    return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{explanation.target}"
+    target = re.sub(r"[^A-Za-z0-9._-]+", "_", explanation.target)
+    return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{target}"
 
 
 def _report(explanation: Explanation, forward: ServedForward, written: list[Path]) -> None:
@@ -261,12 +265,10 @@ def _report(explanation: Explanation, forward: ServedForward, written: list[Path
         table.add_row("noise of slots", f"{trust.slot_noise:.2g} the slide, {trust.noise_floor:.2g} a tile")
         table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
         table.add_row("redundancy", f"{trust.redundancy:.2f}")
-    rate = (
-        f"{1000 * explanation.seconds / explanation.forwards:.3g} ms each"
-        if explanation.forwards
-        else "all kept"
-    )
-    table.add_row("forwards", f"{explanation.forwards}, {rate}, {forward.bytes_sent / 1e6:.1f} MB sent")
+    cost, bags = explanation.subject.cost, explanation.subject.bag_cost
+    rate = f"{1000 * cost.each:.3g} ms each" if cost.each else "all kept"
+    alone = f", {bags.forwards} of one tile" if bags.forwards else ""
+    table.add_row("forwards", f"{cost.forwards}, {rate}{alone}, {forward.bytes_sent / 1e6:.1f} MB sent")
     console.print(table)
     for warning in trust.warnings() if trust else []:
         console.print(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
-from client.attribution.embedded import EmbeddedSlide, read_embedded
+from client.attribution.embedded import EmbeddedSlide, read_bank, read_embedded
 from client.attribution.explain import choose_target
 from client.attribution.memo import Memo
 from client.attribution.scorer import Mask
@@ -24,10 +24,9 @@ from client.commands import options
 from client.connection import Connection
 from client.contract import check_same, read_contract
 from client.endpoint import Endpoint
-from client.files import write_text
+from client.files import output_errors, write_text
 from client.geojson import read_annotations
 from client.slide import open_slide
-from client.store import read_features
 
 
 @options.shares(endpoint=options.endpoint)
@@ -63,7 +62,8 @@ def command(
             origin = opened.bounds[:2]
     regions = _regions(embedded, annotations, area, origin)
     folder = out or h5.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with Connection(endpoint) as connection, Memo(folder / f"{embedded.slide_id}-masks.sqlite") as memo:
         contract = read_contract(connection)
         embedded.check(contract)
@@ -76,7 +76,7 @@ def command(
                 numbers,
                 regions,
                 change=change,
-                bank=read_features(bank).embeddings if bank else None,
+                bank=read_bank(bank) if bank else None,
                 n_samples=n_samples,
                 seed=seed,
             )

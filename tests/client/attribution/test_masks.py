@@ -48,7 +48,7 @@ def test_a_mask_is_scored_once(tiles: tuple[Float32, Int64]) -> None:
     keep = masks(10)
     first = subject.masked()(np.concatenate([keep, keep]))
     again = subject.masked()(keep[::-1])
-    assert model.forwards == subject.forwards == 10
+    assert model.forwards == subject.cost.forwards == 10
     np.testing.assert_array_equal(first.logits[:10], first.logits[10:])
     np.testing.assert_array_equal(again.logits[::-1], first.logits[:10])
     np.testing.assert_array_equal(again.slide, np.ones((10, 3)))
@@ -95,6 +95,8 @@ def test_a_file_that_is_no_memo_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(ClientError, match=r"masks\.sqlite.*delete it"):
         Memo(path)
+    with pytest.raises(ClientError, match="can't be used"):
+        Memo(tmp_path / "no folder" / "masks.sqlite")
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     Memo(tmp_path / "empty.sqlite").close()
 
