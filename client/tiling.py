@@ -92,11 +92,11 @@ def plan_tiles(
 ) -> TilePlan:
     """Lay a grid of `tile_px` tiles of `mpp` over the slide and keep those with at least `min_tissue` tissue.
 
-    The level is the coarsest that is still as fine as `mpp`. Where both its axes are within
-    `native_tolerance` of `mpp` its pixels are taken as they are, and `mpp_effective` tells their scale;
-    else they are resampled. The grid starts at the slide's origin (or its bounds'), not at the tissue, so
-    that tiles fall on stored ones. `tissue` None keeps every tile, `overlap` is in tile pixels, and what
-    lies beyond the slide's edge is white.
+    The level is the coarsest that is still as fine as `mpp`. Where its pixels go into a tile's a whole
+    number of times, to within `native_tolerance` on both axes, exactly so many become one (if one, untouched)
+    and `mpp_effective` tells the scale that this gives; else they are resampled to `mpp`.
+    The grid starts at the slide's origin (or its bounds'), not at the tissue, so that tiles fall on stored
+    ones. `tissue` None keeps every tile, `overlap` is in tile pixels, and beyond the slide's edge is white.
 
     Raises:
         PlanError: an option makes no sense, or the slide is coarser than `mpp` by over `upsample_tolerance`.
@@ -110,8 +110,9 @@ def plan_tiles(
             f"{slide.path}: its finest level has {max(slide.mpp):g} mpp; tiles of {mpp:g} would be magnified "
             f"{1 / min(scale):.2f} times (at most {1 + upsample_tolerance:g} allowed): ask for a coarser mpp"
         )
-    if all(abs(s - 1) <= native_tolerance for s in scale):
-        scale = (1.0, 1.0)
+    whole = tuple(float(max(1, round(s))) for s in scale)
+    if all(abs(s / w - 1) <= native_tolerance for s, w in zip(scale, whole, strict=True)):
+        scale = whole
     # Rounded up: the level's own grid never gets finer than the target's, so two tiles never share an index.
     tile_size = _pair(math.ceil(tile_px * s - 1e-6) for s in scale)
     stride = _pair(math.ceil((tile_px - overlap) * s - 1e-6) for s in scale)

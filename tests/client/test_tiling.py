@@ -56,6 +56,7 @@ def plan(path: Path, own_mpp: float | None = None, **options: object) -> TilePla
         (0.25, (1,), 0, True),
         (0.25, (1, 2, 4), 1, False),
         (0.25, (1, 4), 0, True),
+        (0.2520, (1,), 0, True),  # exactly two pixels become one: 0.504
         (0.2527, (1, 2), 0, True),  # its second level is 1.1 % off
         (0.499, (1, 2), 0, False),
         (0.5, (1,), 0, False),
@@ -113,6 +114,16 @@ def test_aperio_level_is_taken_as_it_is(real_slide: Path) -> None:
     exact = plan(real_slide, 0.496, native_tolerance=0)
     assert exact.resampled
     assert exact.mpp_effective == pytest.approx((0.5, 0.5), rel=0.5 / 224)
+
+
+def test_whole_factors_are_means(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    """At 0.252 mpp a tile's pixel is the mean of 2 x 2, not of 1.98 x 1.98."""
+    tiles = plan(write_pyramid(tmp_path / "a.tif", picture[:512, :512], mpp=0.252, quality=100))
+    assert (tiles.tile_size, tiles.read_size) == ((512, 512), (448, 448))
+    assert tiles.mpp_effective == pytest.approx((0.504, 0.504))
+    with open_slide(tiles.path) as slide:
+        read = slide.read(0, (32, 32), (448, 448)).reshape(224, 2, 224, 2, 3)
+    assert np.abs(next(read_tiles(tiles)).pixels[0] - read.mean(axis=(1, 3))).max() <= 0.5
 
 
 def test_grid_is_row_major_and_covers_the_slide(real_slide: Path) -> None:
