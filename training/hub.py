@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_token, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -40,8 +40,10 @@ def fetch(source: str | Path, filename: str, *, endpoint: str | None = None) -> 
     try:
         return Path(hf_hub_download(repository, filename, endpoint=endpoint))
     except (GatedRepoError, RepositoryNotFoundError) as error:
+        token = "the token in HF_TOKEN has no access" if get_token() else "HF_TOKEN is not set"
         raise TrainingError(
-            f"no access to {page}: accept its licence there and set HF_TOKEN to a token of that account"
+            f"{filename} can't be had from {page}: {token}; accept the licence on that page "
+            "and set HF_TOKEN to a token of the same account"
         ) from error
     except LocalEntryNotFoundError as error:
         raise TrainingError(

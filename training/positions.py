@@ -21,8 +21,9 @@ def sine_table(rows: int, width: int) -> Tensor:
     computed in float64 and cast, as published.
     """
     half = width // 2
-    frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.arange(rows, dtype=torch.float64)[:, None] * frequencies
+    numbers = torch.arange(max(rows, half), dtype=torch.float64, device="cpu")
+    frequencies = 10_000.0 ** (-numbers[:half] / half)
+    angles = numbers[:rows, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 

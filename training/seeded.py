@@ -10,27 +10,30 @@ import torch
 from torch import Tensor, nn
 
 
-def seed_weights(module: nn.Module, seed: int) -> None:
-    """Fill every parameter of `module` in place, each from `seed` and its own name.
+def seeded_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A value f32 for every parameter of `module`, each drawn from `seed` and its own name.
 
     Matrices are normal with variance 1 / fan-in; norms are 1 and biases 0, each with a little noise so that
     no term vanishes from a comparison; tokens, positions and LayerScale are small.
     """
+    return {name: _draw(name, tuple(p.shape), seed) for name, p in module.named_parameters()}
+
+
+def seed_weights(module: nn.Module, seed: int) -> None:
+    """Set every parameter of `module` in place to its `seeded_state`."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            draw = noise.standard_normal(tuple(parameter.shape), dtype=np.float32)
-            parameter.copy_(_scaled(name, torch.from_numpy(draw)))
+            parameter.copy_(_draw(name, tuple(parameter.shape), seed))
 
 
-def _scaled(name: str, draw: Tensor) -> Tensor:
-    """Standard normal `draw` as the parameter called `name` wants it."""
+def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    draw = torch.from_numpy(noise.standard_normal(shape, dtype=np.float32))
     kind = name.rpartition(".")[2]
-    if kind == "bias" or kind in ("cls_token", "pos_embed"):
-        return draw * 0.02
+    if kind in ("bias", "cls_token", "pos_embed"):
+        return draw.mul_(0.02)
     if kind == "gamma":
-        return 0.1 + draw * 0.02
+        return draw.mul_(0.02).add_(0.1)
     if draw.ndim == 1:
-        return 1 + draw * 0.02
-    fan_in: int = draw[0].numel()
-    return draw / math.sqrt(fan_in)
+        return draw.mul_(0.02).add_(1)
+    return draw.div_(math.sqrt(draw[0].numel()))

@@ -121,7 +121,8 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: SlideEncoderConfig) -> None:
         super().__init__()
-        rates = torch.linspace(0, config.drop_path_rate, config.depth, dtype=torch.float64).tolist()
+        last = max(config.depth - 1, 1)
+        rates = [config.drop_path_rate * i / last for i in range(config.depth)]
         self.layers = nn.ModuleList(_Block(config, rate) for rate in rates)
         self.layer_norm = nn.LayerNorm(config.embed_dim, eps=BLOCK_EPS)
 

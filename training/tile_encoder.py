@@ -53,8 +53,10 @@ class TileEncoder(nn.Module):
             num_classes=0,
             global_pool="token",
         )
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        # Constants are made on the CPU also where the weights are left for later (`training.build`).
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            constant = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, constant, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """RGB pixels uint8 [B, 224, 224, 3] to embeddings [B, D]: the class token after the final norm."""

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,6 +17,17 @@ from training.errors import TrainingError
 
 StateDict = dict[str, Tensor]
 
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+"""What the two libraries raise on a file that is damaged, cut short or something else."""
+
 SLIDE_PREFIX = "slide_encoder."
 HEAD_KEYS = ("classifier.0.weight", "classifier.0.bias")
 LISTED = 12
@@ -23,8 +35,7 @@ LISTED = 12
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a `.pth`, `.bin`, `.pt` or `.safetensors` file, out of a `{"model": ...}` wrapper if
-    there is one.
+    """The tensors of a `.pth`, `.bin`, `.pt` or `.safetensors` file, out of a `{"model": ...}` if in one.
 
     Pickles are read with `weights_only=True`. Raises a `TrainingError` for a missing, damaged or unfit file.
     """
@@ -32,28 +43,17 @@ def read_state_dict(path: Path) -> StateDict:
         raise TrainingError(f"no weights file at {path}; check the path")
     try:
         if path.suffix == ".safetensors":
-            content: object = safetensors.torch.load_file(path)
+            content: Any = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainingError(f"{path} can't be read as weights ({reason}); fetch it again") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(t, Tensor) for t in content.values())
-    ):
+    tensors = content.values() if isinstance(content, Mapping) else ()
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TrainingError(f"{path} holds no state dict (names to tensors)")
     return {str(name): tensor for name, tensor in content.items()}
 
@@ -72,8 +72,9 @@ def split_finetuned(state: StateDict) -> tuple[StateDict, StateDict]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `module`; a `TrainingError` lists missing, extra and misshapen keys, and then nothing
-    is copied.
+    """Make `state`'s tensors those of `module`, which may be on the meta device; in the module's own types.
+
+    Raises a `TrainingError` that lists missing, extra and misshapen keys; the module is then as before.
     """
     own = module.state_dict()
     problems = [
@@ -92,8 +93,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         raise TrainingError(
             f"{source} doesn't fit {type(module).__name__}: {'; '.join(filter(None, problems))}"
         )
-    # Published slide weights hold 32-bit floats; half-precision files are widened here.
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
+    module.load_state_dict({name: t.to(own[name].dtype) for name, t in state.items()}, assign=True)
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
