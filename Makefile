@@ -80,6 +80,10 @@ certificates:  ## certificates to try TLS with, in deploy/certs
 bench-serving: $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
 	$(BIN)/python -m demo.bench_serving
 
+.PHONY: bench-reading
+bench-reading: $(SLIDE)  ## tiles a second and memory, against a loop over OpenSlide: docs/benchmarks/reading.md (5 minutes)
+	$(BIN)/python -m demo.bench_reading
+
 .PHONY: bench-attribution
 bench-attribution: $(SLIDE) $(TRITON)  ## leave-one-out through the server against one PyTorch forward a mask: docs/benchmarks/
 	$(BIN)/python -m demo.bench_attribution
