@@ -59,6 +59,13 @@ EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS
 export: $(READY) $(SLIDE)  ## PyTorch to ONNX in model_repository/ [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16]
 	$(BIN)/python -m export $(EXPORT)
 
+.PHONY: engines check-engines
+engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU, and the configs that serve them
+	$(BIN)/python -m export engines
+
+check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (TensorRT-RTX, SM80 and SM89)
+	$(BIN)/python -m export check-engines
+
 # --- the main job ---------------------------------------------------------------
 .PHONY: demo
 demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)

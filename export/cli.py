@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 Repository = Annotated[Path, typer.Option(help="The model repository.", envvar="MODEL_REPOSITORY")]
+MaxTiles = Annotated[int, typer.Option(help="Tiles of the largest slide that the engines take.")]
+MaxMasks = Annotated[int, typer.Option(help="Masks of the largest occlusion request.")]
 DEFAULT_REPOSITORY = ROOT / "model_repository"
 
 
@@ -107,6 +109,49 @@ def remove_command(
     """Remove an installed version that is not the one served."""
     remove_version(repository, version)
     console.print(f"removed version {version}")
+
+
+@app.command("engines")
+def engines_command(
+    repository: Repository = DEFAULT_REPOSITORY,
+    max_tiles: MaxTiles = 50_000,
+    max_masks: MaxMasks = 16,
+    check: Annotated[bool, typer.Option("--check", help="Only refuse engines that do not fit.")] = False,
+) -> None:
+    """Build TensorRT engines of the version served, on this machine's GPU, and the configs that serve them.
+
+    Example: python -m export engines && tritonserver --model-config-name=tensorrt ...
+    """
+    from export import engines
+
+    if check:
+        version = engines.import_tensorrt().__version__
+        engines.check_sidecars(repository, gpu=engines.find_gpu(), tensorrt=version)
+        console.print("the engines fit")
+        return
+    with Console(stderr=True).status("building engines") as status:
+        plans = engines.build_engines(
+            repository, max_tiles=max_tiles, max_masks=max_masks, progress=lambda step: status.update(step)
+        )
+    for plan in plans.values():
+        console.print(str(plan), soft_wrap=True)
+
+
+@app.command("check-engines")
+def check_engines_command(
+    repository: Repository = DEFAULT_REPOSITORY, max_tiles: MaxTiles = 20_000, max_masks: MaxMasks = 16
+) -> None:
+    """Prove without a GPU that TensorRT takes the graphs: build them with TensorRT-RTX for SM80 and SM89."""
+    from export.check_engines import check_engines
+
+    table = Table(
+        "model", "for", "layers", "MiB", "seconds", title="Engines built without a GPU (TensorRT-RTX)"
+    )
+    with Console(stderr=True).status("building engines"):
+        for check in check_engines(repository, max_tiles=max_tiles, max_masks=max_masks):
+            size = f"{check.size_bytes / 2**20:.1f}"
+            table.add_row(check.model, check.capability, str(check.layers), size, f"{check.seconds:.1f}")
+    console.print(table)
 
 
 def main() -> None:

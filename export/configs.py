@@ -53,6 +53,18 @@ def served_config(template: model_config_pb2.ModelConfig, contract: dict[str, An
     return str(text_format.MessageToString(config))
 
 
+def engine_config(served: model_config_pb2.ModelConfig, profiles: int) -> str:
+    """A served config turned to `model.plan`, with as many optimisation profiles to choose from."""
+    config = model_config_pb2.ModelConfig()
+    config.CopyFrom(served)
+    config.backend = "tensorrt"
+    config.default_model_filename = "model.plan"
+    del config.instance_group[:]
+    group = config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_GPU)
+    group.profile.extend(str(index) for index in range(profiles))
+    return str(text_format.MessageToString(config))
+
+
 def _drop_logits(config: model_config_pb2.ModelConfig) -> None:
     for index in reversed(range(len(config.output))):
         if config.output[index].name == "LOGITS":

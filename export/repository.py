@@ -4,8 +4,8 @@ An export is one version number V in all four models' folders. The ensemble has 
 folder holds what belongs to the export as a whole:
 
     slide_pipeline/<V>/{contract.json, inputs.json, parity.json, reference.npz, served/<model>.pbtxt}
-    slide_pipeline/configs/served -> ../<V>/served                            the one switch
-    <model>/configs/served.pbtxt -> ../../slide_pipeline/configs/served/<model>.pbtxt
+    slide_pipeline/configs/current -> ../<V>                                  the one switch
+    <model>/configs/served.pbtxt -> ../../slide_pipeline/configs/current/served/<model>.pbtxt
 
 Triton reads `<model>/configs/served.pbtxt` (`--model-config-name=served`), which names version V alone. All
 four models change over in one `rename` of the switch; until then a new version's folders lie there,
@@ -29,6 +29,10 @@ from export.errors import ExportError
 
 HOME = "slide_pipeline"
 CONTRACT, INPUTS = "contract.json", "inputs.json"
+VARIANTS = ("served", "tensorrt")
+"""The configs that a version brings: for ONNX Runtime, and for the engines built from it
+(`export.engines`).
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def copy_configs(source: Path, destination: Path) -> None:
     for model in MODELS:
         read_config(source / model / "config.pbtxt")
         for path in [source / model / "config.pbtxt", *(source / model / "configs").glob("*.pbtxt")]:
-            if path.name != "served.pbtxt":
+            if path.stem not in VARIANTS:
                 target = destination / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
@@ -82,8 +86,8 @@ def list_versions(repository: Path) -> list[Version]:
 
 def served_version(repository: Path) -> int | None:
     """The version that the switch points at; None before the first export."""
-    switch = _switch(repository)
-    return int(switch.readlink().parent.name) if switch.is_symlink() and switch.exists() else None
+    contract = _switch(repository) / CONTRACT
+    return int(read_contract(contract.read_text())["version"]) if contract.exists() else None
 
 
 def remove_version(repository: Path, number: int) -> None:
@@ -172,7 +176,7 @@ def note_key(repository: Path, number: int, key: str) -> None:
     path = home(repository, number) / INPUTS
     inputs = json.loads(path.read_text())
     inputs["keys"].append(key)
-    _write(path, json.dumps(inputs) + "\n")
+    write_text(path, json.dumps(inputs) + "\n")
 
 
 def serve(repository: Path, number: int) -> None:
@@ -184,9 +188,15 @@ def serve(repository: Path, number: int) -> None:
     if not (home(repository, number) / CONTRACT).exists():
         raise ExportError(f"there is no version {number} in {repository}")
     _write_served(repository, number)
+    variants = [variant for variant in VARIANTS if (home(repository, number) / variant).exists()]
     for model in MODELS:
-        _link(repository / model / "configs" / "served.pbtxt", f"../../{HOME}/configs/served/{model}.pbtxt")
-    _link(_switch(repository), f"../{number}/served")
+        for variant in variants:
+            link = repository / model / "configs" / f"{variant}.pbtxt"
+            _link(link, f"../../{HOME}/configs/current/{variant}/{model}.pbtxt")
+    _link(_switch(repository), f"../{number}")
+    for model in MODELS:
+        for variant in set(VARIANTS) - set(variants):
+            (repository / model / "configs" / f"{variant}.pbtxt").unlink(missing_ok=True)
 
 
 def home(repository: Path, number: int) -> Path:
@@ -197,22 +207,21 @@ def home(repository: Path, number: int) -> Path:
 def _write_served(repository: Path, number: int) -> None:
     """Write `served/<model>.pbtxt` of a version from the repository's committed configs."""
     contract = read_contract((home(repository, number) / CONTRACT).read_text())
-    served = home(repository, number) / "served"
-    served.mkdir(exist_ok=True)
     for model in MODELS:
-        template = read_config(repository / model / "config.pbtxt")
-        _write(served / f"{model}.pbtxt", served_config(template, contract))
+        config = served_config(read_config(repository / model / "config.pbtxt"), contract)
+        write_text(home(repository, number) / "served" / f"{model}.pbtxt", config)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file in one step."""
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     part.replace(path)
 
 
 def _switch(repository: Path) -> Path:
-    return repository / HOME / "configs" / "served"
+    return repository / HOME / "configs" / "current"
 
 
 def _link(link: Path, target: str) -> None:
@@ -220,6 +229,8 @@ def _link(link: Path, target: str) -> None:
     if link.is_symlink() and os.fspath(link.readlink()) == target:
         return
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)  # the repository was copied by something that knows no links
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
     part.symlink_to(target)

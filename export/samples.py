@@ -19,7 +19,7 @@ BASIS = (61, 67)
 TILE = TilePart()
 
 
-def real_tiles(slide: Path, count: int = 8, tile: TilePart = TILE) -> NDArray[np.uint8]:
+def real_tiles(slide: Path, count: int = 4, tile: TilePart = TILE) -> NDArray[np.uint8]:
     """The `count` darkest tiles (most tissue) of a slide's grid, uint8 [count, crop, crop, 3], row-major.
 
     Raises:
@@ -88,8 +88,8 @@ def seeded_coords(tiles: int, seed: int = 11) -> NDArray[np.int64]:
 
 
 def seeded_keep(tiles: int, seed: int = 11) -> NDArray[np.bool_]:
-    """Two masks, bool [2, tiles]: everything kept, and about half; at least one tile is kept."""
-    keep = np.random.default_rng([seed, tiles, 2]).random((2, tiles)) < 0.5
-    keep[0] = True
-    keep[1, 0] = True
+    """Masks bool [M, tiles] that keep about half, one tile at least; a second one, that keeps all, if few."""
+    keep = np.random.default_rng([seed, tiles, 2]).random((1 if tiles > 2000 else 2, tiles)) < 0.5
+    keep[0, 0] = True
+    keep[1:] = True
     return keep

@@ -1,0 +1,71 @@
+"""Proof without a GPU that the graphs go through a TensorRT builder: TensorRT-RTX builds for a named kind
+of GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.builder import Profile, build_engine
+from export.contract import read_contract
+from export.engines import GRAPHS, profiles
+from export.errors import ExportError
+from export.repository import CONTRACT, home, served_version
+
+CAPABILITIES = ("SM80", "SM89")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One engine that was built and thrown away."""
+
+    model: str
+    capability: str
+    layers: int
+    size_bytes: int
+    seconds: float
+
+
+def check_engines(
+    repository: Path, *, max_tiles: int, max_masks: int, capabilities: tuple[str, ...] = CAPABILITIES
+) -> Iterator[Check]:
+    """Build the served version's graphs for each of `capabilities`.
+
+    Raises:
+        ExportError: nothing is exported, TensorRT-RTX is not installed, or a graph does not build.
+    """
+    version = served_version(repository)
+    if version is None:
+        raise ExportError(f"nothing is exported into {repository}: run make export")
+    contract = read_contract((home(repository, version) / CONTRACT).read_text())
+    for model in GRAPHS:
+        for capability in capabilities:
+            shapes = profiles(model, contract, max_tiles, max_masks)
+            yield check_engine(repository / model / str(version) / "model.onnx", shapes, capability)
+
+
+def check_engine(onnx_file: Path, shapes: list[Profile], capability: str) -> Check:
+    """Build one engine in a process of its own, since a builder's crash would take ours along."""
+    began = time.monotonic()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            layers, size = pool.submit(_build, onnx_file, shapes, capability).result()
+        except BrokenProcessPool:
+            raise ExportError(f"{onnx_file}: TensorRT-RTX's builder crashed for {capability}") from None
+    return Check(onnx_file.parent.parent.name, capability, layers, size, time.monotonic() - began)
+
+
+def _build(onnx_file: Path, shapes: list[Profile], capability: str) -> tuple[int, int]:
+    try:
+        trt = importlib.import_module("tensorrt_rtx_bindings")
+    except ImportError:
+        raise ExportError("TensorRT-RTX is not installed: install the extra `check-engines`") from None
+    engine = build_engine(trt, onnx_file, shapes, compute_capability=capability)
+    return engine.layers, len(engine.plan)
