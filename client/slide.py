@@ -21,15 +21,21 @@ Pixels = npt.NDArray[np.uint8]
 
 # A longer side is a damaged header: no scanner comes near.
 LONGEST_SIDE = 2_000_000
-BLOCK = 2048  # pixels a side that an overview reads at once
+BLOCK = 2048  # pixels a side that an overview reads at once ...
+FINEST_BLOCK = 256  # ... and at least, where something in a block cannot be decoded ...
+MOST_FAILURES = 300  # ... which happens so often at most: more is a slide to copy again
 
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """A whole slide made small: RGB uint8 [h, w, 3]; a pixel is `downsample` (x, y) level-0 pixels wide."""
+    """A whole slide made small: RGB uint8 [h, w, 3]; a pixel is `downsample` (x, y) level-0 pixels wide.
+
+    Where `unreadable` bool [h, w], the slide could not be decoded and the pixels are white.
+    """
 
     pixels: Pixels
     downsample: tuple[float, float]
+    unreadable: npt.NDArray[np.bool_]
 
 
 class Slide:
@@ -69,11 +75,14 @@ class Slide:
         """RGB uint8 [h, w, 3] of `size` level pixels at level-0 `position`, on white.
 
         Raises:
-            SlideError: it cannot be decoded. OpenSlide then refuses every further read of this slide.
+            SlideError: it cannot be decoded; the rest of the slide can still be read.
         """
         try:
             return read_region(self._handle, position, level, size)
         except SlideError as error:
+            fresh = open_handle(self.path)
+            self._handle.close()
+            self._handle = fresh
             raise SlideError(f"{self.path}: {error}: copy the slide again") from None
 
     def overview(self, downsample: float) -> Overview:
@@ -97,16 +106,32 @@ class Slide:
     def _shrink(self, level: int, factor: int) -> Overview:
         width, height = self.level_dimensions[level]
         own = self.level_downsamples[level]
-        pixels = np.empty((math.ceil(height / factor), math.ceil(width / factor), 3), np.uint8)
-        step = max(1, BLOCK // factor)
-        for top in range(0, pixels.shape[0], step):
-            for left in range(0, pixels.shape[1], step):
-                out = pixels[top : top + step, left : left + step]
-                size = (out.shape[1], out.shape[0])
-                position = (round(left * factor * own), round(top * factor * own))
-                block = self.read(level, position, (size[0] * factor, size[1] * factor))
-                out[:] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
-        return Overview(pixels, (factor * own, factor * own))
+        shape = (math.ceil(height / factor), math.ceil(width / factor))
+        pixels, unreadable = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
+        side = max(1, BLOCK // factor)
+        blocks = [
+            (top, left, min(side, shape[0] - top), min(side, shape[1] - left))
+            for top in range(0, shape[0], side)
+            for left in range(0, shape[1], side)
+        ]
+        failures = 0
+        while blocks:
+            top, left, rows, columns = blocks.pop()
+            part = slice(top, top + rows), slice(left, left + columns)
+            position = (round(left * factor * own), round(top * factor * own))
+            try:
+                block = self.read(level, position, (columns * factor, rows * factor))
+            except SlideError:
+                failures += 1
+                if failures > MOST_FAILURES:
+                    raise
+                if max(rows, columns) * factor > FINEST_BLOCK and max(rows, columns) > 1:
+                    blocks += _halves(top, left, rows, columns)  # the damage may be a small part of it
+                else:
+                    unreadable[part] = True
+            else:
+                pixels[part] = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
+        return Overview(pixels, (factor * own, factor * own), unreadable)
 
 
 def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Slide:
@@ -214,6 +239,15 @@ def _is_cut_tiff(path: Path) -> bool:
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     first = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
     return int.from_bytes(first, order) >= path.stat().st_size
+
+
+def _halves(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
+    """A block in two, across its longer side."""
+    if rows >= columns:
+        half = rows // 2
+        return [(top, left, half, columns), (top + half, left, rows - half, columns)]
+    half = columns // 2
+    return [(top, left, rows, half), (top, left + half, rows, columns - half)]
 
 
 def _bounds(properties: Properties, dimensions: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -44,10 +44,14 @@ class TissueMask:
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
-    """Find H&E tissue by colour, at about 8 microns a mask pixel."""
+    """Find H&E tissue by colour, at about 8 microns a mask pixel.
+
+    What cannot be decoded counts as tissue: its tiles are then planned, found not valid, and reported.
+    """
     overview = slide.overview(_downsample(slide))
     micron = overview.downsample[0] * max(slide.mpp)
-    return TissueMask(segment(overview.pixels, SMALLEST_UM / micron), overview.downsample, "colour")
+    found = segment(overview.pixels, SMALLEST_UM / micron)
+    return TissueMask(found | overview.unreadable, overview.downsample, "colour")
 
 
 def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> Mask:

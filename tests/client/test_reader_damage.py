@@ -10,7 +10,12 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from client.errors import SlideError
+from client.reader import read_tiles
 from client.reader_choice import DIRECT, REFERENCE
+from client.slide import open_slide
+from client.tiling import plan_tiles
+from client.tissue import tissue_mask
 from demo.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
@@ -47,6 +52,41 @@ def test_a_damaged_tile_is_not_valid_and_spoils_no_other(
     assert np.flatnonzero(~valid).tolist() == [4 + 2]
     assert not pixels[6].any()
     assert np.array_equal(np.delete(pixels, 6, axis=0), np.delete(whole, 6, axis=0))
+
+
+def test_damage_does_not_hide_from_the_plan(tmp_path: Path, picture: Pixels) -> None:
+    """A slide of one level: the overview meets the damage first. Its tile is planned, and not valid."""
+    path = write_pyramid(tmp_path / "a.tif", picture[1900:2924, 600:1624])
+    with open_slide(path) as slide:
+        clean, thumbnail = tissue_mask(slide), slide.thumbnail(128)
+    damage(path, 2, 1, "all")
+    with open_slide(path) as slide:
+        tissue = tissue_mask(slide)
+        tiles = plan_tiles(slide, tissue)
+        spoilt = slide.thumbnail(128)
+    hidden = np.zeros_like(tissue.mask)
+    hidden[16:32, 32:48] = True  # 16 px a mask pixel
+    assert tissue.mask[hidden].all()
+    assert (tissue.mask | hidden)[~hidden].mean() == pytest.approx(clean.mask[~hidden].mean(), abs=0.02)
+    assert [512, 256] in tiles.coords.tolist()
+    invalid = np.concatenate([tiles.coords[b.start :][: len(b.valid)][~b.valid] for b in read_tiles(tiles)])
+    assert invalid.tolist() == [[512, 256]]
+    assert (spoilt[32:64, 64:96] == 255).all()
+    spoilt[32:64, 64:96] = thumbnail[32:64, 64:96]
+    assert np.array_equal(spoilt, thumbnail)
+
+
+def test_a_slide_of_damage_alone_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    path = write_pyramid(tmp_path / "a.tif", picture[:2560, :2048], size=(8192, 7680), tile=128)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0].aspage()
+        start, end = min(page.dataoffsets), max(page.dataoffsets)
+    data = bytearray(path.read_bytes())
+    with open_slide(path) as slide:
+        data[start + 100_000 : end] = bytes(end - start - 100_000)
+        path.write_bytes(data)
+        with pytest.raises(SlideError, match=r"cannot decode level 0 at .* copy the slide again"):
+            tissue_mask(slide)
 
 
 def test_damage_across_tiles(tmp_path: Path, picture: Pixels, reading: SimpleNamespace) -> None:
