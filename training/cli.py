@@ -111,3 +111,29 @@ def _print_metrics(test: dict[str, Any]) -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+@app.command("tiles")
+def tiles_command(
+    data: Annotated[Path, typer.Option(help="Folder SPLIT/CLASS/*.png, or a CSV: see docs/training.md.")],
+    config: Annotated[Path, typer.Option(help="The recipe: YAML, as training/configs/tile-probe.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where a run was cut off.")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other value, such as blocks=2; repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Train at the tile level: a linear probe, or the tile encoder's last blocks.
+
+    Example: python -m training tiles --data build/cohort/tiles.csv --config training/configs/tile-probe.yaml
+    --out runs/probe
+    """
+    from training.recipe import read_yaml
+    from training.tile_runs import run_tiles
+    from training.tile_training import TileRecipe
+    from training.tiles import list_tiles
+
+    recipe = read_yaml(config, TileRecipe, dict(_assignment(each) for each in change or []))
+    result = run_tiles(recipe, list_tiles(data), out, bar=not quiet)
+    _print_metrics(result["test"])
+    console.print(f"run folder: {out}")

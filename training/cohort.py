@@ -23,8 +23,9 @@ BLOCK = 2  # tissue is taken in blocks of so many tiles, so that a slide has str
 RIM_PX = 16  # blocks blend over twice this, at a tile's edges, which the model's centre crop does not see
 PATCH = BLOCK * TILE_PX + 2 * RIM_PX
 SCANNERS_MPP = (0.5, 0.25, 0.4)
-# Rows of the real slide that slides of a split are made of.
-TISSUE_ROWS = {"train": (2000, 2967), "val": (2000, 2967), "test": (560, 1990)}
+# Bands of the real slide's rows that slides of a split are made of: each has dermis and epidermis.
+TRAIN_ROWS, TEST_ROWS = ((560, 1250), (2110, 2967)), ((1260, 2100),)
+TISSUE_ROWS = {"train": TRAIN_ROWS, "val": TRAIN_ROWS, "test": TEST_ROWS}
 
 Cell = tuple[int, int]  # (column, row) in tiles
 Pattern = Literal["none", "contiguous", "scattered"]
@@ -126,21 +127,25 @@ class TissueSource:
     """The real slide's stain amounts, and where a block of tissue may be taken, by split."""
 
     amounts: FloatImage
-    corners: dict[str, npt.NDArray[np.int64]]  # [n, 2] (x, y)
+    corners: dict[str, list[npt.NDArray[np.int64]]]  # [n, 2] (x, y) for each band of rows
 
 
 def read_source(rgb: npt.NDArray[np.uint8]) -> TissueSource:
     """Prepare the real slide's `rgb` uint8 [H, W, 3] at 0.5 mpp as the source of tissue."""
     amounts = unmix(rgb)
     dense = (amounts[..., :2].sum(axis=2) > 0.25).astype(np.uint8)
-    filled = cv2.integral(cv2.morphologyEx(dense, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)))
-    corners = {}
-    for split, (top, bottom) in TISSUE_ROWS.items():
-        rows = filled[top : bottom + 1]
-        inside = rows[PATCH:, PATCH:] - rows[:-PATCH, PATCH:] - rows[PATCH:, :-PATCH] + rows[:-PATCH, :-PATCH]
-        y, x = np.nonzero(inside > 0.93 * PATCH**2)
-        corners[split] = np.stack([x, y + top], axis=1)
+    closed = cv2.morphologyEx(dense, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
+    filled = np.asarray(cv2.integral(closed), np.int32)
+    corners = {split: [_corners(filled, *band) for band in bands] for split, bands in TISSUE_ROWS.items()}
     return TissueSource(amounts, corners)
+
+
+def _corners(filled: npt.NDArray[np.int32], top: int, bottom: int) -> npt.NDArray[np.int64]:
+    """Where a block of at least 90 % tissue fits between two rows, by the integral image of tissue."""
+    rows = filled[top : bottom + 1]
+    inside = rows[PATCH:, PATCH:] - rows[:-PATCH, PATCH:] - rows[PATCH:, :-PATCH] + rows[:-PATCH, :-PATCH]
+    y, x = np.nonzero(inside > 0.9 * PATCH**2)
+    return np.stack([x, y + top], axis=1)
 
 
 def draw_slide(plan: SlidePlan, source: TissueSource) -> npt.NDArray[np.uint8]:
@@ -172,10 +177,11 @@ def _draw_tissue(source: TissueSource, split: str, rng: np.random.Generator) -> 
     ramp = np.minimum((np.arange(PATCH, dtype=np.float32) + 0.5) / (2 * RIM_PX), 1)
     ramp = np.minimum(ramp, ramp[::-1])
     fade = (ramp[:, None] * ramp)[..., None]
-    corners = source.corners[split]
+    bands = source.corners[split]
     for row in range(1, GRID - 1, BLOCK):
         for column in range(1, GRID - 1, BLOCK):
-            x, y = corners[rng.integers(len(corners))]
+            band = bands[rng.integers(len(bands))]
+            x, y = band[rng.integers(len(band))]
             patch = np.rot90(source.amounts[y : y + PATCH, x : x + PATCH], k=int(rng.integers(4)))
             patch = patch[:, ::-1] if rng.integers(2) else patch
             canvas[_around(row, BLOCK), _around(column, BLOCK)] += fade * patch

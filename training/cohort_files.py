@@ -76,7 +76,7 @@ def write_slide(plan: SlidePlan, tissue: TissueSource, folder: Path) -> str:
 
 def plan_digest(plans: Iterable[SlidePlan]) -> str:
     """SHA-256 of everything that decides a cohort."""
-    text = json.dumps([asdict(plan) for plan in plans], sort_keys=True)
+    text = json.dumps([CLASSES, *(asdict(plan) for plan in plans)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -146,8 +146,8 @@ def _read_tissue(source: Path) -> TissueSource:
     except (openslide.OpenSlideError, OSError) as error:
         raise TrainingError(f"{source} is not a slide that OpenSlide can read: {error}") from error
     tissue = read_source(rgb)
-    for split, corners in tissue.corners.items():
-        if len(corners) == 0:
+    for split, bands in tissue.corners.items():
+        if min(len(corners) for corners in bands) == 0:
             raise TrainingError(
                 f"{source} has too little tissue for the {split} slides: use CMU-1-Small-Region.svs"
             )

@@ -24,6 +24,7 @@ from training.metrics import evaluate, probabilities
 from training.optim import learning_rate, parameter_groups, set_learning_rate
 from training.recipe import OptimSection
 from training.slide_model import SlideModel
+from training.trainer import seed_epoch
 
 
 class SlideFineTuner(lightning.LightningModule):
@@ -62,9 +63,8 @@ class SlideFineTuner(lightning.LightningModule):
         return self.optim.base_lr * self.optim.accumulate * self.trainer.world_size / 256
 
     def on_train_epoch_start(self) -> None:
-        """Dropout depends on the seed, the epoch and the process alone: a resumed run draws the same."""
-        entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        """Dropout begins anew with each epoch."""
+        seed_epoch(self.seed, self.current_epoch, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One slide: its gradient, and every `accumulate` slides a step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,16 +15,20 @@ from training.presets import Preset, get_preset
 from training.tables import Task
 from training.variant import EmbeddingVariant, get_recipe
 
+Model = TypeVar("Model", bound=BaseModel)
+SEEDED = "seeded"  # in the place of a weights file: weights drawn from the seed
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """What is predicted.
 
     Attributes:
@@ -49,17 +53,19 @@ class TaskSection(_Section):
         return Task(self.kind, tuple(named), values, self.label_column)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the data is.
 
     Attributes:
-        features: folder with an `<slide>.h5` for each slide. labels: CSV with a row for each slide. splits:
-        folder with `train_K.csv`, `val_K.csv`, `test_K.csv`; null takes the labels file's column `split`,
-            or, with more than one fold, makes seeded folds in which no patient is divided.
-        folds: how many. val_share: of seeded folds: the part of what isn't held out that validates.
-        max_tiles: more are cut off (after shuffling, where there is any). shuffle_tiles: never, in
-        training, or always: published runs shuffle in evaluation too, which is not the
-            order that is served.
+        features: folder with an `<slide>.h5` for each slide.
+        labels: CSV with a row for each slide.
+        splits: folder with `train_K.csv`, `val_K.csv`, `test_K.csv`; null takes the labels file's column
+            `split`, or with more than one fold makes seeded folds in which no patient is divided.
+        folds: how many.
+        val_share: of seeded folds: the part of what isn't held out that validates.
+        max_tiles: more are cut off (after shuffling, where there is any).
+        shuffle_tiles: never, in training, or always. Published runs shuffle in evaluation too, which isn't
+            the order that is served.
     """
 
     features: Path = Path("features")
@@ -71,7 +77,7 @@ class DataSection(_Section):
     shuffle_tiles: Literal["never", "train", "always"] = "never"
 
 
-class OptimSection(_Section):
+class OptimSection(Section):
     """How weights are learnt.
 
     Attributes:
@@ -101,7 +107,7 @@ class OptimSection(_Section):
     class_weights: Literal["none", "balanced"] | list[float] = "none"
 
 
-class MaskSection(_Section):
+class MaskSection(Section):
     """Masks in training, so that a masked slide is nothing new to the model when its score is explained.
 
     Attributes:
@@ -115,7 +121,7 @@ class MaskSection(_Section):
     regions: list[Count] = [1, 2, 4]
 
 
-class SelectSection(_Section):
+class SelectSection(Section):
     """Which epoch's weights a run keeps: the last, or the one best on the validation slides.
 
     `patience` epochs without a better value of `monitor` end the run early (null: never).
@@ -126,7 +132,7 @@ class SelectSection(_Section):
     patience: Count | None = None
 
 
-class ResourceSection(_Section):
+class ResourceSection(Section):
     """What it runs on; the names are Lightning's.
 
     `precision` auto is 16-mixed where there is a CUDA device and 32-true elsewhere.
@@ -141,17 +147,30 @@ class ResourceSection(_Section):
     threads: Count | None = None
 
 
-class Recipe(_Section):
-    """Everything that decides a run.
+class RunRecipe(Section):
+    """What any run has.
 
     Attributes:
-        preset: demo, gigapath-flash or gigapath. slide_weights: a file, `hf-hub:OWNER/REPOSITORY[/FILE]`,
-        or null: the preset's own. embedding: a named code path (docs/embedding-variants.md), or a variant
-        spelled out; null: the preset's. seed: of folds, order, dropout, masks and the head. bootstrap:
-        draws for the intervals of the metrics.
+        preset: demo, gigapath-flash or gigapath.
+        seed: of whatever is random.
+        bootstrap: draws for the intervals of the metrics.
     """
 
     preset: str
+    resources: ResourceSection = ResourceSection()
+    seed: int = 0
+    bootstrap: Count = 1000
+
+
+class Recipe(RunRecipe):
+    """Everything that decides a run of slide-level fine-tuning.
+
+    Attributes:
+        slide_weights: a file, `hf-hub:OWNER/REPOSITORY[/FILE]`, `seeded`, or null: those packaged with the
+            preset, or seeded ones where it has none.
+        embedding: a named code path (docs/embedding-variants.md), a variant spelled out, or the preset's.
+    """
+
     slide_weights: str | None = None
     embedding: str | EmbeddingVariant | None = None
     task: TaskSection
@@ -159,9 +178,6 @@ class Recipe(_Section):
     optim: OptimSection = OptimSection()
     masks: MaskSection = MaskSection()
     select: SelectSection = SelectSection()
-    resources: ResourceSection = ResourceSection()
-    seed: int = 0
-    bootstrap: Count = 1000
 
     def build_preset(self) -> Preset:
         """The preset with this recipe's embedding, dropout and classes."""
@@ -178,6 +194,13 @@ class Recipe(_Section):
 
 
 def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a slide-level recipe; arguments and errors as for `read_yaml`."""
+    recipe = read_yaml(path, Recipe, overrides)
+    recipe.build_preset()
+    return recipe
+
+
+def read_yaml(path: Path, model: type[Model], overrides: dict[str, Any] | None = None) -> Model:
     """Read a YAML file; `overrides` are dotted names ("data.features") and values that replace its own.
 
     Raises:
@@ -198,12 +221,10 @@ def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
             section = section.setdefault(parent, {})
         section[last] = value
     try:
-        recipe = Recipe.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
         message = "there is no such setting" if unknown else problem["msg"].lower()
         raise TrainingError(f"{path}: {where}: {message}") from error
-    recipe.build_preset()
-    return recipe

@@ -17,34 +17,23 @@ import torch
 import yaml
 
 from training.errors import TrainingError
-from training.folds import SPLITS, Fold
-from training.recipe import Recipe
-from training.tables import Slide, Task
+from training.head import HeadKind
+from training.metrics import evaluate, indicator, intervals
+from training.recipe import RunRecipe
 
-RECIPE, DATA, ENVIRONMENT, METRICS, CARD = (
-    "recipe.yaml",
-    "data.json",
-    "environment.json",
-    "metrics.json",
-    "MODEL_CARD.md",
-)
+RECIPE, DATA, ENVIRONMENT = "recipe.yaml", "data.json", "environment.json"
+METRICS, CARD = "metrics.json", "MODEL_CARD.md"
 LIBRARIES = ("torch", "timm", "lightning", "numpy", "scikit-learn", "h5py", "safetensors")
 
 
-def open_record(folder: Path, recipe: Recipe, number: int, fold: Fold, digests: dict[str, str]) -> None:
-    """Begin a run in `folder`, or make sure that the run in it is this one.
+def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
+    """Begin a run of `recipe` on `data` (splits, digests), or make sure that the run there is this one.
 
     Raises TrainingError where it is one of another recipe, or the data has changed since.
     """
-    content = recipe.model_dump(mode="json")
-    data = {
-        "fold": number,
-        "splits": {split: [slide.slide_id for slide in getattr(fold, split)] for split in SPLITS},
-        "sha256": {f"{slide.slide_id}.h5": digests[f"{slide.slide_id}.h5"] for slide in fold.slides},
-    }
     if (folder / RECIPE).exists():
-        before = Recipe.model_validate(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
-        if before.model_copy(update={"resources": recipe.resources}) != recipe:
+        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        if before | {"resources": None} != recipe.model_dump(mode="json") | {"resources": None}:
             raise TrainingError(f"{folder} holds a run of another recipe: choose another --out")
         if json.loads((folder / DATA).read_text(encoding="utf-8")) != data:
             raise TrainingError(f"the data has changed since the run in {folder} began: choose another --out")
@@ -56,7 +45,8 @@ def open_record(folder: Path, recipe: Recipe, number: int, fold: Fold, digests: 
     environment = {"python": platform.python_version(), "machine": platform.machine(), **versions}
     write_json(folder / ENVIRONMENT, environment | {"threads": torch.get_num_threads()})
     write_json(folder / DATA, data)
-    (folder / RECIPE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    (folder / RECIPE).write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -74,24 +64,58 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_predictions(
-    path: Path, slides: Sequence[Slide], task: Task, scores: npt.NDArray[np.float64]
-) -> None:
-    """A row for each slide: its target and its probability of each class."""
+def record_predictions(
+    path: Path,
+    names: Sequence[str],
+    groups: Sequence[str],
+    truth: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    *,
+    classes: Sequence[str],
+    kind: HeadKind,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Write a row for each of `names` with its probabilities `scores` [n, C]; returns metrics and intervals.
+
+    `truth` is the class index [n], or 0 and 1 [n, C]; `groups` are what the bootstrap draws (patients).
+    """
+    truth = truth if kind == "multiclass" else indicator(truth, len(classes), kind)
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["slide_id", "pat_id", "target", *(f"prob_{name}" for name in task.classes)])
-        for slide, row in zip(slides, scores, strict=True):
-            target = " ".join(map(str, slide.target)) if isinstance(slide.target, tuple) else slide.target
-            table.writerow([slide.slide_id, slide.patient_id, target, *(f"{score:.9g}" for score in row)])
+        table.writerow(["slide_id", "pat_id", "target", *(f"prob_{name}" for name in classes)])
+        for name, group, target, row in zip(names, groups, truth, scores, strict=True):
+            told = " ".join(str(value) for value in np.atleast_1d(target))
+            table.writerow([name, group, told, *(f"{score:.9g}" for score in row)])
+    found = evaluate(truth, scores, classes, kind)
+    between = intervals(truth, scores, classes, kind, groups=groups, samples=bootstrap, seed=seed)
+    return {"count": len(truth), "metrics": found, "intervals_95": between}
 
 
-def write_metrics(
-    folder: Path, recipe: Recipe, task: Task, fold: Fold, results: dict[str, Any], *, epochs: int
-) -> None:
-    """The model card and, last, `metrics.json`: a run with it is finished."""
-    (folder / CARD).write_text(_card(recipe, task, fold, results, epochs), encoding="utf-8")
-    write_json(folder / METRICS, {"epochs": epochs, "weights": recipe.select.epoch, **results})
+def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[str, Any]) -> None:
+    """The model card and, last, `metrics.json`: a run with it is finished.
+
+    `content` has `val` and `test` as `record_predictions` returns them; `facts` are the card's lines.
+    """
+    lines = [
+        f"# {title}",
+        "",
+        "For research only: not a medical device, not validated for diagnosis.",
+        "",
+        *(f"- {fact}" for fact in facts),
+        f"- Everything that decided the run is in `{RECIPE}`, the data's digests in `{DATA}`, versions in "
+        f"`{ENVIRONMENT}`.",
+        "- It knows the scanners, stains and tissues of its training data, and no others.",
+        "",
+        "| metric | val | test | test, 95 % interval |",
+        "|---|---|---|---|",
+    ]
+    for name, value in content["test"]["metrics"].items():
+        low, high = content["test"]["intervals_95"][name]
+        row = (f"{number:.3f}" for number in (content["val"]["metrics"][name], value, low, high))
+        lines.append("| {} | {} | {} | {} to {} |".format(name, *row))
+    (folder / CARD).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_json(folder / METRICS, content)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -113,38 +137,3 @@ def summarise(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 summary[split][name] = {"mean": float(np.mean(values)), "sd": spread, "folds": len(values)}
     write_json(out / METRICS, summary)
     return summary
-
-
-def _card(recipe: Recipe, task: Task, fold: Fold, results: dict[str, Any], epochs: int) -> str:
-    variant = recipe.build_preset().variant
-    lines = [
-        f"# {recipe.preset}, fine-tuned: {', '.join(task.classes)}",
-        "",
-        "For research only: not a medical device, not validated for diagnosis.",
-        "",
-        f"- Model: preset `{recipe.preset}`, slide embedding {variant.pooling} of layer {variant.layer} "
-        f"({variant.norm}), coordinates {variant.coordinates}; a linear {task.kind} head.",
-        f"- Started from: {recipe.slide_weights or 'the weights of the preset'}.",
-        f"- Trained: {recipe.optim.train} weights, {epochs} epochs, the {recipe.select.epoch} one kept, "
-        f"seed {recipe.seed}; everything in `{RECIPE}`, versions in `{ENVIRONMENT}`.",
-        "- Data: "
-        + ", ".join(
-            f"{len(getattr(fold, split))} {split} slides of "
-            f"{len({slide.patient_id for slide in getattr(fold, split)})} patients"
-            for split in SPLITS
-        )
-        + f"; digests in `{DATA}`.",
-        "",
-        "| metric | val | test | 95 % interval (test, patients drawn anew) |",
-        "|---|---|---|---|",
-    ]
-    for name, value in results["test"]["metrics"].items():
-        low, high = results["test"]["intervals_95"][name]
-        row = (f"{number:.3f}" for number in (results["val"]["metrics"][name], value, low, high))
-        lines.append("| {} | {} | {} | {} to {} |".format(name, *row))
-    lines += [
-        "",
-        "Limits: it knows the scanners, stains and tissues of its training slides, and no others.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,22 +20,21 @@ from training.errors import TrainingError
 from training.finetune import SlideFineTuner, predict
 from training.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.head import HeadConfig
-from training.metrics import evaluate, indicator, intervals, probabilities
+from training.metrics import indicator, probabilities
 from training.optim import freeze, freeze_unreached
-from training.recipe import Recipe
+from training.recipe import SEEDED, Recipe
 from training.run_folder import save_run
 from training.run_record import (
     METRICS,
     open_record,
     read_metrics,
+    record_predictions,
     summarise,
     write_metrics,
-    write_predictions,
 )
 from training.slide_model import SlideModel
 from training.tables import Slide, Table, Task, read_slides
-
-LAST, BEST = "last", "best"  # checkpoints
+from training.trainer import build_trainer, fit
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     main = getattr(rank_zero_only, "rank", 0) == 0
     for number, (fold, folder) in enumerate(zip(plan.folds, plan.folders(out), strict=True)):
         if main:
-            open_record(folder, plan.recipe, number, fold, plan.digests)
+            open_record(folder, plan.recipe, _data(number, fold, plan.digests))
         if not (folder / METRICS).exists():
             _run_fold(plan, fold, folder, bar)
     if not main:
@@ -106,21 +100,26 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
 
 def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
     recipe = plan.recipe
-    if recipe.resources.threads:
-        torch.set_num_threads(recipe.resources.threads)
     preset = recipe.build_preset()
+    trainer = build_trainer(
+        folder,
+        recipe.resources,
+        recipe.select,
+        epochs=recipe.optim.epochs,
+        log_every=recipe.optim.accumulate,
+        bar=bar,
+    )
     models = build_models(
         preset,
-        slide_weights=recipe.slide_weights,
+        slide_weights=None if recipe.slide_weights == SEEDED else recipe.slide_weights,
         head=HeadConfig(plan.task.classes, plan.task.kind),
-        seed=recipe.seed,
+        seed=None if recipe.slide_weights is None else recipe.seed,
     )
     model = models.slide_model
     if recipe.optim.train == "head":
         freeze(model.encoder)
     freeze_unreached(model)
     tuner = SlideFineTuner(model, recipe.optim, class_weights(recipe, fold.train, plan.task), recipe.seed)
-    trainer = _trainer(recipe, folder, bar)
     rank, world = trainer.global_rank, trainer.world_size
     train, val, test = (
         SlideBags(
@@ -134,46 +133,57 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
         for split in SPLITS
     )
     order = EpochOrder(len(fold.train), seed=recipe.seed, rank=rank, world=world)
-    resume = folder / "checkpoints" / f"{LAST}.ckpt"
-    if resume.exists():
-        # Lightning asks for the resumed epoch's order before it says which epoch that is.
-        order.set_epoch(torch.load(resume, mmap=True, weights_only=False)["epoch"] + 1)
-    trainer.fit(
-        tuner,
-        _loader(train, order, recipe),
-        _loader(val, Share(len(fold.val), rank=rank, world=world), recipe),
-        ckpt_path=resume if resume.exists() else None,
-        weights_only=False,  # our own file: optimiser and loop state, beside weights
-    )
-    if trainer.interrupted:
-        raise TrainingError("interrupted: the same command goes on after the last whole epoch")
+    share = Share(len(fold.val), rank=rank, world=world)
+    fit(trainer, tuner, folder, _loader(train, order, recipe), _loader(val, share, recipe), recipe.select)
     if not trainer.is_global_zero:
         return
-    if recipe.select.epoch == "best":
-        best = torch.load(folder / "checkpoints" / f"{BEST}.ckpt", map_location="cpu", weights_only=False)
-        tuner.load_state_dict(best["state_dict"], strict=False)
     model.to(trainer.strategy.root_device).eval()
     results = {
         split: _evaluate(model, bags, plan, folder, split) for split, bags in (("val", val), ("test", test))
     }
     save_run(folder, preset, model)
-    write_metrics(folder, plan.recipe, plan.task, fold, results, epochs=trainer.current_epoch)
+    facts = _facts(recipe, fold, trainer.current_epoch)
+    title = f"{recipe.preset}, fine-tuned: {', '.join(plan.task.classes)}"
+    write_metrics(folder, title, facts, {"epochs": trainer.current_epoch, **results})
+
+
+def _data(number: int, fold: Fold, digests: dict[str, str]) -> dict[str, Any]:
+    names = {split: [slide.slide_id for slide in getattr(fold, split)] for split in SPLITS}
+    files = sorted(f"{name}.h5" for split in SPLITS for name in names[split])
+    return {"fold": number, "splits": names, "sha256": {file: digests[file] for file in files}}
 
 
 def _evaluate(model: SlideModel, bags: SlideBags, plan: Plan, folder: Path, split: str) -> dict[str, Any]:
-    """Metrics and their intervals of one split; its predictions go into a CSV file."""
-    recipe, task = plan.recipe, plan.task
-    logits = predict(model, (bags[0, index] for index in range(len(bags.slides))))
-    scores = probabilities(logits, task.kind)
-    truth = np.array([slide.target for slide in bags.slides])
-    truth = truth if task.kind == "multiclass" else indicator(truth, len(task.classes), task.kind)
-    write_predictions(folder / f"predictions_{split}.csv", bags.slides, task, scores)
-    groups = [slide.patient_id for slide in bags.slides]
-    found = evaluate(truth, scores, task.classes, task.kind)
-    between = intervals(
-        truth, scores, task.classes, task.kind, groups=groups, samples=recipe.bootstrap, seed=recipe.seed
+    recipe, slides = plan.recipe, bags.slides
+    logits = predict(model, (bags[0, index] for index in range(len(slides))))
+    return record_predictions(
+        folder / f"predictions_{split}.csv",
+        [slide.slide_id for slide in slides],
+        [slide.patient_id for slide in slides],
+        np.array([slide.target for slide in slides]),
+        probabilities(logits, plan.task.kind),
+        classes=plan.task.classes,
+        kind=plan.task.kind,
+        bootstrap=recipe.bootstrap,
+        seed=recipe.seed,
     )
-    return {"slides": len(truth), "metrics": found, "intervals_95": between}
+
+
+def _facts(recipe: Recipe, fold: Fold, epochs: int) -> list[str]:
+    """The model card's lines."""
+    variant = recipe.build_preset().variant
+    splits = [
+        f"{len(getattr(fold, split))} {split} slides of "
+        f"{len({slide.patient_id for slide in getattr(fold, split)})} patients"
+        for split in SPLITS
+    ]
+    return [
+        f"Slide embedding: {variant.pooling} of layer {variant.layer} ({variant.norm}), coordinates "
+        f"{variant.coordinates}; a linear {recipe.task.kind} head on it.",
+        f"Started from {recipe.slide_weights or 'the weights of the preset'}; trained "
+        f"{recipe.optim.train} weights for {epochs} epochs, seed {recipe.seed}; kept: {recipe.select.epoch}.",
+        f"Data: {', '.join(splits)}. Intervals draw patients anew.",
+    ]
 
 
 def class_weights(recipe: Recipe, slides: Sequence[Slide], task: Task) -> Tensor | None:
@@ -190,59 +200,6 @@ def class_weights(recipe: Recipe, slides: Sequence[Slide], task: Task) -> Tensor
     if task.kind == "multiclass":
         return len(slides) / (len(task.classes) * count)
     return (len(slides) - count) / count
-
-
-def _trainer(recipe: Recipe, folder: Path, bar: bool) -> lightning.Trainer:
-    resources, select = recipe.resources, recipe.select
-    monitor = f"val/{select.monitor}"
-    precision = resources.precision
-    if precision == "auto":
-        on_gpu = resources.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        precision = "16-mixed" if on_gpu else "32-true"
-    callbacks: list[Callback] = [RichProgressBar()] if bar else []
-    if select.patience:
-        callbacks.append(_Patience(monitor, mode="max", patience=select.patience, check_finite=False))
-    checkpoints = folder / "checkpoints"
-    if select.epoch == "best":
-        callbacks.append(_checkpoint(checkpoints, BEST, monitor))
-    callbacks.append(_checkpoint(checkpoints, LAST))  # after the others: it holds their state
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    return lightning.Trainer(
-        accelerator=resources.accelerator,
-        devices=resources.devices,
-        num_nodes=resources.nodes,
-        strategy=resources.strategy,
-        precision=precision,
-        max_epochs=recipe.optim.epochs,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
-        deterministic=True,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=recipe.optim.accumulate,
-        enable_progress_bar=bar,
-        enable_model_summary=False,
-    )
-
-
-def _checkpoint(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder,
-        filename=name,
-        monitor=monitor,
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
-class _Patience(EarlyStopping):
-    """Early stopping that also holds for a run which is resumed after it had stopped."""
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
 
 
 def _loader(bags: SlideBags, order: EpochOrder | Share, recipe: Recipe) -> DataLoader[Batch]:

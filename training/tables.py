@@ -21,10 +21,10 @@ class Task:
     """What is predicted.
 
     Attributes:
-        kind: `multiclass` (one of the classes), `multilabel` (each by itself), `binary` (the one class or
-        not). classes: their names, in the order of the logits. values: what the label column says for each
-        class; for `binary` what it says for no and for yes. column: the label column's name; None looks for
-        the usual ones.
+        kind: `multiclass` (one of the classes), `multilabel` (each by itself), `binary` (the one or not).
+        classes: their names, in the order of the logits.
+        values: what the label column says for each class; for `binary` what it says for no and for yes.
+        column: the label column's name; None looks for the usual ones.
     """
 
     kind: HeadKind

@@ -1,0 +1,88 @@
+"""Metrics against hand-made cases and their definitions; intervals against repeated sampling."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from training.metrics import evaluate, intervals, probabilities
+
+CLASSES = ("a", "b", "c")
+
+
+def test_perfect_and_reversed_predictions() -> None:
+    truth = np.array([0, 1, 2, 0, 1, 2])
+    perfect = evaluate(truth, np.eye(3)[truth], CLASSES, "multiclass")
+    assert set(perfect.values()) == {1.0}
+    reversed_scores = np.eye(2)[1 - np.array([0, 1, 0, 1])]
+    worst = evaluate(np.array([0, 1, 0, 1]), reversed_scores, ("a", "b"), "multiclass")
+    assert worst["auroc_macro"] == worst["accuracy"] == worst["balanced_accuracy"] == 0
+    assert worst["quadratic_kappa"] == -1
+
+
+def test_auroc_is_the_share_of_ordered_pairs_and_kappa_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, 3, 80), rng.dirichlet(np.ones(3), 80)
+    found = evaluate(truth, scores, CLASSES, "multiclass")
+    positive, negative = scores[truth == 1, 1], scores[truth != 1, 1]
+    assert found["auroc_b"] == pytest.approx((positive[:, None] > negative).mean())
+    assert found["auroc_macro"] == pytest.approx(np.mean([found[f"auroc_{name}"] for name in CLASSES]))
+    predicted = scores.argmax(axis=1)
+    distance = (np.arange(3)[:, None] - np.arange(3)) ** 2
+    observed = np.histogram2d(truth, predicted, bins=(3, 3), range=((0, 3), (0, 3)))[0]
+    expected = np.outer(np.bincount(truth, minlength=3), np.bincount(predicted, minlength=3)) / 80
+    kappa = 1 - (distance * observed).sum() / (distance * expected).sum()
+    assert found["quadratic_kappa"] == pytest.approx(kappa)
+
+
+def test_balanced_accuracy_does_not_reward_the_common_class() -> None:
+    truth = np.array([0] * 9 + [1])
+    scores = np.tile([0.9, 0.1], (10, 1))
+    found = evaluate(truth, scores, ("a", "b"), "multiclass")
+    assert found["accuracy"] == 0.9
+    assert found["balanced_accuracy"] == 0.5
+
+
+def test_a_class_that_does_not_occur_is_undefined_and_does_not_count() -> None:
+    truth = np.array([0, 1, 0, 1])
+    found = evaluate(truth, np.eye(3)[truth], CLASSES, "multiclass")
+    assert math.isnan(found["auroc_c"])
+    assert found["auroc_macro"] == 1
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("multilabel", ("a", "b")), ("binary", ("a",))])
+def test_labels_by_themselves(kind: str, classes: tuple[str, ...]) -> None:
+    truth = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])[:, : len(classes)]
+    found = evaluate(truth, np.where(truth, 0.8, 0.3), classes, kind)  # type: ignore[arg-type]
+    assert found["accuracy"] == found["auroc_a"] == found["auprc_macro"] == 1
+    assert "quadratic_kappa" not in found
+
+
+def test_probabilities_are_softmax_or_a_sigmoid_each() -> None:
+    logits = np.array([[0.0, 1000.0], [3.0, 3.0]])
+    np.testing.assert_allclose(probabilities(logits, "multiclass"), np.array([[0, 1], [0.5, 0.5]]))
+    sigmoid = np.array([0.5, 1 / (1 + math.exp(-2))])
+    np.testing.assert_allclose(probabilities(np.array([[0.0], [2.0]]), "binary")[:, 0], sigmoid)
+
+
+def test_intervals_cover_as_often_as_they_say_and_widen_when_patients_have_many_slides() -> None:
+    rng = np.random.default_rng(0)
+    covered, each = 0, [str(k) for k in range(60)]
+    for trial in range(60):
+        truth = rng.integers(0, 2, 60)
+        scores = np.eye(2)[np.where(rng.random(60) < 0.8, truth, 1 - truth)]  # accuracy 0.8 in expectation
+        found = intervals(truth, scores, ("a", "b"), "multiclass", groups=each, samples=60, seed=trial)
+        covered += found["accuracy"][0] <= 0.8 <= found["accuracy"][1]
+    assert covered >= 0.85 * 60
+    truth = np.repeat(rng.integers(0, 2, 20), 5)
+    scores = np.eye(2)[np.repeat(np.where(rng.random(20) < 0.8, truth[::5], 1 - truth[::5]), 5)]
+    by = {
+        name: intervals(truth, scores, ("a", "b"), "multiclass", groups=groups, samples=200)["accuracy"]
+        for name, groups in {
+            "patient": [str(k // 5) for k in range(100)],
+            "slide": [str(k) for k in range(100)],
+        }.items()
+    }
+    assert by["patient"][1] - by["patient"][0] > 1.5 * (by["slide"][1] - by["slide"][0])

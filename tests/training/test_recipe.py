@@ -1,0 +1,64 @@
+"""Recipes: the published ones say what was published, and a mistake is named before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import TrainingError
+from training.recipe import read_recipe, read_yaml
+from training.tile_training import TileRecipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+
+
+def test_panda_is_the_published_recipe() -> None:
+    recipe = read_recipe(CONFIGS / "panda.yaml")
+    preset, optim = recipe.build_preset(), recipe.optim
+    assert preset.slide.segment_lengths == (1024, 4870, 23170, 110217, 524288)  # of max_wsi_size 250000
+    assert (preset.variant.pooling, preset.variant.layer, preset.variant.norm) == ("cls", 11, "norm")
+    assert (preset.slide.dropout, preset.slide.drop_path_rate) == (0.1, 0.0)
+    assert optim.base_lr * optim.accumulate / 256 == pytest.approx(2.5e-4)
+    assert (optim.epochs, optim.warmup_epochs, optim.min_lr) == (5, 1, 1e-6)
+    assert (optim.weight_decay, optim.layer_decay, optim.layer_ids) == (0.05, 0.95, "published")
+    assert (recipe.seed, recipe.select.epoch, recipe.data.shuffle_tiles) == (0, "last", "always")
+    assert recipe.task.task().values == ("0", "1", "2", "3", "4", "5")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
+    if "tile" in path.stem:
+        read_yaml(path, TileRecipe)
+    else:
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset: demo\ntask: {classes: [a, b]}\noptim: {epocs: 3}", "optim.epocs: there is no such setting"),
+        ("preset: demo\ntask: {classes: [a, b]}\noptim: {epochs: many}", "optim.epochs: input should be"),
+        ("preset: demo\ntask: {classes: [a, b]}\noptim: {epochs: 0}", "optim.epochs: .*greater than"),
+        ("preset: demo", "task: field required"),
+        ("preset: big\ntask: {classes: [a, b]}", "no preset 'big'; choose one of"),
+        ("preset: demo\nembedding: mine\ntask: {classes: [a, b]}", "no embedding recipe 'mine'"),
+        ("preset: demo\nembedding: panda-finetune\ntask: {classes: [a]}", "layer 11 does not exist"),
+        ("preset: demo\ntask: {kind: binary, classes: [a, b]}", "a binary head can't have 2 classes"),
+        ("- a list", "must be a YAML mapping"),
+        ("preset: [", "is not YAML"),
+    ],
+)
+def test_a_mistake_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(TrainingError, match=message) as caught:
+        read_recipe(tmp_path / "recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("preset: demo\ntask: {classes: [a, b]}\noptim: {epochs: 3}")
+    recipe = read_recipe(tmp_path / "recipe.yaml", {"optim.epochs": 7, "masks.count": 2})
+    assert (recipe.optim.epochs, recipe.masks.count) == (7, 2)
+    with pytest.raises(TrainingError, match="cannot read"):
+        read_recipe(tmp_path / "none.yaml")
