@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from client.commands import attribute, batch, benchmark, counterfactual, doctor, explain, score
+from client.commands import attribute, batch, benchmark, counterfactual, doctor, explain, score, verify
 from client.commands.options import console
 from client.errors import ClientError
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "explain": explain,
     "doctor": doctor,
     "benchmark": benchmark,
+    "verify": verify,
 }
 for name, module in COMMANDS.items():
     app.command(name)(module.command)

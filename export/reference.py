@@ -5,8 +5,8 @@
 | key | type, shape | what |
 |---|---|---|
 | `contract` | str | the export's contract, JSON |
-| `<model>.max_abs` | float64 | the largest difference that passes (inf: any) |
-| `<model>.min_cosine` | float64 | the smallest cosine that passes |
+| `gate.<model>.max_abs` | float64 | the largest difference that passes (inf: any) |
+| `gate.<model>.min_cosine` | float64 | the smallest cosine that passes |
 | `tiles` | uint8 [B,224,224,3] | real tiles: TILES of `tile_encoder` |
 | `tile_encoder.EMBEDDINGS` | float32 [B,D] | what PyTorch (float32) returns for them |
 | `rows`, `columns` | float32 [61,D], [67,D] | EMBEDDINGS of a slide: `rows[i%61] + columns[i%67]`, i < N |
@@ -95,7 +95,7 @@ class Reference:
             "sizes": np.array([len(slide.coords) for slide in self.slides]),
         }
         for model, gate in gates.items():
-            arrays |= {f"{model}.{name}": np.array(value) for name, value in asdict(gate).items()}
+            arrays |= {f"gate.{model}.{name}": np.array(value) for name, value in asdict(gate).items()}
         for slide in self.slides:
             n = f"n{len(slide.coords)}"
             arrays |= {f"{n}.coords": slide.coords, f"{n}.keep": slide.keep}

@@ -1,0 +1,59 @@
+"""`client verify`: is what the server returns what was trained?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.commands import options
+from client.connection import Connection
+from client.contract import read_contract
+from client.endpoint import Endpoint
+from client.verify import load_reference, verify
+
+
+@options.shares(endpoint=options.endpoint)
+def command(
+    endpoint: Endpoint,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="The export's reference.npz.",
+            show_default="model_repository/slide_pipeline/<version served>/reference.npz",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the rows as JSON too.", show_default=False)
+    ] = None,
+) -> None:
+    """Hold a running server to PyTorch's float32 answers, which every export keeps; exit 1 if one is off.
+
+    Example: `python -m client verify --url triton:8001 --reference reference.npz`
+    """
+    console = Console(highlight=False)
+    table = Table(
+        "model", "input", "output", "max-abs", "min cosine", "", title="Parity with PyTorch float32"
+    )
+    rows = []
+    with Connection(endpoint) as connection, options.console.status("verifying"):
+        contract = read_contract(connection)
+        default = Path("model_repository", "slide_pipeline", str(contract.version), "reference.npz")
+        for row in verify(connection, load_reference(reference or default, contract), contract):
+            rows.append(row)
+            verdict = "[green]ok" if row.passed else "[red]FAILED"
+            numbers = f"{row.max_abs:.1e}", f"{row.min_cosine:.7f}"
+            table.add_row(row.model, row.case, row.output, *numbers, verdict)
+    console.print(table)
+    if report:
+        report.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    failed = sum(not row.passed for row in rows)
+    console.print(f"export {contract.export_id}, version {contract.version}: ", end="")
+    console.print(f"[red]{failed} of {len(rows)} failed" if failed else f"[green]all {len(rows)} pass")
+    if failed:
+        raise typer.Exit(1)
