@@ -60,9 +60,13 @@ class TileEncoder(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """RGB pixels uint8 [B, 224, 224, 3] to embeddings [B, D]: the class token after the final norm."""
-        if tiles.dtype != torch.uint8:
+        size = self.config.image_size
+        if not torch.compiler.is_exporting() and (
+            tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (size, size, 3)
+        ):
             raise TrainingError(
-                f"tiles are {tiles.dtype}; the tile encoder takes uint8 RGB pixels [B, 224, 224, 3]"
+                f"tiles are {tiles.dtype} {list(tiles.shape)}; "
+                f"the tile encoder takes uint8 RGB pixels [B, {size}, {size}, 3]"
             )
         pixels = tiles.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         embeddings: Tensor = self.vit((pixels - self.mean) / self.std)
