@@ -32,9 +32,9 @@ PAGES = ROOT / "docs" / "benchmarks"
 Edit = Callable[[str, Any], None]
 
 
-def no_queue_policy(model: str, config: Any) -> None:
-    """An unbounded queue."""
-    config.dynamic_batching.ClearField("default_queue_policy")
+def bounded_queue(model: str, config: Any) -> None:
+    """Refuse what finds 64 requests waiting."""
+    config.dynamic_batching.default_queue_policy.max_queue_size = 64
 
 
 def delay(milliseconds: int) -> Edit:
@@ -67,9 +67,9 @@ def two_instances_of_one_thread(model: str, config: Any) -> None:
 
 # What is changed, how, and the load (kind, size, requests under way) that shows it.
 SETTINGS: tuple[tuple[str, Edit, str, int, int], ...] = (
-    ("unbounded queue", no_queue_policy, "tiles", 8, 1),
-    ("unbounded queue", no_queue_policy, "tiles", 64, 4),
-    ("unbounded queue", no_queue_policy, "slides", 200, 1),
+    ("queue bounded to 64", bounded_queue, "tiles", 8, 1),
+    ("queue bounded to 64", bounded_queue, "tiles", 64, 4),
+    ("queue bounded to 64", bounded_queue, "slides", 200, 1),
     ("delay 0 ms instead of 2", delay(0), "tiles", 2, 16),
     ("delay 20 ms instead of 2", delay(20), "tiles", 2, 16),
     ("delay 20 ms instead of 2", delay(20), "tiles", 2, 1),

@@ -1,8 +1,8 @@
 """`make bench-soak`: 32 clients at once against a local Triton, for five minutes; writes what came of it.
 
-Together they keep more requests under way than the tile encoder's queue and batches take, so that the server
-must refuse some and the clients must try again. Every answer is compared with one that was given in quiet.
-Exits 1 where an answer is lost or wrong, nothing was refused, or the server's memory grows.
+The tile encoder's queue is bounded for this, and together they keep more requests under way than it and the
+batches take, so that the server must refuse some and the clients must try again. Every answer is compared with
+one that was given in quiet. Exits 1 where an answer is lost or wrong, nothing was refused, or memory grows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from client.benchmark.loads import tiles_load
 from client.connection import Array, Connection
 from client.contract import read_contract
 from client.endpoint import Endpoint
+from demo.bench_serving import bounded_queue, edited
 from server.local import RunningServer, run_triton
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,9 +68,11 @@ def main(
     logger.addHandler(refusals)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        run_triton(repository, log=Path(scratch) / "log") as server,
+        run_triton(
+            edited(repository, Path(scratch) / "models", bounded_queue), log=Path(scratch) / "log"
+        ) as server,
     ):
-        endpoint = Endpoint(server.url, timeout=600, retry_for=600)
+        endpoint = Endpoint(server.url, timeout=600, retry_for=120)
         with Connection(endpoint) as connection:
             load = tiles_load(read_contract(connection), chunk)
             random = np.random.default_rng(0)
