@@ -1,8 +1,8 @@
 """`make bench-soak`: 32 clients at once against a local Triton, for five minutes; writes what came of it.
 
 The tile encoder's queue is bounded for this, and together they keep more requests under way than it and the
-batches take, so that the server must refuse some and the clients must try again. Every answer is compared with
-one that was given in quiet. Exits 1 where an answer is lost or wrong, nothing was refused, or memory grows.
+batches take: the server must refuse some and the clients must try again. Every answer is compared with one
+that was given in quiet. Exits 1 where an answer is lost or wrong, nothing was refused, or memory grows.
 """
 
 from __future__ import annotations

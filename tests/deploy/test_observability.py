@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 import urllib.parse
@@ -124,13 +123,6 @@ def test_every_alert_has_a_unit_test() -> None:
     tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
     firing = {case["alertname"] for test in tests for case in test["alert_rule_test"] if "exp_alerts" in case}
     assert {alert["alert"] for alert in alerts} == firing
-
-
-def test_the_alert_knows_how_long_the_queue_is() -> None:
-    config = (ROOT / "model_repository" / "tile_encoder" / "config.pbtxt").read_text()
-    alerts = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
-    (refusing,) = (alert["expr"] for alert in alerts if alert["alert"] == "TritonRefusing")
-    assert re.findall(r"max_queue_size: (\d+)", config) == re.findall(r">= (\d+)", refusing)
 
 
 @pytest.mark.parametrize("name", expressions())
