@@ -87,6 +87,10 @@ certificates:  ## certificates to try TLS with, in deploy/certs
 bench-serving: $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
 	$(BIN)/python -m demo.bench_serving
 
+.PHONY: bench-slide-encoder
+bench-slide-encoder: $(READY)  ## the slide encoder at 1k, 10k and 100k tiles on the CPU: docs/benchmarks/slide-encoder.md (30 minutes)
+	$(BIN)/python -m training.bench_slide_encoder report
+
 .PHONY: bench-reading
 bench-reading: $(SLIDE)  ## tiles a second and memory, against a loop over OpenSlide: docs/benchmarks/reading.md (5 minutes)
 	$(BIN)/python -m demo.bench_reading
