@@ -14,11 +14,10 @@ from training.errors import TrainingError
 
 
 def sine_table(rows: int, width: int) -> Tensor:
-    """Embeddings f32 [rows, width] of the integers 0 .. rows-1: sines, then cosines, at width / 2
-    frequencies.
+    """Embeddings f32 [rows, width] of the integers 0 .. rows-1: sines, then cosines.
 
-    The frequencies are 10000^(-i / (width/2)) (Vaswani et al. 2017, in the 2-D layout of MAE's `pos_embed`);
-    computed in float64 and cast, as published.
+    The width / 2 frequencies are 10000^(-i / (width/2)) (Vaswani et al. 2017, in the 2-D layout of MAE's
+    `pos_embed`); computed in float64 and cast, as published.
     """
     half = width // 2
     numbers = torch.arange(max(rows, half), dtype=torch.float64, device="cpu")
@@ -41,11 +40,8 @@ def check_grid(coords: Tensor, cell: int, grid: int) -> None:
 
 
 def embed_positions(coords: Tensor, table: Tensor, cell: int) -> Tensor:
-    """Position embeddings [N, 2 * width] of `coords` i64 [N, 2] = (x, y) px: y's half first, then x's, as
-    published.
-    """
+    """Position embeddings [N, 2 * width] of `coords` i64 [N, 2] = (x, y) px, y's half before x's."""
     index = torch.div(coords, cell, rounding_mode="floor")
-    # ONNX's Gather counts a negative index from the end; past the end it is an error, which is what it should
-    # be.
+    # In ONNX a negative index counts from the end; past the end it is an error, as it should be.
     index = torch.where(index < 0, table.shape[0], index)
     return torch.cat([F.embedding(index[:, 1], table), F.embedding(index[:, 0], table)], dim=1)

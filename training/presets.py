@@ -1,5 +1,4 @@
-"""The model presets: `gigapath` and `gigapath-flash` as published, `demo` the same architecture for a
-laptop."""
+"""The model presets: `gigapath` and `gigapath-flash` as published, `demo` the same for a laptop."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from training.variant import RECIPES, EmbeddingVariant, get_recipe
 class TileEncoderConfig:
     """A ViT tile encoder with SwiGLU blocks and LayerScale, as timm's `VisionTransformer` takes it.
 
-    `mlp_ratio` counts both halves of the SwiGLU: the published 5.33334 makes 1536 -> 8192 -> (SiLU gate) 4096
-    -> 1536.
+    `mlp_ratio` counts both halves of the SwiGLU: the published 5.33334 makes 8192 of 1536, gated to 4096.
     """
 
     name: str
@@ -30,8 +28,7 @@ class TileEncoderConfig:
 
 
 def segment_lengths(max_wsi_size: int, tile_size: int, branches: int = 5) -> tuple[int, ...]:
-    """Segment lengths of the dilated attention, spaced in log2 from 1024 to the longest sequence, as
-    published.
+    """Segment lengths of the dilated attention, evenly in log2 from 1024 to the longest, as published.
 
     The published formula is `power(2, linspace(log2(1024), int(log2((max_wsi_size // tile_size) ** 2)), 5))`,
     cut to integers (Prov-GigaPath, `get_optimal_segment_length`). NumPy does it here too, so that every cut

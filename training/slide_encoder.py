@@ -26,13 +26,11 @@ FINAL_EPS = 1e-6
 
 
 class SlideOutput(NamedTuple):
-    """Pooled states of one slide, each through the final `norm`; index 0 of the pooling axis is CLS, 1 the
-    mean.
+    """Pooled states of one slide, each through the final `norm`; on the pooling axis 0 is CLS, 1 the mean.
 
     Attributes:
         layers: [L + 1, 2, E] (or [M, L + 1, 2, E] under M masks), the states h_0 .. h_L through `norm` only.
-        encoder_norm: [2, E] (or [M, 2, E]), h_L through the encoder's own final norm, pooled, and then
-        through `norm`.
+        encoder_norm: [2, E] (or [M, 2, E]), h_L through the encoder's own final norm, pooled, then `norm`.
     """
 
     layers: Tensor
@@ -151,9 +149,9 @@ class LongNetSlideEncoder(nn.Module):
             embeddings: tile embeddings [N, D].
             coords: i64 [N, 2], (x, y) px of each tile in the frame of the variant's coordinate rule.
             keep: bool [M, N], M masks over the same tiles: a tile that isn't kept is invisible as a key in
-            every branch
-                and left out of the mean; every other tile keeps its slot and place. None is one mask that
-                keeps all.
+                every branch and left out of the mean; every other tile keeps its slot and place. None is one
+                mask that keeps all. (As a query a masked tile goes on, unseen, but for the published quirk of
+                misaligned segments, see `training.branches.plan_branch`.)
 
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.
