@@ -99,6 +99,10 @@ bench-reading: $(SLIDE)  ## tiles a second and memory, against a loop over OpenS
 bench-attribution: $(SLIDE) $(TRITON)  ## leave-one-out through the server against one PyTorch forward a mask: docs/benchmarks/
 	$(BIN)/python -m demo.bench_attribution
 
+.PHONY: bench-client
+bench-client: $(SLIDE) $(TRITON)  ## the client beside the bare encoder, its memory, 20 kills: docs/benchmarks/ (30 minutes)
+	$(BIN)/python -m demo.bench_client
+
 bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/benchmarks/soak.md
 	$(BIN)/python -m demo.soak
 
