@@ -1,0 +1,47 @@
+"""The ledger: what it adds up, and which stage it blames."""
+
+from __future__ import annotations
+
+import pytest
+
+from client.ledger import Ledger, bottleneck, total
+
+
+def stages(**seconds: float) -> dict[str, dict[str, float]]:
+    ledger = Ledger()
+    for name, value in seconds.items():
+        ledger.add(name.replace("_", "-"), value, 10)
+    return ledger.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "blamed"),
+    [
+        ({"tissue": 5, "wait_server": 1}, "finding tissue (83% of the time)"),
+        ({"wait_read": 5, "wait_server": 1}, "reading tiles"),
+        (
+            {"wait_server": 9, "wait_read": 1, "compute": 9, "send": 2},
+            "encoder on the server (90% of the time, encoder busy 90%)",
+        ),
+        ({"wait_server": 9, "wait_read": 1, "compute": 2, "send": 30}, "carrying requests"),
+        ({"wait_server": 9, "send": 9}, "statistics are not readable"),
+        ({"write": 3, "open": 1}, "writing outputs"),
+    ],
+)
+def test_the_bottleneck(seconds: dict[str, float], blamed: str) -> None:
+    assert blamed in bottleneck(stages(**seconds))
+
+
+def test_sums() -> None:
+    one, two = stages(open=1, write=2), stages(open=3)
+    assert total([one, two]) == {
+        "open": {"seconds": 4, "bytes": 20, "calls": 2},
+        "write": {"seconds": 2, "bytes": 10, "calls": 1},
+    }
+    ledger, other = Ledger(), Ledger()
+    with ledger.time("open", 5):
+        pass
+    other.add("open", 1.5, 7)
+    ledger.merge(other)
+    assert ledger.seconds("open") >= 1.5
+    assert (ledger.stages["open"].bytes, ledger.stages["open"].calls) == (12, 2)
