@@ -47,11 +47,11 @@ def build_models(
 
     Args:
         preset: a name, or a `Preset` of your own (`get_preset(name).with_recipe(recipe)`).
-        tile_weights, slide_weights: a file, or `hf-hub:OWNER/REPOSITORY[/FILE]`; None is the preset's packaged
-            weights where it has some (`training.packaged`), or else weights from `seed`. `slide_weights` may
-            be a fine-tuned checkpoint, which brings the head's weights with it.
-        head: class names and kind of the head; None is the preset's classes, or for a fine-tuned checkpoint of
-            another size `class 0`, `class 1` ...; without either there is no head.
+        tile_weights, slide_weights: a file, or `hf-hub:OWNER/REPOSITORY[/FILE]`; None is the preset's
+            packaged weights where it has some (`training.packaged`), or else weights from `seed`.
+            `slide_weights` may be a fine-tuned checkpoint, which brings the head's weights with it.
+        head: class names and kind of the head; None is the preset's classes, or for a fine-tuned checkpoint
+            of another size `class 0`, `class 1` ...; without either there is no head.
         seed: draw what isn't given from this seed, and don't take packaged weights; None: they come first,
             and what is still missing is drawn from 0.
 
