@@ -52,6 +52,14 @@ triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 serve: $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
 	$(BIN)/python -m server
 
+.PHONY: bench-serve
+bench-serve: $(SLIDE) $(TRITON)  ## tiles/s through Triton over those of a bare session: docs/benchmarks/serve.md (10 minutes)
+	for preset in demo gigapath-flash; do \
+	    for model in model_repository/*/; do install -D -m 644 $$model/config.pbtxt build/bench/serve/$$preset/$$(basename $$model)/config.pbtxt; done; \
+	    $(BIN)/python -m export --preset $$preset --repository build/bench/serve/$$preset; \
+	done
+	$(BIN)/python -m server.bench_serve build/bench/serve/demo build/bench/serve/gigapath-flash
+
 # --- export -----------------------------------------------------------------------
 .PHONY: export
 EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
