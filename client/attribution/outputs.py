@@ -13,8 +13,8 @@ from client.attribution.explain import Explanation, provenance
 from client.attribution.result import Attribution
 from client.attribution.scorer import Float64
 from client.errors import ClientError
-from client.files import atomic_path
 from client.geojson import tile_features, write_features
+from client.store import new_file
 
 PLAIN_GEOJSON_TILES = 20_000
 
@@ -36,7 +36,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
     # A new file rather than a changed one: the same results give the same bytes, and no space is lost.
-    with old, atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as new:
+    with old, new_file(path) as new:
         new.attrs.update(old.attrs)
         for name in old:
             if name not in datasets:
