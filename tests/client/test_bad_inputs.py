@@ -152,7 +152,9 @@ def in_a_process(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [*prefix, sys.executable, "-m", "client", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=set_limit)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=set_limit
+    )
 
 
 def test_a_file_without_permission(picture: Pixels, triton_url: str, tmp_path: Path) -> None:
@@ -187,14 +189,30 @@ COMMANDS: dict[str, tuple[list[object], int, str]] = {
     "a manifest that is no text": (["batch", "binary.csv"], 1, "not a readable CSV"),
     "a folder without slides": (["batch", "nothing"], 1, "holds no slides"),
     "a dead server": (["score", "good.tif", "--url", DEAD, "--retry-for", 0], 1, f"no answer .*{DEAD}"),
-    "a server that is none of Triton's": (["score", "good.tif", "--url", "localhost:nonsense"], 1, "no answer|refused"),
+    "a server that is none of Triton's": (
+        ["score", "good.tif", "--url", "localhost:nonsense"],
+        1,
+        "no answer|refused",
+    ),
     "one server of two is dead": (["batch", "good.tif", "--url", "{url}," + DEAD], 1, f"no answer .*{DEAD}"),
     "an unknown layout": (["batch", "good.tif", "--layout", "mine"], 1, "trident or clam"),
     "a header without a value": (["score", "good.tif", "--header", "secret"], 1, "--header takes name=value"),
     "a certificate that is missing": (["score", "good.tif", "--tls-ca", "none.pem"], 1, r"none\.pem"),
-    "no Ray cluster": (["batch", "good.tif", "--url", "{url}", "--ray", "127.0.0.1:1"], 1, "no Ray cluster at"),
-    "a folder for the outputs that is a file": (["batch", "good.tif", "--url", "{url}", "--out", "empty.csv"], 1, "cannot write"),
-    "an mpp that makes no sense": (["score", "good.tif", "--url", "{url}", "--mpp", 5000], 1, "5000.0 is not plausible"),
+    "no Ray cluster": (
+        ["batch", "good.tif", "--url", "{url}", "--ray", "127.0.0.1:1"],
+        1,
+        "no Ray cluster at",
+    ),
+    "a folder for the outputs that is a file": (
+        ["batch", "good.tif", "--url", "{url}", "--out", "empty.csv"],
+        1,
+        "cannot write",
+    ),
+    "an mpp that makes no sense": (
+        ["score", "good.tif", "--url", "{url}", "--mpp", 5000],
+        1,
+        "5000.0 is not plausible",
+    ),
     "a slide that is missing": (["score", "gone.tif", "--url", "{url}"], 1, "No such file"),
     "nothing to explain": (["explain", "nothing"], 1, "holds no records"),
     "a share beyond one": (["score", "good.tif", "--min-tissue", 2], 2, "--min-tissue"),
@@ -204,7 +222,12 @@ COMMANDS: dict[str, tuple[list[object], int, str]] = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_cannot_be_done(
-    name: str, picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    picture: Pixels,
+    triton_url: str,
+    run_client: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_pyramid(tmp_path / "good.tif", picture[:512, 700:1212])

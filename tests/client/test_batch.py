@@ -22,7 +22,6 @@ import torch
 
 from client.connection import Connection
 from client.contract import Contract
-from client.endpoint import Endpoint
 from server.local import run_triton
 
 Run = Callable[..., Any]

@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_slide(
 
     def peak(rows: int) -> int:
         path = write_pyramid(
-            tmp_path / f"{rows}.tif", picture[:2160, :1920], size=(1920, rows * 256), tile=240
+            tmp_path / f"{rows}.tif", picture[:2160, :1200], size=(1200, rows * 256), tile=240
         )
         tiles = reading.plan(path, mpp=mpp)
         tracemalloc.start()
