@@ -1,0 +1,52 @@
+"""A preset small enough to be exported many times, and a repository that has only its committed configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.contract import MODELS
+from export.repository import copy_configs
+from training.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
+from training.variant import EmbeddingVariant
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = Preset(
+    "tiny",
+    TileEncoderConfig("tiny_tile_enc", embed_dim=32, depth=1, heads=2),
+    SlideEncoderConfig("tiny_slide_enc", in_chans=32, embed_dim=64, depth=2),
+    classes=("benign", "lesion"),
+    variant=EmbeddingVariant("cls", 2, "encoder_norm+norm"),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The preset `tiny`, registered."""
+    monkeypatch.setitem(PRESETS, TINY.name, TINY)
+    return TINY
+
+
+@pytest.fixture
+def empty_repository(tmp_path: Path) -> Path:
+    """Committed configs only."""
+    repository = tmp_path / "repository"
+    copy_configs(ROOT / "model_repository", repository)
+    return repository
+
+
+@pytest.fixture
+def files_of() -> Callable[[Path], dict[str, bytes]]:
+    """What a server would read in a repository: every file of its models by path, links followed."""
+
+    def read(repository: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(repository)): path.read_bytes()
+            for model in MODELS
+            for path in sorted((repository / model).rglob("*"))
+            if path.is_file() and ".stage" not in path.parts and path.name != ".lock"
+        }
+
+    return read

@@ -1,0 +1,297 @@
+"""From PyTorch to a served version: parity, determinism, the gate, kills, and what the graphs may not do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export import build, repository
+from export.contract import MODELS
+from export.errors import ExportError, ParityError
+from export.graphs import Graph, occlusion_graph, slide_graph, write_graph
+from export.pipeline import export_preset
+from export.samples import SIZES, seeded_basis, seeded_coords, seeded_embeddings
+from training.build import build_models
+from training.presets import Preset, get_preset
+from training.variant import EmbeddingVariant
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Files = Callable[[Path], dict[str, bytes]]
+
+
+def session_of(folder: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are expected here
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def test_the_demo_export_agrees_with_pytorch_at_every_size(demo_repository: Path) -> None:
+    report = json.loads((demo_repository / "slide_pipeline" / "1" / "parity.json").read_text())
+    assert report["passed"]
+    assert report["precision"] == "fp32"
+    by_case = {(row["model"], row["case"], row["output"]): row for row in report["rows"]}
+    for n in (1, 37, 1023, 1024, 1068, 5000):
+        for model, outputs in (
+            ("slide_encoder", ("LAYERS", "SLIDE", "LOGITS")),
+            ("slide_occlusion", ("SLIDE", "LOGITS")),
+        ):
+            for output in outputs:
+                row = by_case[model, f"N={n}", output]
+                assert row["max_abs"] < 1e-4
+                assert row["min_cosine"] > 0.99999
+    assert by_case["tile_encoder", "4 tiles", "EMBEDDINGS"]["max_abs"] < 1e-4
+
+
+def test_graph_names_are_the_contract(demo_repository: Path) -> None:
+    """Names, types and ranks; a name stands for a dimension that a request may choose."""
+    names = {"tile_encoder": "B", "slide_encoder": "N", "slide_occlusion": "N"}
+    shapes = {}
+    for model in names:
+        session = session_of(demo_repository / model / "1")
+        shapes[model] = {t.name: (t.type, t.shape) for t in (*session.get_inputs(), *session.get_outputs())}
+    assert shapes == {
+        "tile_encoder": {
+            "TILES": ("tensor(uint8)", ["B", 224, 224, 3]),
+            "EMBEDDINGS": ("tensor(float)", ["B", 96]),
+        },
+        "slide_encoder": {
+            "EMBEDDINGS": ("tensor(float)", ["N", 96]),
+            "COORDS": ("tensor(int64)", ["N", 2]),
+            "LAYERS": ("tensor(float)", [5, 2, 96]),
+            "SLIDE": ("tensor(float)", [96]),
+            "LOGITS": ("tensor(float)", [2]),
+        },
+        "slide_occlusion": {
+            "EMBEDDINGS": ("tensor(float)", ["N", 96]),
+            "COORDS": ("tensor(int64)", ["N", 2]),
+            "KEEP": ("tensor(bool)", ["M", "N"]),
+            "SLIDE": ("tensor(float)", ["M", 96]),
+            "LOGITS": ("tensor(float)", ["M", 2]),
+        },
+    }
+
+
+@pytest.mark.parametrize("x", [-1, -256, 256_000, 1 << 60])
+def test_a_position_outside_the_grid_is_an_error(demo_repository: Path, x: int) -> None:
+    session = session_of(demo_repository / "slide_encoder" / "1")
+    coords = np.zeros((3, 2), np.int64)
+    coords[1, 0] = x
+    with pytest.raises(
+        onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="out of data bounds"
+    ):
+        session.run(None, {"EMBEDDINGS": np.zeros((3, 96), np.float32), "COORDS": coords})
+
+
+def test_attention_is_fused_and_layers_are_small(demo_repository: Path) -> None:
+    def operators(model: str) -> Counter[str]:
+        graph = onnx.load(demo_repository / model / "1" / "model.onnx", load_external_data=False).graph
+        return Counter(node.op_type for node in graph.node)
+
+    tile, slide = operators("tile_encoder"), operators("slide_encoder")
+    assert tile["MultiHeadAttention"] == 3
+    assert slide["MultiHeadAttention"] == 4 * 5
+    assert not tile["Softmax"], "no score matrix"
+    assert slide["Softmax"] == 4, "the merge of the branches alone"
+    preset = get_preset("demo")
+    per_layer = (slide.total() - _nodes_without_layers(preset)) / preset.slide.depth
+    assert per_layer < 140
+
+
+def _nodes_without_layers(preset: Preset) -> int:
+    """Nodes for positions, plan and pooling: what two depths leave over."""
+    counts = []
+    for depth in (1, 2):
+        small = replace(
+            preset,
+            slide=replace(preset.slide, depth=depth),
+            variant=EmbeddingVariant("cls", depth, "norm"),
+        )
+        counts.append(count_nodes(slide_graph(build_models(small).slide_model)))
+    return 2 * counts[0] - counts[1]
+
+
+def count_nodes(graph: Graph) -> int:
+    """Nodes of a graph as it is written."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_graph(graph, Path(folder, "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        EmbeddingVariant("mean", 2, "encoder_norm+norm"),
+        EmbeddingVariant("mean", 1, "norm"),
+        EmbeddingVariant("cls", 1, "norm"),
+        EmbeddingVariant("cls", 0, "norm"),
+    ],
+)
+def test_occlusion_computes_every_variant(tiny: Preset, tmp_path: Path, variant: EmbeddingVariant) -> None:
+    model = build_models(replace(tiny, variant=variant)).slide_model
+    write_graph(occlusion_graph(model), tmp_path / "model.onnx")
+    session = session_of(tmp_path)
+    for n in (1, 16, 1100):
+        embeddings, coords = seeded_embeddings(*seeded_basis(32), n), seeded_coords(n)
+        keep = np.random.default_rng(n).random((3, n)) < 0.5
+        keep[:, 0] = True
+        inputs = {"EMBEDDINGS": embeddings, "COORDS": coords, "KEEP": keep}
+        slide, logits = session.run(["SLIDE", "LOGITS"], inputs)
+        with torch.no_grad():
+            expected = model.score(*(torch.from_numpy(x) for x in inputs.values()))
+        assert expected.logits is not None
+        np.testing.assert_allclose(slide, expected.slide.numpy(), atol=2e-5)
+        np.testing.assert_allclose(logits, expected.logits.numpy(), atol=2e-5)
+
+
+def test_a_broken_weight_fails_the_gate_and_installs_nothing(
+    tiny: Preset,
+    empty_repository: Path,
+    real_slide: Path,
+    files_of: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export_preset("tiny", repository=empty_repository, slide=real_slide)
+    before = files_of(empty_repository)
+
+    def write_broken(graph: Graph, path: Path) -> int:
+        nodes = write_graph(graph, path)
+        model = onnx.load(path)
+        weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.weight"))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, path)
+        return nodes
+
+    monkeypatch.setattr(build, "write_graph", write_broken)
+    with pytest.raises(ParityError, match="nothing was installed") as caught:
+        export_preset("tiny", repository=empty_repository, slide=real_slide, occlusion_precision="fp16")
+    assert not caught.value.report.passed
+    assert files_of(empty_repository) == before
+    assert repository.served_version(empty_repository) == 1
+
+
+def test_equal_input_gives_equal_bytes_and_nothing_to_do(
+    tiny: Preset, empty_repository: Path, real_slide: Path, files_of: Files, tmp_path: Path
+) -> None:
+    first = export_preset("tiny", repository=empty_repository, slide=real_slide)
+    assert first.report is not None
+    before = files_of(empty_repository)
+    again = export_preset("tiny", repository=empty_repository, slide=real_slide)
+    assert again.report is None
+    assert again.version == first.version
+    assert files_of(empty_repository) == before
+
+    other = tmp_path / "other"
+    repository.copy_configs(ROOT / "model_repository", other)
+    elsewhere = export_preset("tiny", repository=other, slide=real_slide)
+    assert json.loads(elsewhere.contract) == json.loads(first.contract)
+    for model in MODELS[:3]:
+        paths = [root / model / "1" / "model.onnx" for root in (other, empty_repository)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_half_precision_is_mixed_and_near_enough(
+    tiny: Preset, empty_repository: Path, real_slide: Path
+) -> None:
+    result = export_preset("tiny", repository=empty_repository, slide=real_slide, precision="fp16")
+    contract = json.loads(result.contract)
+    assert (contract["precision"], contract["occlusion"]["precision"]) == ("fp16", "fp32")
+    assert result.report is not None
+    rows = [row for row in result.report.rows if row.model != "slide_occlusion"]
+    assert min(row.min_cosine for row in rows) >= 0.999
+    assert max(row.max_abs for row in rows) > 1e-4, "half precision is really in use"
+    assert all(row.max_abs < 1e-4 for row in result.report.rows if row.model == "slide_occlusion")
+
+    for model in ("tile_encoder", "slide_encoder"):
+        graph = onnx.shape_inference.infer_shapes(
+            onnx.load(empty_repository / model / "1" / "model.onnx")
+        ).graph
+        half = onnx.TensorProto.FLOAT16
+        kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+        kinds |= {w.name: w.data_type for w in graph.initializer}
+        for node in graph.node:
+            if node.op_type in ("LayerNormalization", "Softmax", "Log", "Exp", "ReduceSum"):
+                assert half not in {kinds.get(name) for name in (*node.input, *node.output)}, node.name
+        assert all(t.type.tensor_type.elem_type != half for t in (*graph.input, *graph.output))
+
+
+def test_killed_while_it_traces_the_old_version_is_served(
+    tiny: Preset, empty_repository: Path, real_slide: Path, files_of: Files
+) -> None:
+    export_preset("tiny", repository=empty_repository, slide=real_slide)
+    before = files_of(empty_repository)
+    script = f"""
+import os, signal
+from pathlib import Path
+from training.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
+from training.variant import EmbeddingVariant
+from export.pipeline import export_preset
+
+def progress(step):
+    if step.startswith("comparing"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+PRESETS["tiny"] = {tiny!r}
+repository, slide = Path({str(empty_repository)!r}), Path({str(real_slide)!r})
+export_preset("tiny", repository=repository, slide=slide, precision="fp16", progress=progress)
+"""
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert (empty_repository / "slide_pipeline" / ".stage" / "tile_encoder" / "model.onnx").exists()
+    assert files_of(empty_repository) == before
+    assert export_preset("tiny", repository=empty_repository, slide=real_slide).report is None
+
+
+def test_contract_says_what_is_served(demo_repository: Path) -> None:
+    contract = json.loads((demo_repository / "slide_pipeline" / "1" / "contract.json").read_text())
+    assert contract["schema"] == 1
+    assert contract["version"] == 1
+    assert contract["preset"] == "demo"
+    assert len(contract["export_id"]) == 16
+    assert contract["slide_encoder"]["segment_lengths"] == [1024, 5792, 32768, 185363, 1048576]
+    assert contract["variant"]["order"] == "row-major"
+    assert contract["head"]["classes"] == list(get_preset("demo").classes)
+    assert contract["tile"] == {"size_px": 256, "crop_px": 224, "mpp": 0.5, "max_batch": 64}
+    assert contract["occlusion"]["max_mask_tokens"] > 200_001
+    assert {"torch", "onnx", "onnxruntime"} <= contract["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"weights": "/nowhere"}, "no folder /nowhere"),
+        ({"slide": Path("/nowhere.svs")}, r"/nowhere.svs cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tiny: Preset, empty_repository: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        export_preset("tiny", repository=empty_repository, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_those_of_the_issue() -> None:
+    assert SIZES == (1, 37, 1023, 1024, 1068, 5000)
+
+
+def test_the_tile_graph_takes_any_batch(demo_repository: Path) -> None:
+    session = session_of(demo_repository / "tile_encoder" / "1")
+    tiles = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), np.uint8)
+    together = session.run(None, {"TILES": tiles})[0]
+    alone = np.concatenate([session.run(None, {"TILES": tile[None]})[0] for tile in tiles])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
