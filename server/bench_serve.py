@@ -133,7 +133,10 @@ def own_process(side: Callable[..., Run], *arguments: Any) -> Iterator[Run]:
 
     def run(count: int) -> tuple[float, Embeddings]:
         here.send(count)
-        seconds, embeddings = here.recv()
+        try:
+            seconds, embeddings = here.recv()
+        except EOFError:
+            raise ServerError("a measuring process failed; its own words are above") from None
         return seconds, embeddings
 
     try:

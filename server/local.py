@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import tritonclient.grpc as triton
 
@@ -97,8 +98,7 @@ def run_triton(
     ]
     # Triton takes some 2 s more to unload its models; without grace it is killed at once.
     kill_after = grace + 5 if grace else 0
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
+    with open_log(log) as output:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), shm_prefix, str(kill_after), *command],
             env=server_environment(triton_home),
@@ -111,7 +111,9 @@ def run_triton(
     with process:
         try:
             assert process.stdout is not None
-            pid = int(process.stdout.readline())
+            pid = process.stdout.readline()
+            if not pid:
+                raise ServerError(diagnose(log, process.wait()))
             wait_for_port(process, host, ports["grpc"], log, start_timeout)
             url = f"{host}:{ports['grpc']}"
             with triton.InferenceServerClient(url) as client:
@@ -120,13 +122,22 @@ def run_triton(
                 url=url,
                 metrics_url=f"http://{host}:{ports['metrics']}/metrics",
                 models=models,
-                pid=pid,
+                pid=int(pid),
                 log=log,
                 process=process,
             )
         finally:
             process.terminate()
             process.wait()
+
+
+def open_log(path: Path) -> TextIO:
+    """Open the server's log anew; ServerError where it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except OSError as error:
+        raise ServerError(f"can't write the log {path}: {error.strerror}") from error
 
 
 def check_repository(repository: Path) -> None:
