@@ -58,7 +58,7 @@ def test_a_missing_export_names_the_models_and_the_remedy(toy_copy: Path, tmp_pa
 
 def test_a_log_that_can_not_be_written_is_named(toy_repository: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(ServerError, match="can't write the log .*: Is a directory"),
+        pytest.raises(ServerError, match=r"can't write the log .*: Is a directory"),
         run_triton(toy_repository, log=tmp_path),
     ):
         pass
