@@ -69,6 +69,9 @@ def build(
     if precision == "fp16":
         halve(models.tile.vit, widen=False)
     write_graph(tile_graph(models.tile), stage / "tile_encoder" / "model.onnx")
+    # ONNX Runtime is about to hold the weights too.
+    models.tile.to("meta")
+    models.slide_model.to("meta")
 
     progress("comparing ONNX Runtime with PyTorch")
     gates = {model: GATES[precisions[model]] for model in GRAPHS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -175,14 +176,25 @@ def _input_key(
     settings = [preset or "demo", precision, occlusion_precision, hub]
     settings += [importlib.metadata.version(name) for name in LIBRARIES]
     digest.update(json.dumps(settings).encode())
-    for room in (ROOT / "training", ROOT / "export"):
-        _add_files(digest, (p for p in room.rglob("*") if p.suffix in (".py", ".safetensors", ".yaml")), room)
+    digest.update(_code_digest().encode())
     if weights is not None and hub is None:
         _add_files(
             digest, (Path(weights) / n for n in ("pytorch_model.bin", "slide_encoder.pth")), Path(weights)
         )
     if checkpoint is not None:
         _add_files(digest, checkpoint.glob("*"), checkpoint)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Digest of what decides the graphs in this repository: code, and weights that come with it.
+
+    Read once a process: what runs is what was there when it began.
+    """
+    digest = hashlib.sha256()
+    for room in (ROOT / "training", ROOT / "export"):
+        _add_files(digest, (p for p in room.rglob("*") if p.suffix in (".py", ".safetensors", ".yaml")), room)
     return digest.hexdigest()
 
 

@@ -168,7 +168,7 @@ def test_a_broken_weight_fails_the_gate_and_installs_nothing(
     def write_broken(graph: Graph, path: Path) -> int:
         nodes = write_graph(graph, path)
         model = onnx.load(path)
-        weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.weight"))
+        weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.bias"))
         values = onnx.numpy_helper.to_array(weight).copy()
         values.flat[0] += 0.5
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
