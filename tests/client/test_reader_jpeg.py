@@ -62,18 +62,19 @@ def test_every_layout_is_openslides_bytes(
 
 def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading: SimpleNamespace) -> None:
     """The two readers against each other, whatever is asked of whatever is stored."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(7)
     levels_read: set[int] = set()
     resampled: set[bool] = set()
     for turn in range(24):
-        levels = ((1,), (1, 2), (1, 4), (1, 2, 4))[rng.integers(4)]
+        levels = ((1,), (1, 2), (1, 4), (1, 2, 4))[turn % 4]
+        own = float(rng.choice([0.25, 0.2527, 0.499, 0.5, 0.52])) if turn % 8 < 7 else 0.125
         width, height = (4 * int(rng.integers(150, 300)) for _ in range(2))
         top, left = int(rng.integers(2967 - height)), int(rng.integers(2220 - width))
         path = write_pyramid(
             tmp_path / f"{turn}.tif",
             picture[top : top + height, left : left + width],
             tile=int(rng.choice([128, 240, 256, 496])),
-            mpp=float(rng.choice([0.125, 0.25, 0.2527, 0.499, 0.5, 0.52])),
+            mpp=own,
             levels=levels,
             photometric=("ycbcr", "rgb")[rng.integers(2)],
             subsampling=("444", "422", "420")[rng.integers(3)],
@@ -88,7 +89,7 @@ def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading
             tile_px=tile_px,
             crop_px=int(rng.integers(16, tile_px + 1)),
             overlap=int(rng.integers(tile_px // 2)),
-            mpp=float(rng.choice([0.5, 0.55, 1.0])),
+            mpp=float(rng.choice([0.5, 0.55, 1.0])) if turn % 8 < 7 else 0.5,
         )
         keep = np.sort(rng.choice(len(tiles), min(20, len(tiles)), replace=False))
         tiles = dataclasses.replace(tiles, coords=tiles.coords[keep])
@@ -106,7 +107,7 @@ def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading
                 assert np.array_equal(pixels[index], expected), (turn, index)
         levels_read.add(tiles.level)
         resampled.add(tiles.resampled)
-    assert levels_read == {0, 1, 2}  # the dice have seen it all
+    assert levels_read == {0, 1, 2}
     assert resampled == {False, True}
 
 
