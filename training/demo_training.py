@@ -6,9 +6,12 @@ then see its embeddings and each slide's label alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,40 +20,100 @@ from safetensors.torch import save_file
 
 from training.bags import read_bag
 from training.build import Models, build_models
+from training.cohort_files import MARK
+from training.errors import TrainingError
+from training.packaged import files_in, packaged_files
 from training.recipe import read_recipe, read_yaml
 from training.run_folder import MODEL, TILE_MODEL
+from training.run_record import write_json
 from training.runs import plan_runs, run
 from training.tile_encoder import TileEncoder
 from training.tile_runs import embed, run_tiles
 from training.tile_training import TileRecipe
-from training.tiles import TileImages, list_tiles
+from training.tiles import Tile, TileImages, list_tiles
 from training.weights import read_state_dict
 
 CONFIGS = Path(__file__).parent / "configs"
-TOLERANCE = 1e-2  # of a probability, between packaged weights and remade ones
+TOLERANCE = 1e-2  # of a slide's probability, between packaged weights and weights that were made again
 
 
-def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None]) -> Models:
-    """Train in `work` on the cohort in `cohort`; returns the models as they are packaged (in half)."""
+def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train in `work`, from the beginning, on the cohort in `cohort`.
+
+    Leaves `packaged/` there, laid out like a preset's packaged weights (half precision), and returns its
+    facts: the cohort's digest, the metrics of both runs, every held-out slide's probability of a lesion.
+    """
+    tile_run, features, slide_run, packaged = (work / n for n in ("tiles", "features", "slides", "packaged"))
+    for folder in (tile_run, features, slide_run, packaged):
+        shutil.rmtree(folder, ignore_errors=True)
     tiles = list_tiles(cohort / "tiles.csv")
     say("training the tile encoder")
-    run_tiles(read_yaml(CONFIGS / "demo-tiles.yaml", TileRecipe), tiles, work / "tiles", bar=bar)
+    tile_result = run_tiles(read_yaml(CONFIGS / "demo-tiles.yaml", TileRecipe), tiles, tile_run, bar=bar)
     say("embedding the slides")
-    tile_weights = work / "tiles" / TILE_MODEL
-    embed_slides(cohort, build_models("demo", tile_weights).tile, work / "features")
+    embed_slides(tiles, build_models("demo", tile_run / TILE_MODEL).tile, features)
     say("training the slide encoder")
-    places = {"data.features": str(work / "features"), "data.labels": str(cohort / "labels.csv")}
-    run(plan_runs(read_recipe(CONFIGS / "demo-slides.yaml", places)), work / "slides", bar=bar)
-    for source in (tile_weights, work / "slides" / MODEL):
-        state = {name: tensor.half() for name, tensor in read_state_dict(source).items()}
-        save_file(state, work / f"half-{source.name}")
-    return build_models("demo", work / f"half-{TILE_MODEL}", work / f"half-{MODEL}")
+    places = {"data.features": str(features), "data.labels": str(cohort / "labels.csv")}
+    slide_result = run(plan_runs(read_recipe(CONFIGS / "demo-slides.yaml", places)), slide_run, bar=bar)
+    files = files_in(packaged)
+    packaged.mkdir()
+    for source, target in ((tile_run / TILE_MODEL, files.tile), (slide_run / MODEL, files.slide)):
+        save_file({name: tensor.half() for name, tensor in read_state_dict(source).items()}, target)
+    say("scoring the held-out slides")
+    held_out = [tile for tile in tiles if tile.split == "test"]
+    models = build_models("demo", files.tile, files.slide)
+    facts = {
+        "made_by": "python -m training train-demo",
+        "cohort": json.loads((cohort / MARK).read_text(encoding="utf-8"))["plan_sha256"],
+        "tiles": tile_result["test"]["metrics"],
+        "slides": slide_result["test"]["metrics"],
+        "held_out": score_slides(held_out, models, work / "held-out"),
+    }
+    write_json(files.facts, facts)
+    return facts
 
 
-def embed_slides(cohort: Path, encoder: TileEncoder, out: Path) -> None:
-    """An h5 file of `features` and `coords` for every slide in the cohort's `tiles.csv`, in `out`."""
+def package(work: Path) -> None:
+    """Put what `train_demo` made into the repository: the demo preset's weights from now on."""
+    target = packaged_files("demo").facts.parent
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (work / "packaged").iterdir():
+        shutil.copyfile(file, target / file.name)
+
+
+def compare(held_out: dict[str, float]) -> float:
+    """The largest difference between slides' probabilities and those that the packaged weights' facts tell.
+
+    Raises TrainingError where it is beyond `TOLERANCE`, or there is nothing to compare with.
+    """
+    path = packaged_files("demo").facts
+    if not path.exists():
+        raise TrainingError("the demo has no packaged weights to compare with: run `make demo-weights`")
+    before: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["held_out"]
+    if not held_out or not set(held_out) <= set(before):
+        raise TrainingError("the packaged weights were made on another cohort: run `make demo-weights`")
+    apart = {name: abs(score - before[name]) for name, score in held_out.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    if apart[worst] > TOLERANCE:
+        raise TrainingError(f"slide {worst} scores {apart[worst]:.3g} apart from the packaged weights")
+    return apart[worst]
+
+
+def score_slides(tiles: Sequence[Tile], models: Models, features: Path) -> dict[str, float]:
+    """The probability of a lesion of each slide of `tiles`; embeddings go into the folder `features`."""
+    embed_slides(tiles, models.tile, features)
+    scores = {}
+    for name in sorted({tile.image.stem for tile in tiles}):
+        bag = read_bag(features / f"{name}.h5")
+        with torch.inference_mode():
+            logits = models.slide_model.score(*map(torch.from_numpy, bag)).logits
+        assert logits is not None
+        scores[name] = float(logits.softmax(dim=0)[1])
+    return scores
+
+
+def embed_slides(tiles: Sequence[Tile], encoder: TileEncoder, out: Path) -> None:
+    """An h5 file of `features` and `coords` (level-0 px) in `out` for each slide that `tiles` lie in."""
     out.mkdir(parents=True, exist_ok=True)
-    tiles = list_tiles(cohort / "tiles.csv")
     classes = sorted({tile.label for tile in tiles})
     for image, group in groupby(tiles, key=lambda tile: tile.image):
         of_slide = list(group)
@@ -60,14 +123,3 @@ def embed_slides(cohort: Path, encoder: TileEncoder, out: Path) -> None:
             file["features"] = features
             file["coords"] = np.array(places, np.int64)[:, :2]
             file["coords"].attrs["patch_size_level0"] = places[0][2]
-
-
-def held_out_scores(cohort: Path, models: Models, features: Path) -> dict[str, float]:
-    """Each held-out slide's probability of a lesion, from embeddings of `models`' own tile encoder."""
-    scores = {}
-    for path in sorted(features.glob("test-*.h5")):
-        with torch.inference_mode():
-            logits = models.slide_model.score(*map(torch.from_numpy, read_bag(path))).logits
-        assert logits is not None
-        scores[path.stem] = float(logits.softmax(dim=0)[1])
-    return scores

@@ -16,12 +16,15 @@ class Packaged(NamedTuple):
     facts: Path
 
 
+def files_in(folder: Path) -> Packaged:
+    """The files of `folder`, whether they are there or not."""
+    names = ("tile_encoder.safetensors", "slide_model.safetensors", "facts.json")
+    return Packaged(*(folder / name for name in names))
+
+
 def packaged_files(preset: str) -> Packaged:
     """Where a preset's packaged weights are, or would be."""
-    folder = FOLDER / preset
-    return Packaged(
-        folder / "tile_encoder.safetensors", folder / "slide_model.safetensors", folder / "facts.json"
-    )
+    return files_in(FOLDER / preset)
 
 
 def packaged_weights(preset: str) -> Packaged | None:
