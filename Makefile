@@ -74,6 +74,14 @@ engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU,
 check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (TensorRT-RTX, SM80 and SM89)
 	$(BIN)/python -m export check-engines
 
+# --- training -----------------------------------------------------------------------
+.PHONY: demo-weights check-demo-weights
+demo-weights: $(READY) $(SLIDE)  ## train the demo preset's weights from nothing on the cohort and package them (3 minutes)
+	$(BIN)/python -m training train-demo
+
+check-demo-weights: $(READY) $(SLIDE)  ## make the demo's weights again: held-out slides must score the same to 1e-2
+	$(BIN)/python -m training train-demo --check
+
 # --- the main job ---------------------------------------------------------------
 .PHONY: demo
 demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)
