@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from client.attribution.embedded import EmbeddedSlide
-from demo.bench_worker import DefaultMap, Served, default_map, score_masks
+from demo.bench_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
 from server.local import RunningServer, run_triton
 
 if TYPE_CHECKING:
@@ -183,9 +183,7 @@ def _server_peak(server: RunningServer) -> int:
     """Peak resident bytes so far of the process that holds slide_occlusion's session."""
     processes = psutil.Process(server.pid).children(recursive=True)
     stubs = [process for process in processes if "slide_occlusion" in " ".join(process.cmdline())]
-    status = "\n".join(Path(f"/proc/{stub.pid}/status").read_text() for stub in stubs)
-    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return max(int(kilobytes) * 1024 for kilobytes in peaks)
+    return max(peak_bytes(stub.pid) for stub in stubs)
 
 
 def _table(

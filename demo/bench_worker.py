@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,15 @@ def score_masks(url: str, slide: EmbeddedSlide, keep: Mask) -> Served:
             for start in range(0, len(keep), MASKS_A_CALL)
         ]
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Served(np.concatenate(logits), seconds, forward.bytes_sent, forward.requests, peak)
+    return Served(
+        np.concatenate(logits), seconds, forward.bytes_sent, forward.requests, peak_bytes(os.getpid())
+    )
+
+
+def peak_bytes(pid: int) -> int:
+    """A process's peak resident bytes, without its parent's as `getrusage` has them (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
