@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from client.attribution.attribute import scorer_for
+from client.attribution.attribute import Settings, attribute, scorer_for
 from client.attribution.game import Game
 from client.attribution.memo import Memo
 from client.attribution.scorer import Float32, Int64, Mask, Scores, medoid
@@ -177,3 +178,16 @@ def test_bad_input_is_told_in_one_line(tiles: tuple[Float32, Int64]) -> None:
         Game(scorer, Target(("a", "b")), np.array([0, 2]))
     with pytest.raises(ClientError, match="at least 1"):
         Game(scorer, Target(("a", "b")), np.arange(30), perturbations_per_eval=0)
+
+
+def test_two_thousand_masks_of_twenty_thousand_tiles_take_little_memory() -> None:
+    rows, columns = np.divmod(np.arange(20_000), 160)
+    embeddings = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    subject = Subject(Counting(), embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
+    tracemalloc.start()
+    result = attribute(subject, Target(("a", "b")), Settings(max_evals=2000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.evaluations == 2000
+    assert result.completeness_gap.max() < 1e-6
+    assert peak < 32e6  # all masks at once would be 40 MB, and 2,000 times the embeddings 2.6 GB
