@@ -11,6 +11,7 @@ from torch import Tensor
 from training import dilated_attention as module
 from training.branches import plan_branches
 from training.dilated_attention import dilated_attention
+from training.fused_attention import kernel_attention
 
 CPU = torch.device("cpu")
 BRANCHES = {
@@ -142,3 +143,16 @@ def test_half_precision_has_its_own_rounding_only(
     assert got.dtype == dtype
     want = published_attention(*qkv, *BRANCHES["aligned"], visible)
     assert (got.double() - want)[visible].abs().max() < tolerance
+
+
+def test_cudas_kernel_takes_the_same_call() -> None:
+    """Shapes only, on the meta device: its numbers need a GPU."""
+    q, k, v = torch.empty(3, 2, 129, 16, 24, dtype=torch.float16, device="meta").unbind()
+    visible = torch.empty(2, 129, dtype=torch.bool, device="meta")
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention
+    for branch in plan_branches(129, *BRANCHES["misaligned"], 16, torch.device("meta")):
+        part = kernel_attention(kernel, q, k, v, visible)(branch)
+        rows = branch.queries.numel()
+        assert part.out.shape == (2, rows, 32)
+        assert part.factor.shape == part.lse.shape == (2, rows)
+        assert part.lse.dtype == torch.float32
