@@ -21,7 +21,7 @@ UNCOVERED = -1e8
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Two threads gain little here, and on a busy machine wait for each other."""
+    """These models are small: threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

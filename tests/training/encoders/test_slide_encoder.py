@@ -76,6 +76,7 @@ def seeded(config: SlideEncoderConfig) -> LongNetSlideEncoder:
 
 @pytest.mark.parametrize("tiles", [1, 15, 37, 1023, 1024, 1068, 3000])
 def test_agrees_with_the_published_outputs(golden_model: LongNetSlideEncoder, tiles: int) -> None:
+    torch.set_num_threads(2)
     with torch.inference_mode(), np.load(GOLDEN) as golden:
         output = golden_model(*slide(tiles, 384))
         want = {name: torch.from_numpy(golden[f"n{tiles}.{name}"]) for name in (
@@ -224,15 +225,16 @@ def test_gradients_reach_every_weight_that_the_vector_depends_on(tiny: LongNetSl
 
 def test_a_step_lowers_the_loss_at_3000_tiles() -> None:
     """The demo encoder as fine-tuning has it: dropout off here, so that two losses can be compared."""
+    torch.set_num_threads(2)
     model, (embeddings, coords) = seeded(get_preset("demo").slide), slide(3000, 96)
     head = nn.Linear(96, 2)
     optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
     losses = []
-    for _ in range(2):
+    for _ in range(3):
         optimiser.zero_grad()
         vector = model.embed(embeddings, coords, EmbeddingVariant("cls", 4, "norm"))
         loss = nn.functional.cross_entropy(head(vector)[None], torch.tensor([1]))
         torch.autograd.backward(loss)
         optimiser.step()
         losses.append(loss.item())
-    assert losses[1] < losses[0]
+    assert losses[0] > losses[1] > losses[2]
