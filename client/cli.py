@@ -35,11 +35,6 @@ for name, module in COMMANDS.items():
     app.command(name)(module.command)
 
 
-@app.callback()
-def _keep_command_names() -> None:
-    """Typer leaves a lone command's name out without this."""
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped pod does too

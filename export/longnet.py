@@ -43,7 +43,6 @@ PER_BRANCH = 5
 i64 [3], outputs i64 [Q*H]; and then for all branches: sources i64 [B*Q*H] (the query behind each output),
 covered bool, log padding f32, zero threshold f32, each [1, B, Q*H, 1].
 """
-SHARED = 4
 
 _library: Any = torch.library  # its functions carry no types
 _LIBRARY = _library.Library("gigapath", "DEF")

@@ -39,12 +39,6 @@ def _origins(at: int, size: int, stride: int, first: int) -> range:
     return range(start, at + 1, stride)
 
 
-def grid_regions(cells: Int64, size: int) -> Int64:
-    """Region number [N] of non-overlapping size x size blocks of tiles."""
-    blocks = cells // size
-    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Quadtree:
     """A binary tree over G positions; node 0 is the root and node i holds order[start[i]:stop[i]].
