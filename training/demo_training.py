@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.bags import read_bag
-from training.build import Models, build_models
+from training.build import build_models
 from training.cohort_files import MARK
 from training.errors import TrainingError
 from training.packaged import files_in, packaged_files
@@ -27,6 +27,7 @@ from training.recipe import read_recipe, read_yaml
 from training.run_folder import MODEL, TILE_MODEL
 from training.run_record import write_json
 from training.runs import plan_runs, run
+from training.slide_model import SlideModel
 from training.tile_encoder import TileEncoder
 from training.tile_runs import embed, run_tiles
 from training.tile_training import TileRecipe
@@ -49,24 +50,23 @@ def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None
     tiles = list_tiles(cohort / "tiles.csv")
     say("training the tile encoder")
     tile_result = run_tiles(read_yaml(CONFIGS / "demo-tiles.yaml", TileRecipe), tiles, tile_run, bar=bar)
+    files = files_in(packaged)
+    packaged.mkdir()
+    _halve(tile_run / TILE_MODEL, files.tile)
     say("embedding the slides")
-    embed_slides(tiles, build_models("demo", tile_run / TILE_MODEL).tile, features)
+    embed_slides(tiles, build_models("demo", files.tile).tile, features)
     say("training the slide encoder")
     places = {"data.features": str(features), "data.labels": str(cohort / "labels.csv")}
     slide_result = run(plan_runs(read_recipe(CONFIGS / "demo-slides.yaml", places)), slide_run, bar=bar)
-    files = files_in(packaged)
-    packaged.mkdir()
-    for source, target in ((tile_run / TILE_MODEL, files.tile), (slide_run / MODEL, files.slide)):
-        save_file({name: tensor.half() for name, tensor in read_state_dict(source).items()}, target)
+    _halve(slide_run / MODEL, files.slide)
     say("scoring the held-out slides")
-    held_out = [tile for tile in tiles if tile.split == "test"]
-    models = build_models("demo", files.tile, files.slide)
+    model = build_models("demo", files.tile, files.slide).slide_model
     facts = {
         "made_by": "python -m training train-demo",
         "cohort": json.loads((cohort / MARK).read_text(encoding="utf-8"))["plan_sha256"],
         "tiles": tile_result["test"]["metrics"],
         "slides": slide_result["test"]["metrics"],
-        "held_out": score_slides(held_out, models, work / "held-out"),
+        "held_out": score_slides(model, sorted(features.glob("test-*.h5"))),
     }
     write_json(files.facts, facts)
     return facts
@@ -98,17 +98,20 @@ def compare(held_out: dict[str, float]) -> float:
     return apart[worst]
 
 
-def score_slides(tiles: Sequence[Tile], models: Models, features: Path) -> dict[str, float]:
-    """The probability of a lesion of each slide of `tiles`; embeddings go into the folder `features`."""
-    embed_slides(tiles, models.tile, features)
+def score_slides(model: SlideModel, bags: Sequence[Path]) -> dict[str, float]:
+    """Each slide's probability of a lesion, from its h5 file."""
     scores = {}
-    for name in sorted({tile.image.stem for tile in tiles}):
-        bag = read_bag(features / f"{name}.h5")
+    for path in bags:
         with torch.inference_mode():
-            logits = models.slide_model.score(*map(torch.from_numpy, bag)).logits
+            logits = model.score(*map(torch.from_numpy, read_bag(path))).logits
         assert logits is not None
-        scores[name] = float(logits.softmax(dim=0)[1])
+        scores[path.stem] = float(logits.softmax(dim=0)[1])
     return scores
+
+
+def _halve(source: Path, target: Path) -> None:
+    """The weights of `source` in half precision."""
+    save_file({name: tensor.half() for name, tensor in read_state_dict(source).items()}, target)
 
 
 def embed_slides(tiles: Sequence[Tile], encoder: TileEncoder, out: Path) -> None:

@@ -45,7 +45,9 @@ def test_no_patient_stands_in_two_splits_and_labels_are_balanced() -> None:
         assert labels.count("benign") == labels.count("lesion") > 0
 
 
-def test_scanner_and_pattern_say_nothing_about_the_label() -> None:
+def test_scanner_staining_and_pattern_say_nothing_about_the_label() -> None:
+    for staining in {p.staining for p in PLANS}:
+        assert sorted(slide_label(p) for p in PLANS if p.staining == staining) == ["benign", "lesion"]
     for mpp in {p.mpp for p in PLANS}:
         labels = [slide_label(p) for p in PLANS if p.mpp == mpp]
         assert labels.count("lesion") == labels.count("benign")
