@@ -157,12 +157,8 @@ class LongNetSlideEncoder(nn.Module):
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.
         """
         tokens, visible, branches = self._embed(embeddings, coords, keep)
-        pooled = [_pool(tokens, visible)]
-        for block in self.encoder.layers:
-            tokens = block(tokens, branches, visible)
-            pooled.append(_pool(tokens, visible))
-        layers = self.norm(torch.stack(pooled, dim=1))
-        encoder_norm = self.norm(_pool(self.encoder.layer_norm(tokens), visible))
+        parts = [self._states(tokens, masks, branches) for masks in one_by_one(visible)]
+        layers, encoder_norm = (torch.cat(states) for states in zip(*parts, strict=True))
         return (
             SlideOutput(layers, encoder_norm) if keep is not None else SlideOutput(layers[0], encoder_norm[0])
         )
@@ -176,6 +172,24 @@ class LongNetSlideEncoder(nn.Module):
         query. Arguments and errors as for `forward`; the numbers are the same.
         """
         tokens, visible, branches = self._embed(embeddings, coords, keep)
+        vectors = torch.cat([self._vector(tokens, m, branches, variant) for m in one_by_one(visible)])
+        return vectors if keep is not None else vectors[0]
+
+    def _states(self, tokens: Tensor, visible: Tensor, branches: list[Branch]) -> tuple[Tensor, Tensor]:
+        """The output [M, ...], from h_0 `tokens` [T, E] under `visible` [M, T]."""
+        tokens = self.dropout(tokens.expand(len(visible), -1, -1))
+        pooled = [_pool(tokens, visible)]
+        for block in self.encoder.layers:
+            tokens = block(tokens, branches, visible)
+            pooled.append(_pool(tokens, visible))
+        encoder_norm = self.norm(_pool(self.encoder.layer_norm(tokens), visible))
+        return self.norm(torch.stack(pooled, dim=1)), encoder_norm
+
+    def _vector(
+        self, tokens: Tensor, visible: Tensor, branches: list[Branch], variant: EmbeddingVariant
+    ) -> Tensor:
+        """The variant's vectors [M, E] of h_0 `tokens` [T, E] under `visible` [M, T]."""
+        tokens = self.dropout(tokens.expand(len(visible), -1, -1))
         blocks = list(self.encoder.layers[: variant.layer])
         last = blocks.pop() if blocks and variant.pooling == "cls" else None
         for block in blocks:
@@ -186,12 +200,12 @@ class LongNetSlideEncoder(nn.Module):
             tokens = self.encoder.layer_norm(tokens)
         vector = tokens[:, 0] if variant.pooling == "cls" else _mean(tokens, visible)
         vectors: Tensor = self.norm(vector)
-        return vectors if keep is not None else vectors[0]
+        return vectors
 
     def _embed(
         self, embeddings: Tensor, coords: Tensor, keep: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Branch]]:
-        """Tokens h_0 [M, T, E], which of them are visible [M, T], and the branches over T = N + 1 tokens."""
+        """Tokens h_0 [T, E], which of them each mask sees [M, T], and the branches over T = N + 1 tokens."""
         config = self.config
         if not torch.compiler.is_exporting():
             self._check(embeddings, coords, keep)
@@ -199,12 +213,12 @@ class LongNetSlideEncoder(nn.Module):
             keep = embeddings.new_ones((1, embeddings.shape[0]), dtype=torch.bool)
         tiles = self.patch_embed(embeddings) + embed_positions(coords, self.position_table, config.tile_size)
         # The class token's place is all zeros.
-        tokens = torch.cat([self.cls_token[0], tiles]).expand(keep.shape[0], -1, -1)
+        tokens = torch.cat([self.cls_token[0], tiles])
         visible = F.pad(keep, (1, 0), value=True)
         branches = plan_branches(
             embeddings.shape[0] + 1, config.segment_lengths, config.dilations, config.heads, embeddings.device
         )
-        return self.dropout(tokens), visible, branches
+        return tokens, visible, branches
 
     def _check(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None) -> None:
         """Raise a `TrainingError` for what can't be a slide."""
@@ -223,6 +237,15 @@ class LongNetSlideEncoder(nn.Module):
         if keep is not None and (keep.dtype != torch.bool or keep.ndim != 2 or keep.shape[1] != tiles):
             raise TrainingError(f"keep is {keep.dtype} {list(keep.shape)}; it must be bool [M, {tiles}]")
         check_grid(coords, self.config.tile_size, self.config.grid)
+
+
+def one_by_one(rows: Tensor) -> tuple[Tensor, ...]:
+    """`rows` [M, ...] as M tensors [1, ...], for each to be computed by itself; in an export as they are.
+
+    Kernels split a batch by its size, and so sum in another order: only by itself does a mask give the same
+    bits whichever masks are beside it. It also keeps memory independent of M.
+    """
+    return (rows,) if torch.compiler.is_exporting() else rows.unsqueeze(1).unbind()
 
 
 def _mean(tokens: Tensor, visible: Tensor) -> Tensor:

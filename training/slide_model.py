@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from training.head import ClassificationHead
-from training.slide_encoder import LongNetSlideEncoder
+from training.slide_encoder import LongNetSlideEncoder, one_by_one
 from training.variant import EmbeddingVariant
 
 
@@ -48,7 +49,7 @@ class SlideModel(nn.Module):
         if self.variant.norm == "encoder_norm+norm":
             states = output.encoder_norm
         slide = states[..., 0 if self.variant.pooling == "cls" else 1, :]
-        return SlidePrediction(output.layers, slide, None if self.head is None else self.head(slide))
+        return SlidePrediction(output.layers, slide, self._logits(slide))
 
     def score(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None = None) -> SlideScore:
         """Logits [C] and slide [E] only ([M, C] and [M, E] under masks), computing no more than they need.
@@ -56,7 +57,14 @@ class SlideModel(nn.Module):
         This is what training and occlusion want: the numbers are those of `forward`.
         """
         slide = self.encoder.embed(embeddings, coords, self.variant, keep)
-        return SlideScore(None if self.head is None else self.head(slide), slide)
+        return SlideScore(self._logits(slide), slide)
+
+    def _logits(self, slide: Tensor) -> Tensor | None:
+        """Logits [C] or [M, C] of `slide` [E] or [M, E]; None without a head."""
+        if self.head is None:
+            return None
+        logits = torch.cat([self.head(row) for row in one_by_one(slide.reshape(-1, slide.shape[-1]))])
+        return logits.reshape(*slide.shape[:-1], -1)
 
 
 class SlideOcclusion(nn.Module):

@@ -14,9 +14,11 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from training.errors import TrainingError
+from training.head import ClassificationHead, HeadConfig
 from training.presets import SlideEncoderConfig, get_preset
 from training.seeded import seed_weights
 from training.slide_encoder import LongNetSlideEncoder
+from training.slide_model import SlideModel
 from training.variant import EmbeddingVariant
 
 GOLDEN = Path(__file__).with_name("longnet_12l384d.npz")
@@ -110,18 +112,23 @@ def test_agrees_with_the_literal_reading(
         assert (encoder_norm[i] - want[1]).abs().max() < 1e-5
 
 
-def test_a_mask_that_keeps_all_changes_no_bit(tiny: LongNetSlideEncoder) -> None:
-    inputs = slide(150, 12)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tiles", [5, 150, 1023])
+def test_a_mask_that_keeps_all_changes_no_bit(tiny: LongNetSlideEncoder, tiles: int, threads: int) -> None:
+    """Whichever other masks it is evaluated with."""
+    torch.set_num_threads(threads)
+    inputs = slide(tiles, 12)
+    model = SlideModel(
+        tiny, ClassificationHead(32, HeadConfig(("a", "b", "c"))), EmbeddingVariant("mean", 2, "norm")
+    ).eval()
+    others = torch.rand(4, tiles, generator=torch.Generator().manual_seed(1)) > 0.5
     with torch.inference_mode():
-        bare, masked = tiny(*inputs), tiny(*inputs, torch.ones(1, 150, dtype=torch.bool))
-        variant = EmbeddingVariant("mean", 2, "norm")
-        one, other = (
-            tiny.embed(*inputs, variant),
-            tiny.embed(*inputs, variant, torch.ones(1, 150, dtype=torch.bool)),
-        )
-    assert torch.equal(bare.layers, masked.layers[0])
-    assert torch.equal(bare.encoder_norm, masked.encoder_norm[0])
-    assert torch.equal(one, other[0])
+        bare, score = model(*inputs), model.score(*inputs)
+        for many in (0, 1, 4):
+            keep = torch.cat([others[:many], torch.ones(1, tiles, dtype=torch.bool)])
+            masked, masked_score = model(*inputs, keep), model.score(*inputs, keep)
+            for want, got in zip((*bare, *score), (*masked, *masked_score), strict=True):
+                assert torch.equal(want, got[-1])
 
 
 def test_a_masked_tile_can_be_anything(tiny: LongNetSlideEncoder) -> None:
