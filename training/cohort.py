@@ -55,8 +55,8 @@ class SlidePlan:
 def plan_cohort(seed: int = 0, patients: tuple[int, int, int] = (20, 4, 12)) -> list[SlidePlan]:
     """Two slides a patient, one with a lesion and one without; `patients` in train, val and test.
 
-    Lesions are contiguous and scattered by turns. A patient's slides are stained alike and scanned by the same
-    scanner, so that neither says anything about the label.
+    Lesions are contiguous and scattered by turns. A patient's slides have one staining and one scanner, so
+    that neither says anything about the label.
     """
     plans: list[SlidePlan] = []
     splits = [name for name, count in zip(TISSUE_ROWS, patients, strict=True) for _ in range(count)]
