@@ -177,7 +177,7 @@ class LongNetSlideEncoder(nn.Module):
 
     def _states(self, tokens: Tensor, visible: Tensor, branches: list[Branch]) -> tuple[Tensor, Tensor]:
         """The output [M, ...], from h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens = self.dropout(tokens.expand(len(visible), -1, -1))
+        tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
         pooled = [_pool(tokens, visible)]
         for block in self.encoder.layers:
             tokens = block(tokens, branches, visible)
@@ -189,7 +189,7 @@ class LongNetSlideEncoder(nn.Module):
         self, tokens: Tensor, visible: Tensor, branches: list[Branch], variant: EmbeddingVariant
     ) -> Tensor:
         """The variant's vectors [M, E] of h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens = self.dropout(tokens.expand(len(visible), -1, -1))
+        tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
         blocks = list(self.encoder.layers[: variant.layer])
         last = blocks.pop() if blocks and variant.pooling == "cls" else None
         for block in blocks:
