@@ -131,7 +131,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy $(ROOMS)
 
 test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Triton, no GPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 .PHONY: clean
 clean:  ## remove what was built and fetched (keeps .venv and out/)

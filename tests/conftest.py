@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,13 +26,19 @@ def real_slide() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_repository(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
-    """A model repository with the `demo` preset exported into it; read only."""
+    """A model repository with the `demo` preset exported into it; read only, one for all worker processes."""
     from export.pipeline import export_preset
     from export.repository import copy_configs
 
-    repository = tmp_path_factory.mktemp("model_repository")
-    copy_configs(ROOT / "model_repository", repository)
-    export_preset("demo", repository=repository, slide=real_slide)
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    repository, done = shared / "model_repository", shared / "exported"
+    with FileLock(shared / "export.lock"):
+        if not done.exists():
+            copy_configs(ROOT / "model_repository", repository)
+            export_preset("demo", repository=repository, slide=real_slide)
+            done.touch()
     return repository
 
 
