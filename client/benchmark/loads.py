@@ -29,6 +29,11 @@ class Load:
     unit: str
     steps: tuple[str, ...]
 
+    @property
+    def rows(self) -> int:
+        """What the first step's batcher counts for one request."""
+        return self.items if self.unit == "tiles" else 1
+
 
 def tiles_load(contract: Contract, chunk: int) -> Load:
     """`chunk` random tiles for the tile encoder."""

@@ -22,17 +22,21 @@ from client.connection import Connection
 
 LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""
+BOOKED_WITHIN = 5.0
+"""Seconds that a server gets to count what it has answered: it does so milliseconds after the answer."""
 
 
 @dataclass(frozen=True)
 class Account:
     """What a server has counted: requests, rows and executions; times are seconds, summed over requests.
 
-    `rows` and `executions` are those of a load's first step, the one that batches.
+    `requests`, `rows` and `executions` are of a load's first step, the one that batches; `ended` are the
+    rows of its last.
     """
 
     requests: int = 0
     rows: int = 0
+    ended: int = 0
     executions: int = 0
     queue: float = 0.0
     compute_input: float = 0.0
@@ -66,12 +70,28 @@ def read_account(connection: Connection, load: Load) -> Account:
     return Account(
         requests=sum(stats.inference_stats.success.count for stats in first),
         rows=sum(stats.inference_count for stats in first),
+        ended=sum(stats.inference_count for stats in found[load.steps[-1]]),
         executions=sum(stats.execution_count for stats in first),
         queue=sum(stats.queue.ns for stats in every) / 1e9,
         compute_input=sum(stats.compute_input.ns for stats in every) / 1e9,
         compute_infer=sum(stats.compute_infer.ns for stats in every) / 1e9,
         compute_output=sum(stats.compute_output.ns for stats in every) / 1e9,
     )
+
+
+def read_settled(connection: Connection, load: Load, earlier: Account, answered: int) -> Account:
+    """The running counts once they hold the `answered` requests that followed on `earlier`.
+
+    Where they don't within `BOOKED_WITHIN` (the server was restarted, say), the counts as they are then.
+    """
+    deadline = time.monotonic() + BOOKED_WITHIN
+    while True:
+        account = read_account(connection, load)
+        new = account - earlier
+        # Rows are the last that a server counts of an execution; requests and times are booked before.
+        if (new.rows >= answered * load.rows and new.ended >= answered) or time.monotonic() > deadline:
+            return account
+        time.sleep(0.002)
 
 
 @dataclass(frozen=True)
@@ -102,13 +122,14 @@ def measure_round(connection: Connection, load: Load, concurrency: int, seconds:
         return latencies
 
     with ThreadPoolExecutor(concurrency) as pool:
+        start = read_account(connection, load)
         for warm in [pool.submit(ask) for _ in range(concurrency)]:
             warm.result()
-        before, began = read_account(connection, load), time.perf_counter()
+        before, began = read_settled(connection, load, start, concurrency), time.perf_counter()
         asking = [pool.submit(keep_asking, began + seconds) for _ in range(concurrency)]
         latencies = tuple(latency for future in asking for latency in future.result())
         took = time.perf_counter() - began
-    return Round(latencies, took, read_account(connection, load) - before)
+    return Round(latencies, took, read_settled(connection, load, before, len(latencies)) - before)
 
 
 @dataclass(frozen=True)

@@ -138,13 +138,19 @@ def run_in_order(
         return infer(url, "tile_encoder", TILES=batch)["EMBEDDINGS"]
 
     with triton.InferenceServerClient(url) as client, ThreadPoolExecutor(len(batches)) as pool:
-        before = client.get_inference_statistics("tile_encoder").model_stats[0].execution_count
+
+        def counts() -> tuple[int, int]:
+            stats = client.get_inference_statistics("tile_encoder").model_stats[0]
+            return stats.inference_count, stats.execution_count
+
+        rows, before = counts()
         answers = [pool.submit(send, batches[0])]
         time.sleep(pause)
         answers += [pool.submit(send, batch) for batch in batches[1:]]
         embeddings = [answer.result() for answer in answers]
-        after = client.get_inference_statistics("tile_encoder").model_stats[0].execution_count
-    return after - before, embeddings
+        while counts()[0] < rows + sum(map(len, batches)):  # Triton counts shortly after it has answered
+            time.sleep(0.002)
+        return counts()[1] - before, embeddings
 
 
 def test_no_model_has_a_queue_policy(configs: dict[str, Json]) -> None:
