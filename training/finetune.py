@@ -62,9 +62,10 @@ class SlideFineTuner(lightning.LightningModule):
         """`base_lr` scaled to the slides a step, over all processes."""
         return self.optim.base_lr * self.optim.accumulate * self.trainer.world_size / 256
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout begins anew with each epoch."""
-        seed_epoch(self.seed, self.current_epoch, self.global_rank)
+        if batch_idx == 0:
+            seed_epoch(self.seed, self.current_epoch, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One slide: its gradient, and every `accumulate` slides a step."""

@@ -97,9 +97,10 @@ class TileTuner(lightning.LightningModule):
         """See whole tiles again."""
         self.encoder.vit.patch_drop = nn.Identity()  # type: ignore[assignment]
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """What is random begins anew with each epoch."""
-        seed_epoch(self.recipe.seed, self.current_epoch, self.global_rank)
+        if batch_idx == 0:
+            seed_epoch(self.recipe.seed, self.current_epoch, self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of a batch of turned, mirrored and restained tiles."""

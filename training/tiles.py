@@ -91,7 +91,7 @@ def read_tile(tile: Tile) -> npt.NDArray[np.uint8]:
             if scale != 1:
                 size = (round(rgb.width * scale), round(rgb.height * scale))
                 rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-            pixels = np.asarray(rgb)
+            pixels = np.array(rgb)
         else:
             pixels = _read_place(tile.image, *tile.place)
     except (OSError, UnidentifiedImageError, openslide.OpenSlideError) as error:

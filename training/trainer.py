@@ -87,7 +87,11 @@ def fit(
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Make what is random in an epoch depend on these alone: a resumed run draws the same."""
+    """Make what is random in an epoch depend on these alone: a resumed run draws the same.
+
+    To be called with the epoch's first batch in hand. At the epoch's start is too early: the loader draws a
+    number too, before it in a run's first epoch and in a resumed one, after it in all others.
+    """
     entropy = np.random.SeedSequence([seed, epoch, rank])
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
