@@ -1,4 +1,8 @@
-"""`python -m demo`: the way of the data on one real slide, each step by the command a user would type."""
+"""`python -m demo`: the way of the data on one real slide, each step by the command a user would type.
+
+Beside it go three slides of the cohort that the demo's weights never saw, so that scores and maps can be held
+against the truth.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from client.store import read_features
+from demo.planted import planted_auroc, planted_tiles, read_csv
 from server.errors import ServerError
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = ROOT / "model_repository"
+COHORT = ROOT / "build" / "demo-cohort"
+HELD_OUT = ("test-24A", "test-24B", "test-25B")  # no lesion, a contiguous and a scattered one
 
 console = Console(highlight=False)
 
@@ -37,25 +44,51 @@ def demo(
     slide: Annotated[Path, typer.Option(help="The slide.")] = ROOT / "build" / "CMU-1-Small-Region.svs",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
 ) -> None:
-    """Export the `demo` model, serve it with a local Triton, score and explain a slide, stop the server."""
+    """Export the `demo` model, serve it with a local Triton, score and explain slides, stop the server."""
     seconds: dict[str, float] = {}
     h5 = out / f"{slide.stem}.h5"
     try:
         with timed(seconds, "export"):
             run("export")
+        with timed(seconds, "draw slides"):
+            named = [argument for name in HELD_OUT for argument in ("--only", name)]
+            run("training", "make-cohort", "--out", str(COHORT), *named)
         with ExitStack() as stack:
             with timed(seconds, "start Triton"):
                 server = stack.enter_context(run_triton(REPOSITORY, log=ROOT / "build" / "log" / "demo.log"))
             with timed(seconds, "score"):
                 run("client", "score", str(slide), "--out", str(out), "--url", server.url)
+                manifest = str(COHORT / "labels.csv")
+                run("client", "batch", manifest, "--out", str(out / "cohort"), "--url", server.url)
             with timed(seconds, "attribute"):
                 run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
+                scores = read_csv(out / "cohort" / "scores.csv")
+                for row in scores:
+                    if row["label"] == "lesion":
+                        source, target = COHORT / row["image_path"], ("--target", "lesion")
+                        features = str(features_of(row, out))
+                        run(
+                            "client",
+                            "attribute",
+                            features,
+                            "--slide",
+                            str(source),
+                            *target,
+                            "--url",
+                            server.url,
+                        )
     except StepFailed as failure:
         sys.exit(failure.code)
     except ServerError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     report(h5, seconds)
+    report_held_out(scores, out)
+
+
+def features_of(row: dict[str, str], out: Path) -> Path:
+    """The h5 of a slide that `batch` scored."""
+    return next((out / "cohort").glob(f"*/features_*/{row['slide_id']}.h5"))
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
@@ -73,6 +106,22 @@ def report(h5: Path, seconds: dict[str, float]) -> None:
     console.print(table)
     if not stored.attributes["trained"]:
         console.print("[yellow]The demo model's weights are untrained: scores and map mean nothing yet.")
+
+
+def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
+    """What the model says about slides that it never saw, beside what was planted in them."""
+    columns = ("slide", "truth", "score for a lesion", "planted tiles", "their AUROC on the map")
+    table = Table(*columns, title="held-out slides, with planted lesions", title_style="bold")
+    for row in scores:
+        name, score = row["slide_id"], f"{float(row['score_lesion']):.3f}"
+        if row["label"] != "lesion":
+            table.add_row(name, "no lesion", score, "0", "")
+            continue
+        h5 = features_of(row, out)
+        truth = planted_tiles(COHORT, h5)
+        found = f"{planted_auroc(truth, h5):.3f}"
+        table.add_row(name, f"{row['pattern']} lesion", score, f"{truth.sum()} of {len(truth)}", found)
+    console.print(table)
 
 
 def run(*arguments: str) -> None:

@@ -36,6 +36,9 @@ def make_cohort_command(
     patients: Annotated[
         tuple[int, int, int], typer.Option(help="Patients in train, val and test; two slides each.")
     ] = (20, 4, 12),
+    only: Annotated[
+        list[str] | None, typer.Option(help="Make this slide alone, such as test-24B; repeatable.")
+    ] = None,
 ) -> None:
     """Make pyramidal slides with planted lesions, labels, splits, tile truth and QuPath annotations.
 
@@ -50,6 +53,7 @@ def make_cohort_command(
             out,
             seed=seed,
             patients=patients,
+            only=only or (),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{len(plans)} slides, {sum(len(p.tissue) for p in plans)} tissue tiles in {out}")

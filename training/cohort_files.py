@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -31,13 +31,23 @@ def make_cohort(
     *,
     seed: int = 0,
     patients: tuple[int, int, int] = (20, 4, 12),
+    only: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SlidePlan]:
     """Make the cohort of `seed` from the real slide `source` in `out`; a complete one is kept.
 
-    Raises TrainingError where `source` can't be read, or `out` holds something else.
+    `only` makes the slides of these names alone, the same as in the whole cohort.
+
+    Raises TrainingError where `source` can't be read, `out` holds something else, or the cohort has no such
+    slide.
     """
     plans = plan_cohort(seed, patients)
+    if unknown := sorted(set(only) - {plan.slide_id for plan in plans}):
+        raise TrainingError(
+            f"the cohort has no slide {', '.join(unknown)}: its slides are called {plans[0].slide_id} "
+            f"to {plans[-1].slide_id}"
+        )
+    plans = [plan for plan in plans if not only or plan.slide_id in only]
     recipe = {"source_sha256": _sha256(source), "plan_sha256": plan_digest(plans)}
     mark = out / MARK
     if mark.exists():

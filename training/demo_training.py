@@ -38,8 +38,10 @@ CONFIGS = Path(__file__).parent / "configs"
 TOLERANCE = 1e-2  # of a slide's probability, between packaged weights and weights that were made again
 
 
-def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train in `work`, from the beginning, on the cohort in `cohort`.
+def train_demo(
+    cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None], recipes: Path = CONFIGS
+) -> dict[str, Any]:
+    """Train in `work`, from the beginning, on the cohort in `cohort`, by the demo's two recipes.
 
     Leaves `packaged/` there, laid out like a preset's packaged weights (half precision), and returns its
     facts: the cohort's digest, the metrics of both runs, every held-out slide's probability of a lesion.
@@ -49,7 +51,7 @@ def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None
         shutil.rmtree(folder, ignore_errors=True)
     tiles = list_tiles(cohort / "tiles.csv")
     say("training the tile encoder")
-    tile_result = run_tiles(read_yaml(CONFIGS / "demo-tiles.yaml", TileRecipe), tiles, tile_run, bar=bar)
+    tile_result = run_tiles(read_yaml(recipes / "demo-tiles.yaml", TileRecipe), tiles, tile_run, bar=bar)
     files = files_in(packaged)
     packaged.mkdir()
     _halve(tile_run / TILE_MODEL, files.tile)
@@ -57,7 +59,7 @@ def train_demo(cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None
     embed_slides(tiles, build_models("demo", files.tile).tile, features)
     say("training the slide encoder")
     places = {"data.features": str(features), "data.labels": str(cohort / "labels.csv")}
-    slide_result = run(plan_runs(read_recipe(CONFIGS / "demo-slides.yaml", places)), slide_run, bar=bar)
+    slide_result = run(plan_runs(read_recipe(recipes / "demo-slides.yaml", places)), slide_run, bar=bar)
     _halve(slide_run / MODEL, files.slide)
     say("scoring the held-out slides")
     model = build_models("demo", files.tile, files.slide).slide_model

@@ -34,16 +34,22 @@ class Tile:
     place: tuple[int, int, int] | None = None
 
 
-def list_tiles(path: Path) -> list[Tile]:
+def read_list(path: Path) -> list[Tile]:
     """The tiles of a CSV file, or of a folder of images `SPLIT/CLASS/*`, with SPLIT one of train, val, test.
 
     A CSV has the columns image (from the CSV's folder), label and split; where an image is a slide, also x, y
-    and size: the tile's corner and side in level-0 px.
+    and size: the tile's corner and side in level-0 px. Raises TrainingError for a row without sense.
+    """
+    return _in_folder(path) if path.is_dir() else _in_table(Table(path))
+
+
+def list_tiles(path: Path) -> list[Tile]:
+    """The tiles that `read_list` finds, enough of them to train on.
 
     Raises:
         TrainingError: nothing there, a split without tiles, or a class without training tiles.
     """
-    tiles = _in_folder(path) if path.is_dir() else _in_table(Table(path))
+    tiles = read_list(path)
     trained = {tile.label for tile in tiles if tile.split == "train"}
     for split in SPLITS:
         labels = {tile.label for tile in tiles if tile.split == split}

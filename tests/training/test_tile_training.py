@@ -17,10 +17,9 @@ from training.build import build_models
 from training.cohort_files import make_cohort
 from training.errors import TrainingError
 from training.run_folder import TILE_MODEL
-from training.tables import Table
 from training.tile_runs import run_tiles
 from training.tile_training import TileOrder, TileRecipe, TileTuner, augment, freeze_blocks
-from training.tiles import Tile, _in_table, list_tiles, read_tile
+from training.tiles import Tile, list_tiles, read_list, read_tile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,7 +95,7 @@ def test_a_place_in_a_slide_is_the_same_tissue_whatever_the_scanner(real_slide: 
     make_cohort(real_slide, tmp_path / "cohort", patients=(0, 0, 3))
     with (tmp_path / "cohort" / "labels.csv").open() as file:
         scanner = {row["slide_id"]: float(row["scanner_mpp"]) for row in csv.DictReader(file)}
-    rows = _in_table(Table(tmp_path / "cohort" / "tiles.csv"))
+    rows = read_list(tmp_path / "cohort" / "tiles.csv")
     assert set(scanner.values()) == {0.5, 0.25, 0.4}
     for name, mpp in scanner.items():
         tile = next(tile for tile in rows if tile.image.stem == name)
