@@ -63,20 +63,10 @@ def demo(
             with timed(seconds, "attribute"):
                 run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
                 scores = read_csv(out / "cohort" / "scores.csv")
-                for row in scores:
-                    if row["label"] == "lesion":
-                        source, target = COHORT / row["image_path"], ("--target", "lesion")
-                        features = str(features_of(row, out))
-                        run(
-                            "client",
-                            "attribute",
-                            features,
-                            "--slide",
-                            str(source),
-                            *target,
-                            "--url",
-                            server.url,
-                        )
+                for row in (row for row in scores if row["label"] == "lesion"):
+                    source = COHORT / "slides" / f"{row['slide_id']}.tiff"
+                    about = (str(features_of(row, out)), "--slide", str(source), "--target", "lesion")
+                    run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     except StepFailed as failure:
         sys.exit(failure.code)
     except ServerError as error:
