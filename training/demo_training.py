@@ -7,8 +7,10 @@ then see its embeddings and each slide's label alone.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -120,11 +122,15 @@ def embed_slides(tiles: Sequence[Tile], encoder: TileEncoder, out: Path) -> None
     """An h5 file of `features` and `coords` (level-0 px) in `out` for each slide that `tiles` lie in."""
     out.mkdir(parents=True, exist_ok=True)
     classes = sorted({tile.label for tile in tiles})
-    for image, group in groupby(tiles, key=lambda tile: tile.image):
-        of_slide = list(group)
+
+    def embed_slide(image: Path, of_slide: list[Tile]) -> None:
         features = embed(encoder, TileImages(of_slide, classes, in_memory=True), batch=64)
         places = [tile.place for tile in of_slide if tile.place is not None]
         with h5py.File(out / f"{image.stem}.h5", "w") as file:
             file["features"] = features
             file["coords"] = np.array(places, np.int64)[:, :2]
-            file["coords"].attrs["patch_size_level0"] = places[0][2]
+
+    slides = [(image, list(group)) for image, group in groupby(tiles, key=lambda tile: tile.image)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(embed_slide, *zip(*slides, strict=True)):
+            pass  # errors come out here

@@ -107,11 +107,20 @@ def test_outlines_cover_exactly_the_planted_tiles() -> None:
 
 def test_files_are_the_same_bytes_again_and_openslide_reads_them(real_slide: Path, tmp_path: Path) -> None:
     plans = make_cohort(real_slide, tmp_path / "a", patients=(1, 0, 1))
-    make_cohort(real_slide, tmp_path / "b", patients=(1, 0, 1))
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 2 * len(plans) + 6  # slides and annotations; labels, tiles, three splits, the mark
-    for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    some = make_cohort(real_slide, tmp_path / "b", patients=(1, 0, 1), only=("train-00B", "test-01A"))
+    assert [plan.slide_id for plan in some] == ["train-00B", "test-01A"]
+    files = {
+        name: sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*") if p.is_file())
+        for name in "ab"
+    }
+    # slides and annotations; labels, tiles, three splits, the mark
+    assert [len(files[name]) for name in "ab"] == [2 * 4 + 6, 2 * 2 + 6]
+    for file in files["b"]:
+        again, whole = tmp_path / "b" / file, tmp_path / "a" / file
+        if file.suffix == ".csv":
+            assert set(again.read_text().splitlines()) <= set(whole.read_text().splitlines()), file
+        elif file.suffix != ".json":
+            assert again.read_bytes() == whole.read_bytes(), file
     for plan in plans:
         with openslide.OpenSlide(tmp_path / "a" / "slides" / f"{plan.slide_id}.tiff") as slide:
             assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(plan.mpp, abs=1e-6)
@@ -124,16 +133,18 @@ def test_files_are_the_same_bytes_again_and_openslide_reads_them(real_slide: Pat
 
 
 def test_a_complete_cohort_is_kept_and_another_is_not_overwritten(real_slide: Path, tmp_path: Path) -> None:
-    make_cohort(real_slide, tmp_path / "c", patients=(0, 0, 1))
+    make_cohort(real_slide, tmp_path / "c", only=("test-24A",))
     mark = (tmp_path / "c" / "cohort.json").stat().st_mtime_ns
-    make_cohort(real_slide, tmp_path / "c", patients=(0, 0, 1))
+    make_cohort(real_slide, tmp_path / "c", only=("test-24A",))
     assert (tmp_path / "c" / "cohort.json").stat().st_mtime_ns == mark
     with pytest.raises(TrainingError, match="another recipe: remove it or choose another --out"):
-        make_cohort(real_slide, tmp_path / "c", patients=(0, 0, 1), seed=1)
+        make_cohort(real_slide, tmp_path / "c", only=("test-24A",), seed=1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.txt").write_text("mine")
     with pytest.raises(TrainingError, match="is not a cohort"):
-        make_cohort(real_slide, tmp_path / "d", patients=(0, 0, 1))
+        make_cohort(real_slide, tmp_path / "d")
+    with pytest.raises(TrainingError, match="no slide test-99A: its slides are called train-00A to test-35B"):
+        make_cohort(real_slide, tmp_path / "e", only=("test-99A", "test-24A"))
 
 
 def test_a_source_that_is_no_slide_is_one_clear_line(tmp_path: Path) -> None:

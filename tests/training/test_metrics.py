@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from training.metrics import evaluate, intervals, probabilities
@@ -69,17 +70,22 @@ def test_probabilities_are_softmax_or_a_sigmoid_each() -> None:
 
 def test_intervals_cover_as_often_as_they_say_and_widen_when_patients_have_many_slides() -> None:
     rng = np.random.default_rng(0)
+
+    def draw(patients: int, slides: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Labels [n, 1] and scores [n, 1], alike in a patient's slides, of accuracy 0.8 in expectation."""
+        truth = rng.integers(0, 2, patients)
+        right = rng.random(patients) < 0.8
+        scores = np.where(right, truth, 1 - truth).astype(float)
+        return truth.repeat(slides)[:, None], scores.repeat(slides)[:, None]
+
     covered, each = 0, [str(k) for k in range(60)]
     for trial in range(60):
-        truth = rng.integers(0, 2, 60)
-        scores = np.eye(2)[np.where(rng.random(60) < 0.8, truth, 1 - truth)]  # accuracy 0.8 in expectation
-        found = intervals(truth, scores, ("a", "b"), "multiclass", groups=each, samples=60, seed=trial)
+        found = intervals(*draw(60, 1), ("a",), "binary", groups=each, samples=60, seed=trial)
         covered += found["accuracy"][0] <= 0.8 <= found["accuracy"][1]
     assert covered >= 0.85 * 60
-    truth = np.repeat(rng.integers(0, 2, 20), 5)
-    scores = np.eye(2)[np.repeat(np.where(rng.random(20) < 0.8, truth[::5], 1 - truth[::5]), 5)]
+    truth, scores = draw(20, 5)
     by = {
-        name: intervals(truth, scores, ("a", "b"), "multiclass", groups=groups, samples=200)["accuracy"]
+        name: intervals(truth, scores, ("a",), "binary", groups=groups, samples=200)["accuracy"]
         for name, groups in {
             "patient": [str(k // 5) for k in range(100)],
             "slide": [str(k) for k in range(100)],

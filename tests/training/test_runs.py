@@ -122,9 +122,9 @@ def test_a_run_that_was_killed_ends_like_an_undisturbed_one(
 def test_two_processes_learn_what_one_learns(recipe_text: str, tmp_path: Path) -> None:
     steady = {"optim__dropout": 0.0, "optim__epochs": 2}
     alone = recipe_of(recipe_text, tmp_path, optim__accumulate=4, **steady)
-    run(plan_runs(alone), tmp_path / "alone")
     changes = ("optim.accumulate=2", "optim.dropout=0.0", "optim.epochs=2", "resources.devices=2")
     process = start(tmp_path / "recipe.yaml", tmp_path / "both", *changes, "resources.strategy=ddp")
+    run(plan_runs(alone), tmp_path / "alone")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
