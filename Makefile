@@ -82,6 +82,10 @@ demo-weights: $(READY) $(SLIDE)  ## train the demo preset's weights from nothing
 check-demo-weights: $(READY) $(SLIDE)  ## make the demo's weights again: held-out slides must score the same to 1e-2
 	$(BIN)/python -m training train-demo --check
 
+.PHONY: cohort-report
+cohort-report: $(SLIDE) $(TRITON)  ## labels to a served, explained model on the cohort's slides: docs/cohort.md (10 minutes)
+	$(BIN)/python -m demo.cohort_report
+
 # --- the main job ---------------------------------------------------------------
 .PHONY: demo
 demo: $(READY) $(SLIDE) $(TRITON)  ## one real slide end to end: export, serve, score, explain (results in out/)
