@@ -56,6 +56,7 @@ def make_cohort_command(
             only=only or (),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+        bar.update(task, completed=len(plans), total=len(plans))  # also where they were there already
     console.print(f"{len(plans)} slides, {sum(len(p.tissue) for p in plans)} tissue tiles in {out}")
 
 
