@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from export import longnet
 from export.attention import scaled_dot_product_attention
+from export.schedule import pool_before_next_layer
 from training.slide_model import SlideModel
 from training.tile_encoder import TileEncoder
 
@@ -118,8 +120,16 @@ def _floor_divide(x: Any, divisor: Any, rounding_mode: str | None = None) -> Any
     return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
 
 
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    """In the order of factors that ONNX Runtime fuses into one operator; it doesn't know the exporter's."""
+    if approximate != "none":
+        raise NotImplementedError(f"gelu with approximate={approximate}")
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2))), 1.0)), 0.5)
+
+
 _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+    torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.remainder.Scalar: _remainder,
     torch.ops.aten.div.Tensor_mode: _floor_divide,
     torch.ops.aten.div.Scalar_mode: _floor_divide,
@@ -156,6 +166,7 @@ def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
     assert program is not None
     model = program.model
     _simplify(model)
+    pool_before_next_layer(model)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if size > EXTERNAL_ABOVE:
         onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
