@@ -74,6 +74,10 @@ engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU,
 check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (TensorRT-RTX, SM80 and SM89)
 	$(BIN)/python -m export check-engines
 
+.PHONY: bench-export
+bench-export: $(READY) $(SLIDE)  ## all presets' exports, 100,000 tiles, fused attention: docs/benchmarks/export.md (30 minutes)
+	$(BIN)/python -m export.bench report
+
 # --- training -----------------------------------------------------------------------
 .PHONY: demo-weights check-demo-weights
 demo-weights: $(READY) $(SLIDE)  ## train the demo preset's weights from nothing on the cohort and package them (3 minutes)
