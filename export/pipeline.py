@@ -88,7 +88,7 @@ def export_preset(
         version, report = repo.find(repository, key=key), None
         if version is None:
             progress("building the model")
-            models = _models(preset, weights, checkpoint)
+            models = choose_models(preset, weights, checkpoint)
             version, report = _build(repository, models, key, slide, precision, occlusion_precision, progress)
         repo.serve(repository, version)
     folder = repo.home(repository, version)
@@ -142,7 +142,8 @@ def _build(
     return known, report
 
 
-def _models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
+def choose_models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
+    """The models that `export_preset` exports for these arguments; the same errors."""
     from training.build import build_models
     from training.run_folder import load_run
 
