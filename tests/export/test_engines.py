@@ -1,0 +1,62 @@
+"""Engines: what can be held to without a GPU, and TensorRT-RTX's builder on the demo's graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from export import engines
+from export.builder import slide_profiles, tile_profiles
+from export.check_engines import check_engine
+from export.configs import engine_config, read_config
+from export.errors import ExportError
+
+SIDECAR = engines.Sidecar("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
+
+
+def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExportError, match="no NVIDIA GPU here: engines are built on the machine") as caught:
+        engines.build_engines(tmp_path, max_tiles=1, max_masks=1, progress=print)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("gpu", "NVIDIA L4, 8.9"), ("tensorrt", "11.0"), ("onnx_sha256", "b" * 64)]
+)
+def test_a_stale_engine_is_named(tmp_path: Path, field: str, value: str) -> None:
+    plan = tmp_path / "model.plan"
+    assert engines.stale(plan, SIDECAR) == "there is none"
+    plan.write_bytes(b"plan")
+    assert engines.stale(plan, SIDECAR) == "there is none", "a plan without a sidecar does not count"
+    engines.sidecar_file(plan).write_text(json.dumps(dataclasses.asdict(SIDECAR)))
+    assert engines.stale(plan, SIDECAR) is None
+    wanted = dataclasses.replace(SIDECAR, **{field: value})  # type: ignore[arg-type]
+    assert engines.stale(plan, wanted) == f"{field} {getattr(SIDECAR, field)} instead of {value}"
+
+
+def test_engine_configs_serve_the_plan_on_a_gpu(demo_repository: Path) -> None:
+    served = read_config(demo_repository / "tile_encoder" / "configs" / "served.pbtxt")
+    text = engine_config(served, 3)
+    for line in ('backend: "tensorrt"', 'default_model_filename: "model.plan"', "KIND_GPU", 'profile: "2"'):
+        assert line in text
+    assert "contract" in text
+
+
+def test_the_demo_graphs_go_through_a_tensorrt_builder(demo_repository: Path) -> None:
+    tile = check_engine(demo_repository / "tile_encoder" / "1" / "model.onnx", tile_profiles(), "SM80")
+    assert (tile.model, tile.capability) == ("tile_encoder", "SM80")
+    assert tile.size_bytes > 1_000_000
+    graph = demo_repository / "slide_encoder" / "1" / "model.onnx"
+    assert check_engine(graph, slide_profiles(96, 20_000), "SM80").layers > 100
+
+
+def test_what_does_not_parse_is_one_line(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"no graph")
+    with pytest.raises(ExportError, match="does not parse") as caught:
+        check_engine(graph, tile_profiles(), "SM80")
+    assert "\n" not in str(caught.value)
