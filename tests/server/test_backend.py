@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from server.local import RunningServer
+from server.local import RunningServer, run_triton
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]
@@ -105,5 +106,35 @@ def test_the_log_stays_quiet_over_answers(toy_server: RunningServer, infer: Infe
     assert toy_server.log.read_text() == before
 
 
+def test_a_stub_that_stalls_for_seconds_answers_late_but_right(
+    toy_server: RunningServer, toy_repository: Path, infer: Infer
+) -> None:
+    """Triton by itself gives it up after a second, and crashes over what the stub still does."""
+    stub, batches = stub_of(toy_server, "tile_encoder"), [tiles(64, seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        stub.suspend()
+        try:
+            answers = [pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in batches]
+            time.sleep(2.5)
+        finally:
+            stub.resume()
+    for answer, batch in zip(answers, batches, strict=True):
+        expected = bare(toy_repository, "tile_encoder", TILES=batch)
+        np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
+
+
+def test_a_stub_that_dies_ends_the_server(toy_repository: Path, tmp_path: Path) -> None:
+    """Triton starts no other one: whoever supervises the server has to start it anew."""
+    with run_triton(toy_repository, log=tmp_path / "log") as server:
+        stub_of(server, "tile_encoder").kill()
+        server.process.wait(timeout=20)
+    assert "Signal (15) received." in server.log.read_text()
+
+
 def stubs(server: RunningServer) -> set[int]:
     return {process.pid for process in psutil.Process(server.pid).children()}
+
+
+def stub_of(server: RunningServer, model: str) -> psutil.Process:
+    (stub,) = (p for p in psutil.Process(server.pid).children() if f"{model}_0_0" in p.cmdline())
+    return stub
