@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from export.contract import MODELS
+from export.pipeline import export_preset
 from export.repository import copy_configs
 from training.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
 from training.variant import EmbeddingVariant
@@ -16,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = Preset(
     "tiny",
     TileEncoderConfig("tiny_tile_enc", embed_dim=32, depth=1, heads=2),
-    SlideEncoderConfig("tiny_slide_enc", in_chans=32, embed_dim=64, depth=2),
+    SlideEncoderConfig("tiny_slide_enc", in_chans=32, embed_dim=64, depth=1),
     classes=("benign", "lesion"),
-    variant=EmbeddingVariant("cls", 2, "encoder_norm+norm"),
+    variant=EmbeddingVariant("cls", 1, "encoder_norm+norm"),
 )
 
 
@@ -35,6 +37,22 @@ def empty_repository(tmp_path: Path) -> Path:
     repository = tmp_path / "repository"
     copy_configs(ROOT / "model_repository", repository)
     return repository
+
+
+@pytest.fixture(scope="session")
+def _tiny_exported(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
+    repository = tmp_path_factory.mktemp("tiny") / "repository"
+    copy_configs(ROOT / "model_repository", repository)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, TINY.name, TINY)
+        export_preset(TINY.name, repository=repository, slide=real_slide)
+    return repository
+
+
+@pytest.fixture
+def tiny_repository(_tiny_exported: Path, tmp_path: Path) -> Path:
+    """The preset `tiny` exported; a test's own copy."""
+    return Path(shutil.copytree(_tiny_exported, tmp_path / "tiny" / "repository", symlinks=True))
 
 
 @pytest.fixture

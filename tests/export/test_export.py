@@ -139,7 +139,8 @@ def count_nodes(graph: Graph) -> int:
     ],
 )
 def test_occlusion_computes_every_variant(tiny: Preset, tmp_path: Path, variant: EmbeddingVariant) -> None:
-    model = build_models(replace(tiny, variant=variant), seed=0).slide_model
+    deeper = replace(tiny, slide=replace(tiny.slide, depth=2), variant=variant)
+    model = build_models(deeper, seed=0).slide_model
     write_graph(occlusion_graph(model), tmp_path / "model.onnx")
     session = session_of(tmp_path)
     for n in (1, 16, 1100):
@@ -157,13 +158,12 @@ def test_occlusion_computes_every_variant(tiny: Preset, tmp_path: Path, variant:
 
 def test_a_broken_weight_fails_the_gate_and_installs_nothing(
     tiny: Preset,
-    empty_repository: Path,
+    tiny_repository: Path,
     real_slide: Path,
     files_of: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    export_preset("tiny", repository=empty_repository, slide=real_slide)
-    before = files_of(empty_repository)
+    before = files_of(tiny_repository)
 
     def write_broken(graph: Graph, path: Path) -> int:
         nodes = write_graph(graph, path)
@@ -177,29 +177,25 @@ def test_a_broken_weight_fails_the_gate_and_installs_nothing(
 
     monkeypatch.setattr(build, "write_graph", write_broken)
     with pytest.raises(ParityError, match="nothing was installed") as caught:
-        export_preset("tiny", repository=empty_repository, slide=real_slide, occlusion_precision="fp16")
+        export_preset("tiny", repository=tiny_repository, slide=real_slide, occlusion_precision="fp16")
     assert not caught.value.report.passed
-    assert files_of(empty_repository) == before
-    assert repository.served_version(empty_repository) == 1
+    assert files_of(tiny_repository) == before
+    assert repository.served_version(tiny_repository) == 1
 
 
 def test_equal_input_gives_equal_bytes_and_nothing_to_do(
-    tiny: Preset, empty_repository: Path, real_slide: Path, files_of: Files, tmp_path: Path
+    tiny: Preset, tiny_repository: Path, empty_repository: Path, real_slide: Path, files_of: Files
 ) -> None:
-    first = export_preset("tiny", repository=empty_repository, slide=real_slide)
-    assert first.report is not None
-    before = files_of(empty_repository)
-    again = export_preset("tiny", repository=empty_repository, slide=real_slide)
-    assert again.report is None
-    assert again.version == first.version
-    assert files_of(empty_repository) == before
+    before = files_of(tiny_repository)
+    again = export_preset("tiny", repository=tiny_repository, slide=real_slide)
+    assert (again.report, again.version) == (None, 1)
+    assert files_of(tiny_repository) == before
 
-    other = tmp_path / "other"
-    repository.copy_configs(ROOT / "model_repository", other)
-    elsewhere = export_preset("tiny", repository=other, slide=real_slide)
-    assert json.loads(elsewhere.contract) == json.loads(first.contract)
+    elsewhere = export_preset("tiny", repository=empty_repository, slide=real_slide)
+    assert elsewhere.report is not None
+    assert json.loads(elsewhere.contract) == json.loads(again.contract)
     for model in MODELS[:3]:
-        paths = [root / model / "1" / "model.onnx" for root in (other, empty_repository)]
+        paths = [root / model / "1" / "model.onnx" for root in (tiny_repository, empty_repository)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -229,10 +225,9 @@ def test_half_precision_is_mixed_and_near_enough(
 
 
 def test_killed_while_it_traces_the_old_version_is_served(
-    tiny: Preset, empty_repository: Path, real_slide: Path, files_of: Files
+    tiny: Preset, tiny_repository: Path, real_slide: Path, files_of: Files
 ) -> None:
-    export_preset("tiny", repository=empty_repository, slide=real_slide)
-    before = files_of(empty_repository)
+    before = files_of(tiny_repository)
     script = f"""
 import os, signal
 from pathlib import Path
@@ -245,14 +240,14 @@ def progress(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 PRESETS["tiny"] = {tiny!r}
-repository, slide = Path({str(empty_repository)!r}), Path({str(real_slide)!r})
+repository, slide = Path({str(tiny_repository)!r}), Path({str(real_slide)!r})
 export_preset("tiny", repository=repository, slide=slide, precision="fp16", progress=progress)
 """
     child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL
-    assert (empty_repository / "slide_pipeline" / ".stage" / "tile_encoder" / "model.onnx").exists()
-    assert files_of(empty_repository) == before
-    assert export_preset("tiny", repository=empty_repository, slide=real_slide).report is None
+    assert (tiny_repository / "slide_pipeline" / ".stage" / "tile_encoder" / "model.onnx").exists()
+    assert files_of(tiny_repository) == before
+    assert export_preset("tiny", repository=tiny_repository, slide=real_slide).report is None
 
 
 def test_contract_says_what_is_served(demo_repository: Path) -> None:
