@@ -47,6 +47,16 @@ def delay(milliseconds: int) -> Edit:
     return edit
 
 
+def batches_of(tiles: int) -> Edit:
+    """How many tiles the batcher joins before it stops waiting."""
+
+    def edit(model: str, config: Any) -> None:
+        if model == "tile_encoder":
+            config.dynamic_batching.preferred_batch_size[:] = [tiles]
+
+    return edit
+
+
 def two_instances(model: str, config: Any) -> None:
     """Two sessions of the tile encoder."""
     if model == "tile_encoder":
@@ -73,6 +83,7 @@ SETTINGS: tuple[tuple[str, Edit, str, int, int], ...] = (
     ("delay 0 ms instead of 2", delay(0), "tiles", 2, 16),
     ("delay 20 ms instead of 2", delay(20), "tiles", 2, 16),
     ("delay 20 ms instead of 2", delay(20), "tiles", 2, 1),
+    ("batches of 8 preferred to 64", batches_of(8), "tiles", 2, 16),
     ("2 instances instead of 1", two_instances, "tiles", 64, 4),
     ("1 thread instead of all", one_thread, "tiles", 64, 4),
     ("2 instances of 1 thread", two_instances_of_one_thread, "tiles", 64, 4),
@@ -116,7 +127,7 @@ def write_serving(repository: Path, seconds: float) -> None:
         sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
         return [LOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
 
-    points = measure({"local": repository}, loads, [1, 4], seconds, bare=True)
+    points = measure({"local": repository}, loads, [1, 2, 4], seconds, bare=True)
     report.write_csv(PAGES / "serving.csv", points)
     report.write_plot(PAGES / "serving.png", points)
     rows = [

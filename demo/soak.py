@@ -8,6 +8,7 @@ that was given in quiet. Exits 1 where an answer is lost or wrong, nothing was r
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 import threading
@@ -129,7 +130,8 @@ def main(
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(
-        f"# Soak\n\nWritten by `make bench-soak` (demo preset, loopback).\n\n| | |\n|---|---|\n{table}\n"
+        "# Soak\n\nWritten by `make bench-soak` (demo preset, loopback; server and clients share "
+        f"{os.cpu_count()} cores).\n\n| | |\n|---|---|\n{table}\n"
     )
     typer.echo(page.read_text())
     sys.exit(not all(good for _, good in checks.values()))
