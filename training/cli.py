@@ -76,7 +76,7 @@ def finetune_command(
 ) -> None:
     """Fine-tune a slide encoder and a head on slides' embeddings, then export with CHECKPOINT=<out>.
 
-    Example: python -m training finetune --config training/configs/cohort.yaml --features out/features
+    Example: python -m training finetune --config training/configs/demo-slides.yaml --features out/features
     --labels build/cohort/labels.csv --out runs/cohort
     """
     from training.recipe import read_recipe
