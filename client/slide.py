@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -198,6 +199,8 @@ def on_white(rgba: Pixels) -> Pixels:
 
 def _check_file(path: Path) -> None:
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise SlideError(f"{path}: a pipe or device, not a slide: give a file")
         with path.open("rb") as file:
             empty = not file.read(1)
     except FileNotFoundError:

@@ -112,7 +112,7 @@ class RayPool:
         _check_reachable(address)
         try:
             ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a node that is slow to start is a bare one
             raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cores = work.pace.workers

@@ -136,6 +136,10 @@ def _many_entries(path: Path, picture: NDArray[np.uint8]) -> None:
     path.write_bytes(b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(40))
 
 
+def _pipe(path: Path, picture: NDArray[np.uint8]) -> None:
+    os.mkfifo(path)
+
+
 def _untold(path: Path, picture: NDArray[np.uint8]) -> None:
     write_pyramid(path, picture[:512, :512], mpp=None)
 
@@ -155,6 +159,7 @@ def _strips(path: Path, picture: NDArray[np.uint8]) -> None:
         (None, "no such file"),
         (_empty, "an empty file: copy it again"),
         (_folder, "a folder, not a slide"),
+        (_pipe, "a pipe or device, not a slide"),
         (_text, "no slide that OpenSlide knows, or damaged: copy it again or convert it"),
         (_strips, "no slide that OpenSlide knows, or damaged: copy it again or convert it"),
         (_without_directory, "cut off"),
