@@ -106,7 +106,15 @@ def _fine_tune(
 ) -> nn.Linear:
     train, val = images["train"], images["val"]
     tuner = TileTuner(encoder, train.classes, recipe)
-    trainer = build_trainer(out, recipe.resources, recipe.select, epochs=recipe.epochs, log_every=1, bar=bar)
+    trainer = build_trainer(
+        out,
+        recipe.resources,
+        recipe.select,
+        epochs=recipe.epochs,
+        log_every=1,
+        bar=bar,
+        validate_every=recipe.validate_every,
+    )
     workers = recipe.resources.workers
     order = TileOrder(train.targets, recipe)
     loader = DataLoader(train, recipe.batch, sampler=order, num_workers=workers, drop_last=True)

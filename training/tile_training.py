@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -34,6 +34,7 @@ class TileRecipe(RunRecipe):
         patch_drop: the part of a tile's patches that a training step leaves out: faster, and it regularises.
         stain_jitter: spread (log) of a random factor on each colour's optical density.
         in_memory: read all tiles once, before training.
+        validate_every: epochs between looks at the validation tiles; 1 where they decide anything.
     """
 
     tile_weights: str | None = None
@@ -49,7 +50,14 @@ class TileRecipe(RunRecipe):
     patch_drop: float = Field(default=0.0, ge=0, lt=1)
     stain_jitter: float = Field(default=0.2, ge=0)
     in_memory: bool = False
+    validate_every: Count = 1
     select: SelectSection = SelectSection()
+
+    @model_validator(mode="after")
+    def _validates_where_it_selects(self) -> Self:
+        if self.validate_every > 1 and (self.select.epoch == "best" or self.select.patience):
+            raise ValueError("select needs every epoch's validation: set validate_every to 1")
+        return self
 
 
 class TileTuner(lightning.LightningModule):

@@ -28,6 +28,7 @@ def build_trainer(
     epochs: int,
     log_every: int,
     bar: bool,
+    validate_every: int = 1,
 ) -> lightning.Trainer:
     """A trainer that keeps its checkpoints and curves in `folder`."""
     if resources.threads:
@@ -57,6 +58,7 @@ def build_trainer(
         deterministic=True,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        check_val_every_n_epoch=validate_every,
         log_every_n_steps=log_every,
         enable_progress_bar=bar,
         enable_model_summary=False,

@@ -136,6 +136,12 @@ def test_a_bad_list_is_one_clear_line(text: str, message: str, tmp_path: Path) -
         list_tiles(tmp_path / "tiles.csv")
 
 
+def test_epochs_that_are_not_validated_cannot_be_selected_from() -> None:
+    assert recipe(validate_every=2).validate_every == 2
+    with pytest.raises(ValueError, match="set validate_every to 1"):
+        recipe(validate_every=2, select={"epoch": "best"})
+
+
 def test_balanced_epochs_have_as_many_of_each_class() -> None:
     targets = [0] * 90 + [1] * 10
     order = TileOrder(targets, recipe(balanced=True, tiles_per_epoch=40))
