@@ -78,6 +78,10 @@ check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (
 bench-export: $(READY) $(SLIDE)  ## all presets' exports, 100,000 tiles, fused attention: docs/benchmarks/export.md (30 minutes)
 	$(BIN)/python -m export.bench report
 
+.PHONY: bench-gpu
+bench-gpu: $(READY)  ## the tile encoder on this machine's GPU, runtime by runtime: docs/benchmarks/gpu.md [PRESET=]
+	$(BIN)/python -m export.bench_gpu $(if $(PRESET),--preset $(PRESET))
+
 # --- training -----------------------------------------------------------------------
 .PHONY: demo-weights check-demo-weights
 demo-weights: $(READY) $(SLIDE)  ## train the demo preset's weights from nothing on the cohort and package them (3 minutes)

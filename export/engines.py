@@ -162,7 +162,7 @@ def find_gpu() -> str:
         answer = ""
     if not answer:
         raise ExportError(
-            "no NVIDIA GPU here: engines are built on the machine that serves them "
+            "no NVIDIA GPU here: run this on the machine that is to serve "
             "(make check-engines proves the graphs without one)"
         )
     return answer.splitlines()[0]

@@ -19,7 +19,9 @@ SIDECAR = engines.Sidecar("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
 
 def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ExportError, match="no NVIDIA GPU here: engines are built on the machine") as caught:
+    with pytest.raises(
+        ExportError, match="no NVIDIA GPU here: run this on the machine that is to serve"
+    ) as caught:
         engines.build_engines(tmp_path, max_tiles=1, max_masks=1, progress=print)
     assert "\n" not in str(caught.value)
 
