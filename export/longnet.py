@@ -9,7 +9,8 @@ operators of our own, and `TRANSLATIONS` writes those in ONNX. The method is the
   [segments, slots, heads * channels] that `com.microsoft.MultiHeadAttention` takes, with no transpose. Row
   T * H is the padding slot, row T * H + 1 the null key.
 * The further channels of keys and values are the same in all layers, and made once.
-* The branches are merged in one go, stacked on an axis of their own.
+* The branches' weights are computed in one go, stacked on an axis of their own; their outputs are never
+  stacked, which would be most of the memory.
 
 The parity report holds the result to PyTorch at every export.
 """
@@ -298,14 +299,12 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
             num_heads=heads,
             scale=scale,
         )
-        part = op.Reshape(part, out_shape)
-        parts.append(op.Gather(part, outputs, axis=2))
-    out = op.Concat(*parts, axis=1)
+        parts.append(op.Gather(op.Reshape(part, out_shape), outputs, axis=2))
 
     # [M, B, Q*H, 1] from here: log-sum-exp without padding, with it, and the weights of the merge.
-    real = op.Slice(out, [d], [d + 1], [3])
-    some = op.Max(real, _float(TINY))
-    null = op.Max(op.Slice(out, [d + 1], [d + 2], [3]), _float(TINY))
+    shares = op.Concat(*(op.Slice(part, [d], [d + 2], [3]) for part in parts), axis=1)
+    real, null = op.Split(shares, axis=3, num_outputs=2)
+    some, null = op.Max(real, _float(TINY)), op.Max(null, _float(TINY))
     before = op.Add(op.Add(op.Log(op.Div(some, null)), NULL_LOGIT), offset)
     before = op.Where(op.Greater(real, 0.0), before, UNCOVERED)
     largest = op.Max(before, log_padding)
@@ -314,8 +313,11 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     factor = op.Div(op.Exp(op.Sub(before, lse)), some)
     counts = op.And(covered, op.GreaterOrEqual(op.Abs(lse), threshold))
     weight = op.Softmax(op.Where(counts, lse, UNCOVERED), axis=1)
-    merged = op.ReduceSum(op.Mul(out, op.Where(covered, op.Mul(weight, factor), 0.0)), [1], keepdims=0)
-    return op.Reshape(op.Slice(merged, [0], [d], [2]), [0, -1, heads, d])
+    weights = op.Split(op.Where(covered, op.Mul(weight, factor), 0.0), axis=1, num_outputs=len(parts))
+    merged, *others = (op.Mul(part, weight) for part, weight in zip(parts, weights, strict=True))
+    for other in others:
+        merged = op.Add(merged, other)
+    return op.Reshape(op.Slice(merged, [0], [d], [3]), [0, -1, heads, d])
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -107,7 +107,7 @@ def test_attention_is_fused_and_layers_are_small(demo_repository: Path) -> None:
     assert slide["Softmax"] == 4, "the merge of the branches alone"
     preset = get_preset("demo")
     per_layer = (slide.total() - _nodes_without_layers(preset)) / preset.slide.depth
-    assert per_layer < 140
+    assert per_layer < 155
 
 
 def _nodes_without_layers(preset: Preset) -> int:
