@@ -48,13 +48,16 @@ def is_transient(error: BaseException) -> bool:
 
     UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
     all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
-    that shuts down may answer CANCELLED too. All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) stays.
+    that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
+    All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) stays.
     """
     if not isinstance(error, InferenceServerException):
         return False
     message = (error.message() or "").lower()
     if error.status() == "StatusCode.UNAVAILABLE":
         return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
+    if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
+        return True
     return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
 
 

@@ -91,6 +91,7 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ("NOT_FOUND", "Request for unknown model", False),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", False),
         ("INTERNAL", "onnx runtime error", False),
+        ("INTERNAL", "Stub process 'tile_encoder_0_0' is not healthy.", True),
     ],
 )
 def test_errors_that_pass_are_told_from_those_that_stay(status: str, message: str, passes: bool) -> None:
