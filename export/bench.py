@@ -109,7 +109,7 @@ def attention(preset: str) -> None:
         name: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for name, path in paths.items()
     }
-    tiles = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), np.uint8)
+    tiles = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in sessions}
     embeddings = {}
     for _ in range(ROUNDS + 1):  # the first one warms up
@@ -194,7 +194,7 @@ def _page(
         "",
         "## The tile encoder's attention, fused and decomposed",
         "",
-        f"Tiles/s in batches of 16, in turns, median of {ROUNDS} rounds.",
+        f"Tiles/s in batches of 8, in turns, median of {ROUNDS} rounds.",
         "",
         "| preset | fused | decomposed | ratio | embeddings differ by |",
         "|---|---|---|---|---|",
