@@ -118,7 +118,8 @@ def test_shared_memory_leaves_nothing_behind(triton_url: str) -> None:
         mine = set(Path("/dev/shm").glob("psm_*")) - before
         assert mine
         status = connection.on_each(lambda client: client.get_system_shared_memory_status())[triton_url]
-        assert len(status.regions) == 1
+        # The server may not have let go of an earlier connection's region yet.
+        assert len({region.name for region in mine} & set(status.regions)) == 1
     assert not any(region.exists() for region in mine)
 
 
