@@ -140,10 +140,10 @@ ROOMS := training export server client demo tests
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(ROOMS)
+	$(BIN)/mypy --num-workers 2 $(ROOMS)
 
 test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Triton, no GPU)
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: clean
 clean:  ## remove what was built and fetched (keeps .venv and out/)

@@ -56,7 +56,6 @@ def build(
     }
 
     # slide_occlusion may stay in float32 while the encoder that it shares goes to half, so it comes first.
-    progress("tracing slide_occlusion")
     halved = False
     for model in sorted(GRAPHS[1:], key=lambda name: precisions[name], reverse=True):
         progress(f"tracing {model}")
