@@ -136,14 +136,18 @@ bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/
 
 # --- checks ---------------------------------------------------------------------
 ROOMS := training export server client demo tests
-.PHONY: lint test
+.PHONY: lint pytest test
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers 2 $(ROOMS)
 
-test: lint $(SLIDE) $(TRITON)  ## lint, types and all tests (real slide, real Triton, no GPU)
-	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+# A worker a core, so a thread each.
+pytest: $(READY) $(SLIDE) $(TRITON)  ## all tests (real slide, real Triton, no GPU)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+test: $(SLIDE) $(TRITON)  ## lint, types and all tests, side by side
+	@$(MAKE) --no-print-directory -j2 lint pytest
 
 .PHONY: clean
 clean:  ## remove what was built and fetched (keeps .venv and out/)
