@@ -121,6 +121,22 @@ def test_names_meet(manifests: Manifests, pod: dict[str, Any], container: dict[s
     assert manifests["Service"]["spec"]["clusterIP"] == "None"
 
 
+def test_a_pod_that_is_labelled_as_a_client_reaches_grpc_and_no_other_does(manifests: Manifests) -> None:
+    (peer,) = next(
+        rule["from"]
+        for rule in manifests["NetworkPolicy"]["spec"]["ingress"]
+        if rule["ports"] == [{"port": "grpc"}]
+    )
+    # Nothing beside the one label is asked for, neither of the pod nor of its namespace.
+    assert peer == {
+        "podSelector": {
+            "matchExpressions": [{"key": "gigapath/client", "operator": "In", "values": ["true"]}]
+        }
+    }
+    docs = (ROOT / "docs" / "deployment.md").read_text()
+    assert '`gigapath/client: "true"`' in docs
+
+
 def test_the_autoscaler_asks_for_the_metric_that_the_adapter_gives(manifests: Manifests) -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]
     (metric,) = manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]
