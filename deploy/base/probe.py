@@ -1,7 +1,8 @@
 """Does this Triton serve? Runs inside the server's container (standard library only), over HTTP on loopback.
 
 `probe.py live` asks whether the process answers. `probe.py infer` sends one black tile through the whole
-`slide_pipeline`: a server can report READY and still fail every request. Exits 0 for yes, 1 for no, with why.
+`slide_pipeline`: a server can report READY and still fail every request. A tile that waits behind other requests
+counts as served while those get done. Exits 0 for yes, 1 for no, with why.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import urllib.error
 import urllib.request
 
 TILE = bytes(224 * 224 * 3)
 COORDS = bytes(2 * 8)
+STEPS = ("tile_encoder", "slide_encoder")
+COUNT = re.compile(r'nv_inference_(exec|pending_request)_count\{model="(\w+)",version="\d+"\} (\d+)')
 
 
 def call(url: str, timeout: float, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
@@ -44,18 +48,21 @@ def infer(url: str, timeout: float) -> None:
         raise ValueError("the slide embedding of a black tile is not finite")
 
 
-def executions(url: str, timeout: float) -> int:
-    """How many batches all models together have run."""
-    stats = json.loads(call(f"{url}/v2/models/stats", timeout))["model_stats"]
-    return sum(model["execution_count"] for model in stats)
+def counts(metrics_url: str, timeout: float) -> dict[str, dict[str, int]]:
+    """By "exec" and "pending_request": what each step has run so far, and what waits for it."""
+    found = {kind: dict.fromkeys(STEPS, 0) for kind in ("exec", "pending_request")}
+    for kind, model, value in COUNT.findall(call(metrics_url, timeout).decode()):
+        if model in STEPS:
+            found[kind][model] += int(value)
+    return found
 
 
-def check(mode: str, url: str, timeout: float) -> None:
+def check(mode: str, url: str, metrics_url: str, timeout: float) -> None:
     """Raise OSError or ValueError, which say what is wrong, unless the server serves."""
     if mode == "live":
         call(f"{url}/v2/health/live", timeout)
         return
-    before = executions(url, timeout)
+    before = counts(metrics_url, timeout)
     try:
         infer(url, timeout)
     except urllib.error.HTTPError as error:
@@ -63,8 +70,13 @@ def check(mode: str, url: str, timeout: float) -> None:
         if "maximum queue size" not in message:
             raise ValueError(message) from error
     except TimeoutError:
-        # A long queue delays the probe too. As long as batches get done, the server is busy and not broken.
-        if executions(url, timeout) == before:
+        # A queue delays the probe too. With none, it is the tile itself that hangs.
+        after = counts(metrics_url, timeout)
+        waiting = [step for step in STEPS if after["pending_request"][step]]
+        stuck = [step for step in waiting if after["exec"][step] == before["exec"][step]]
+        if stuck:
+            raise TimeoutError(f"{stuck[0]} did nothing in {timeout:g} s while requests wait for it") from None
+        if not waiting:
             raise
 
 
@@ -73,10 +85,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=["live", "infer"])
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="HTTP address (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: %(default)g)")
+    metrics = "http://127.0.0.1:8002/metrics"
+    parser.add_argument("--metrics-url", default=metrics, help="(default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=20, help="seconds to wait (default: %(default)g)")
     arguments = parser.parse_args()
     try:
-        check(arguments.mode, arguments.url, arguments.timeout)
+        check(arguments.mode, arguments.url, arguments.metrics_url, arguments.timeout)
     except (OSError, ValueError) as error:
         sys.exit(f"probe: {error}")
 

@@ -53,8 +53,9 @@ class Deployment:
 
     def probe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run probe.py against this server."""
+        metrics = f"http://{self.metrics_address}/metrics"
         command = [sys.executable, str(BASE / "probe.py"), *arguments, "--url", self.http_url]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run([*command, "--metrics-url", metrics], capture_output=True, text=True)
 
 
 @contextmanager

@@ -194,6 +194,7 @@ def test_a_slide_is_scored_from_image_to_image(
         )
         try:
             probe = ["python3", "/deploy/probe.py", "infer", f"--url=http://127.0.0.1:{ports['http']}"]
+            probe += [f"--metrics-url=http://127.0.0.1:{ports['metrics']}/metrics"]
             for _ in range(240):
                 assert server.poll() is None, log.seek(0) or log.read()[-4000:]
                 if not subprocess.run(

@@ -101,6 +101,22 @@ def test_the_probe_finds_a_server_that_hangs(deployment: Any, mode: str) -> None
     assert deployment.probe(mode).returncode == 0
 
 
+@pytest.mark.parametrize("model", ["tile_encoder", "slide_encoder"])
+def test_the_probe_finds_a_model_that_hangs_while_the_other_works(deployment: Any, model: str) -> None:
+    (stub,) = (p for p in psutil.Process(deployment.pid).children() if f"{model}_0_0" in p.cmdline())
+    stub.suspend()
+    try:
+        first, second = (deployment.probe("infer", "--timeout", "0.5") for _ in range(2))
+    finally:
+        stub.resume()
+    assert (first.returncode, first.stderr) == (1, "probe: timed out\n")
+    assert (second.returncode, second.stderr) == (
+        1,
+        f"probe: {model} did nothing in 0.5 s while requests wait for it\n",
+    )
+    assert deployment.probe("infer").returncode == 0
+
+
 def test_the_probe_takes_a_busy_server_for_one_that_serves(
     deployment: Any, client: triton.InferenceServerClient
 ) -> None:
