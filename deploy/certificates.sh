@@ -4,9 +4,10 @@
 #
 #   deploy/certificates.sh [FOLDER] [SERVER_NAME...]     default: deploy/certs, localhost and triton
 #
-# FOLDER/ca.crt             for both sides
-# FOLDER/tls.crt, tls.key   the server's; the folder that CERTS names
-# FOLDER/client.crt, .key   the client's (TLS=mutual)
+#   FOLDER/server    tls.crt, tls.key and ca.crt: what CERTS names
+#   FOLDER/client    tls.crt, tls.key and ca.crt: what CLIENT_CERTS names
+#
+# Neither side sees the other's key.
 set -eu
 umask 077
 folder=${1:-$(dirname "$0")/certs}
@@ -16,12 +17,15 @@ names=IP:127.0.0.1
 for name in "$@"; do names="$names,DNS:$name"; done
 mkdir -p "$folder"
 cd "$folder"
+mkdir -p server client
 new="openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30"
 
 $new -x509 -subj "/CN=gigapath test root" -keyout ca.key -out ca.crt
-$new -x509 -CA ca.crt -CAkey ca.key -subj "/CN=triton" -keyout tls.key -out tls.crt \
+$new -x509 -CA ca.crt -CAkey ca.key -subj "/CN=triton" -keyout server/tls.key -out server/tls.crt \
     -addext "subjectAltName=$names" -addext basicConstraints=CA:false -addext extendedKeyUsage=serverAuth
-$new -x509 -CA ca.crt -CAkey ca.key -subj "/CN=gigapath client" -keyout client.key -out client.crt \
+$new -x509 -CA ca.crt -CAkey ca.key -subj "/CN=gigapath client" -keyout client/tls.key -out client/tls.crt \
     -addext basicConstraints=CA:false -addext extendedKeyUsage=clientAuth
 rm ca.key  # nobody can sign with it again
-echo "$folder: ca.crt, tls.crt, tls.key, client.crt, client.key, for $names"
+cp ca.crt server
+mv ca.crt client
+echo "$folder: server and client, each with ca.crt, tls.crt and tls.key, for $names"

@@ -4,13 +4,19 @@
 #   TLS          off (default) | server (encrypted, certificate of the server) | mutual (certificates of both sides)
 #   CERTS        folder with tls.crt and tls.key, for mutual also ca.crt (default /certs); not read while TLS is off
 #   MODELS       the model repository (default /models)
+#   MODEL_CONFIG served (default: ONNX Runtime) | tensorrt (the engines of `make engines`)
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
 #                without one a random value closes them to everybody
 #
 # Further flags are passed on to tritonserver and win over those below.
 set -eu
 
-certs=${CERTS:-/certs}
+models=${MODELS:-/models} config=${MODEL_CONFIG:-served} certs=${CERTS:-/certs}
+# Where a model lacks the named config, Triton would take another one and say nothing.
+for model in "$models"/*/; do
+    [ -r "$model/configs/$config.pbtxt" ] ||
+        { echo "start.sh: $model has no configs/$config.pbtxt: run make export, for tensorrt make engines" >&2; exit 2; }
+done
 case "${TLS:-off}" in
 off) files= ;;
 server) files="tls.crt tls.key" ;;
@@ -28,8 +34,8 @@ done
 # Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.
 admin=shared-memory,model-repository,trace,logging
 exec tritonserver \
-    --model-repository="${MODELS:-/models}" \
-    --model-config-name=served \
+    --model-repository="$models" \
+    --model-config-name="$config" \
     --model-control-mode=none \
     --disable-auto-complete-config \
     --exit-on-error=true \

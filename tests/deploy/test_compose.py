@@ -80,11 +80,22 @@ def test_the_gpu_server_is_nvidias_and_has_a_gpu(services: dict[str, Any]) -> No
 
 def test_settings_reach_the_server(compose: str) -> None:
     settings = {"TLS": "mutual", "CERTS": "/etc/certs", "BIND": "10.1.2.3", "TRITON_VERSION": "99.01"}
+    settings |= {"MODEL_CONFIG": "tensorrt"}
     triton = yaml.safe_load(resolve(compose, ROOT / "compose.yaml", **settings).stdout)["services"]["triton"]
+    assert triton["environment"]["MODEL_CONFIG"] == "tensorrt"
     assert triton["environment"]["TLS"] == "mutual"
     assert "/etc/certs:/certs:ro" in triton["volumes"]
     assert "10.1.2.3:8001:8001/tcp" in triton["ports"]
     assert triton["image"].endswith(":99.01-py3")
+
+
+def test_the_client_which_decodes_slides_sees_no_key_of_the_server(services: dict[str, Any]) -> None:
+    certs = {
+        name: next(volume for volume in services[name]["volumes"] if volume.endswith(":/certs:ro"))
+        for name in ("triton", "triton-cpu", "client")
+    }
+    assert certs["triton"] == certs["triton-cpu"] == f"{ROOT}/deploy/certs/server:/certs:ro"
+    assert certs["client"] == f"{ROOT}/deploy/certs/client:/certs:ro"
 
 
 def test_a_typing_error_is_refused(compose: str, tmp_path: Path) -> None:

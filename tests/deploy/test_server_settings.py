@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -71,7 +72,9 @@ def test_a_container_serves_as_the_local_server_does() -> None:
     """What run_triton always says, start.sh says too."""
     local = set(re.findall(r'"(--[a-z-]+(?:=\w+)?)"', (START.parents[2] / "server" / "local.py").read_text()))
     assert {"--model-config-name=served", "--model-control-mode=none"} < local
-    assert local <= set(re.findall(r"--[a-z-]+(?:=\w+)?", START.read_text()))
+    text = START.read_text().replace('"$config"', "served")
+    assert "config=${MODEL_CONFIG:-served}" in text
+    assert local <= set(re.findall(r"--[a-z-]+(?:=\w+)?", text))
 
 
 def test_http_listens_on_loopback_only(deployment: Any) -> None:
@@ -159,9 +162,30 @@ def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
             {"TLS": "server", "CERTS": "/nowhere"},
             "start.sh: TLS is 'server' but /nowhere/tls.crt can't be read\n",
         ),
+        (
+            {"MODEL_CONFIG": "tensorrt"},
+            "start.sh: {models}/slide_encoder/ has no configs/tensorrt.pbtxt: "
+            "run make export, for tensorrt make engines\n",
+        ),
+        ({"MODELS": "/nowhere"}, "start.sh: /nowhere/*/ has no configs/served.pbtxt: run make export, for "),
     ],
-    ids=["unknown", "no certificates"],
+    ids=["unknown", "no certificates", "no engines", "no models"],
 )
-def test_a_wrong_setting_is_one_line(settings: dict[str, str], message: str) -> None:
+def test_a_wrong_setting_is_one_line(demo_repository: Path, settings: dict[str, str], message: str) -> None:
+    settings = {"MODELS": str(demo_repository), **settings}
     done = subprocess.run(["/bin/sh", str(START)], env=settings, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, message)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message.replace("{models}", str(demo_repository)))
+    assert done.stderr.count("\n") == 1
+
+
+def test_another_config_is_served_by_its_name(
+    deploy: Callable[..., Any], demo_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    models = shutil.copytree(demo_repository, tmp_path_factory.mktemp("models") / "models", symlinks=True)
+    for served in models.glob("*/configs/served.pbtxt"):
+        text = served.read_text().replace("preferred_batch_size: 64", "preferred_batch_size: 32")
+        served.with_name("other.pbtxt").write_text(text)
+    client = triton.InferenceServerClient(deploy(MODELS=str(models), MODEL_CONFIG="other").url)
+    config = client.get_model_config("tile_encoder").config
+    assert config.dynamic_batching.preferred_batch_size == [32]

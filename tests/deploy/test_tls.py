@@ -28,35 +28,35 @@ def strangers(certificates: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def tls(deploy: Callable[..., Any], ours: Path) -> str:
-    url: str = deploy(TLS="server", CERTS=str(ours)).url
+    url: str = deploy(TLS="server", CERTS=str(ours / "server")).url
     return url
 
 
 @pytest.fixture(scope="module")
 def mutual(deploy: Callable[..., Any], ours: Path) -> str:
-    url: str = deploy(TLS="mutual", CERTS=str(ours)).url
+    url: str = deploy(TLS="mutual", CERTS=str(ours / "server")).url
     return url
 
 
 def embed(url: str, ca: Path | None = None, identity: Path | None = None) -> tuple[int, ...]:
-    """The shape of a tile's embedding from a server; the folder `identity` holds a client's certificate."""
-    cert, key = (identity and identity / f"client.{end}" for end in ("crt", "key"))
+    """The shape of a tile's embedding from a server; `identity` holds a client's certificate."""
+    cert, key = (identity and identity / "client" / f"tls.{end}" for end in ("crt", "key"))
     endpoint = Endpoint(url, tls_ca=ca, tls_cert=cert, tls_key=key, timeout=30, retry_for=0)
     with Connection(endpoint) as connection:
         return connection.infer("tile_encoder", TILE, ["EMBEDDINGS"])["EMBEDDINGS"].shape
 
 
 def test_tls_with_the_right_root(tls: str, ours: Path) -> None:
-    assert embed(tls, ours / "ca.crt")[0] == 1
+    assert embed(tls, ours / "client" / "ca.crt")[0] == 1
 
 
 def test_tls_holds_for_the_name_too(tls: str, ours: Path) -> None:
-    assert embed(tls.replace("127.0.0.1", "localhost"), ours / "ca.crt")[0] == 1
+    assert embed(tls.replace("127.0.0.1", "localhost"), ours / "client" / "ca.crt")[0] == 1
 
 
 def test_tls_with_a_wrong_root(tls: str, strangers: Path) -> None:
     with pytest.raises(ServerUnavailable, match="with this TLS"):
-        embed(tls, strangers / "ca.crt")
+        embed(tls, strangers / "client" / "ca.crt")
 
 
 def test_tls_refuses_plain_text(tls: str) -> None:
@@ -66,25 +66,25 @@ def test_tls_refuses_plain_text(tls: str) -> None:
 
 def test_plain_text_refuses_tls(deployment: Any, ours: Path) -> None:
     with pytest.raises(ServerUnavailable, match="with this TLS"):
-        embed(deployment.url, ours / "ca.crt")
+        embed(deployment.url, ours / "client" / "ca.crt")
 
 
 def test_mutual_tls_with_the_right_certificate(mutual: str, ours: Path) -> None:
-    assert embed(mutual, ours / "ca.crt", identity=ours)[0] == 1
+    assert embed(mutual, ours / "client" / "ca.crt", identity=ours)[0] == 1
 
 
 def test_mutual_tls_with_a_strangers_certificate(mutual: str, ours: Path, strangers: Path) -> None:
     with pytest.raises(ServerUnavailable):
-        embed(mutual, ours / "ca.crt", identity=strangers)
+        embed(mutual, ours / "client" / "ca.crt", identity=strangers)
 
 
 def test_mutual_tls_without_a_certificate(mutual: str, ours: Path) -> None:
     with pytest.raises(ServerUnavailable):
-        embed(mutual, ours / "ca.crt")
+        embed(mutual, ours / "client" / "ca.crt")
 
 
-def test_private_files_are_private(ours: Path) -> None:
-    assert {path.name for path in ours.iterdir()} == {
-        *("ca.crt", "tls.crt", "tls.key", "client.crt", "client.key")
-    }
-    assert all(path.stat().st_mode & 0o077 == 0 for path in ours.glob("*.key"))
+def test_each_side_has_its_own_key_and_nobody_the_roots(ours: Path) -> None:
+    keys = {path.relative_to(ours).as_posix(): path for path in ours.rglob("*.key")}
+    assert set(keys) == {"server/tls.key", "client/tls.key"}
+    assert keys["server/tls.key"].read_bytes() != keys["client/tls.key"].read_bytes()
+    assert all(path.stat().st_mode & 0o077 == 0 for path in keys.values())
