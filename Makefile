@@ -68,8 +68,11 @@ export: $(READY) $(SLIDE)  ## PyTorch to ONNX in model_repository/ [PRESET= WEIG
 	$(BIN)/python -m export $(EXPORT)
 
 .PHONY: engines check-engines
-engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU, and the configs that serve them
-	$(BIN)/python -m export engines
+engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU [TENSORRT=, the server's; its image is asked]
+	@version=$(TENSORRT); . ./.env; image=nvcr.io/nvidia/tritonserver:$$TRITON_VERSION-py3; \
+	[ "$$version" ] || version=$$(docker run --rm --entrypoint dpkg-query $$image -W -f '$${Version}' 'libnvinfer1?' | cut -d- -f1) \
+	    || { echo "make: docker can't ask $$image for its TensorRT: name it, TENSORRT=..." >&2; exit 1; }; \
+	$(BIN)/python -m export engines --tensorrt "$$version"
 
 check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (TensorRT-RTX, SM80 and SM89)
 	$(BIN)/python -m export check-engines

@@ -116,22 +116,30 @@ def engines_command(
     repository: Repository = DEFAULT_REPOSITORY,
     max_tiles: MaxTiles = 50_000,
     max_masks: MaxMasks = 16,
+    tensorrt: Annotated[
+        str | None,
+        typer.Option(help="The server's TensorRT, which `make engines` asks its image for; else any."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only refuse engines that do not fit.")] = False,
 ) -> None:
     """Build TensorRT engines of the version served, on this machine's GPU, and the configs that serve them.
 
-    Example: python -m export engines && tritonserver --model-config-name=tensorrt ...
+    Example: make engines && MODEL_CONFIG=tensorrt docker compose up triton
     """
     from export import engines
 
     if check:
-        version = engines.import_tensorrt().__version__
+        version = tensorrt or engines.import_tensorrt().__version__
         engines.check_sidecars(repository, gpu=engines.find_gpu(), tensorrt=version)
         console.print("the engines fit")
         return
     with Console(stderr=True).status("building engines") as status:
         plans = engines.build_engines(
-            repository, max_tiles=max_tiles, max_masks=max_masks, progress=lambda step: status.update(step)
+            repository,
+            max_tiles=max_tiles,
+            max_masks=max_masks,
+            tensorrt=tensorrt,
+            progress=lambda step: status.update(step),
         )
     for plan in plans.values():
         console.print(str(plan), soft_wrap=True)

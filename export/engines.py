@@ -45,15 +45,23 @@ class Sidecar:
 
 
 def build_engines(
-    repository: Path, *, max_tiles: int, max_masks: int, progress: Callable[[str], None]
+    repository: Path,
+    *,
+    max_tiles: int,
+    max_masks: int,
+    progress: Callable[[str], None],
+    tensorrt: str | None = None,
 ) -> dict[str, Path]:
     """Build what is missing or stale, on this machine's GPU, and write every model's `tensorrt.pbtxt`.
 
+    `tensorrt` is the version of the server that is to load the engines.
     Raises:
-        ExportError: no GPU, no `tensorrt`, nothing exported, or a graph that does not build.
+        ExportError: no GPU, no `tensorrt` or another one than the server's, nothing exported, or a graph that
+            does not build.
     """
     gpu = find_gpu()
     trt = import_tensorrt()
+    check_version(trt.__version__, tensorrt)
     with exclusive(repository):
         version, contract = _served(repository)
         plans = {}
@@ -147,6 +155,19 @@ def onnx_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_version(installed: str, server: str | None) -> None:
+    """Refuse a TensorRT whose engines the server, of version `server`, could not load.
+
+    Raises:
+        ExportError
+    """
+    if server is not None and installed != server:
+        raise ExportError(
+            f"the server loads engines of TensorRT {server} only, and {installed} is installed here: "
+            f"pip install tensorrt=={server}"
+        )
 
 
 def find_gpu() -> str:

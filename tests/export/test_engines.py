@@ -62,3 +62,10 @@ def test_what_does_not_parse_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="does not parse") as caught:
         check_engine(graph, tile_profiles(), "SM80")
     assert "\n" not in str(caught.value)
+
+
+def test_another_tensorrt_than_the_servers_builds_nothing() -> None:
+    engines.check_version("11.3.0.14", "11.3.0.14")
+    engines.check_version("11.3.0.14", None)
+    with pytest.raises(ExportError, match=r"TensorRT 11\.3\.0\.14 only, .* install tensorrt==11\.3\.0\.14"):
+        engines.check_version("10.13.0.35", "11.3.0.14")
