@@ -23,7 +23,6 @@ BASE = ROOT / "deploy" / "base"
 
 SOURCES = {
     "buildah": "apt-get install buildah crun",
-    "kubectl": "any release since 1.27 has the kustomize that is needed",
     "promtool": "apt-get install prometheus",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 OVERLAYS = ROOT / "deploy" / "overlays"
 Manifests = dict[str, dict[str, Any]]
 
@@ -24,9 +25,9 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def manifests(program: Callable[[str], str], overlay: str) -> Manifests:
+def manifests(overlay: str) -> Manifests:
     """Every object of one overlay by its kind."""
-    build = [program("kubectl"), "kustomize", str(OVERLAYS / overlay)]
+    build = [str(KUBECTL), "kustomize", str(OVERLAYS / overlay)]
     documents = list(
         yaml.safe_load_all(subprocess.run(build, check=True, capture_output=True, text=True).stdout)
     )
