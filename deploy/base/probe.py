@@ -1,8 +1,8 @@
 """Does this Triton serve? Runs inside the server's container (standard library only), over HTTP on loopback.
 
 `probe.py live` asks whether the process answers. `probe.py infer` sends one black tile through the whole
-`slide_pipeline`: a server can report READY and still fail every request. A tile that waits behind other requests
-counts as served while those get done. Exits 0 for yes, 1 for no, with why.
+`slide_pipeline`: a server can report READY and still fail every request. A tile that waits behind other
+requests counts as served while those get done. Exits 0 for yes, 1 for no, with why.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def check(mode: str, url: str, metrics_url: str, timeout: float) -> None:
         waiting = [step for step in STEPS if after["pending_request"][step]]
         stuck = [step for step in waiting if after["exec"][step] == before["exec"][step]]
         if stuck:
-            raise TimeoutError(f"{stuck[0]} did nothing in {timeout:g} s while requests wait for it") from None
+            message = f"{stuck[0]} did nothing in {timeout:g} s while requests wait for it"
+            raise TimeoutError(message) from None
         if not waiting:
             raise
 
