@@ -160,14 +160,17 @@ def test_an_image_needs_nothing_of_the_machine_but_what_its_base_has(
 
 
 @pytest.mark.parametrize(
-    ("target", "absent"), [("client", "torch onnxruntime onnx"), ("triton-cpu", "torch")]
+    ("target", "absent", "limit"),
+    [("client", "torch onnxruntime onnx", 700e6), ("triton-cpu", "torch", 350e6)],
 )
 def test_an_image_leaves_out_what_it_does_not_need(
-    builder: Builder, containers: dict[str, str], target: str, absent: str
+    builder: Builder, containers: dict[str, str], target: str, absent: str, limit: float
 ) -> None:
-    packages = Path(builder("mount", containers[target]), "opt/venv/lib/python3.11/site-packages")
+    root = Path(builder("mount", containers[target]))
+    packages = root / "opt/venv/lib/python3.11/site-packages"
     assert (packages / "numpy").is_dir()
     assert not any((packages / name).exists() for name in absent.split())
+    assert sum(path.lstat().st_size for path in root.rglob("*") if path.is_file()) < limit
     builder("umount", containers[target])
 
 
