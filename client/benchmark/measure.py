@@ -24,6 +24,8 @@ LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""
 BOOKED_WITHIN = 5.0
 """Seconds that a server gets to count what it has answered: it does so milliseconds after the answer."""
+SETTLED_FOR = 0.01
+"""Seconds without a change after which the counts are taken for complete."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,16 @@ def read_settled(connection: Connection, load: Load, earlier: Account, answered:
 
     Where they don't within `BOOKED_WITHIN` (the server was restarted, say), the counts as they are then.
     """
-    deadline = time.monotonic() + BOOKED_WITHIN
+    deadline, last = time.monotonic() + BOOKED_WITHIN, None
     while True:
         account = read_account(connection, load)
         new = account - earlier
-        # Rows are the last that a server counts of an execution; requests and times are booked before.
-        if (new.rows >= answered * load.rows and new.ended >= answered) or time.monotonic() > deadline:
+        # A server counts a batch's rows request by request and then its execution, which no answer tells of.
+        booked = new.rows >= answered * load.rows and new.ended >= answered and account == last
+        if booked or time.monotonic() > deadline:
             return account
-        time.sleep(0.002)
+        last = account
+        time.sleep(SETTLED_FOR)
 
 
 @dataclass(frozen=True)
