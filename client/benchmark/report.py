@@ -29,12 +29,23 @@ def describe(
         },
         "triton": dict(versions),
         "client": {
+            "cpu": cpu_name(),
             "cpus": os.cpu_count(),
             "machine": platform.machine(),
             "python": platform.python_version(),
         },
         **settings,
     }
+
+
+def cpu_name() -> str:
+    """What this machine's processor calls itself; its architecture where it doesn't say (outside Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
@@ -141,7 +152,7 @@ def compare(points: Sequence[Point]) -> list[str]:
 
 
 def cost_of_a_slide(points: Sequence[Point], hourly: float, tiles: int) -> list[str]:
-    """What one slide of `tiles` tiles costs on each target at `hourly` a server hour.
+    """What one slide of `tiles` tiles costs on each target at `hourly` an hour for all its servers.
 
     That is its tiles at the best rate and, where `slides` of this size were measured, one of those.
     """

@@ -38,12 +38,16 @@ def command(
         str | None,
         typer.Option(
             help="The served repository, to measure bare ONNX Runtime sessions in turn on this very machine, "
-            "or a known rate: items a second."
+            "or, for a single --kind, a known rate: items a second."
         ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="A second server, measured in turn.")] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="What the server costs an hour: gives the cost of a slide.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="What all servers of a target cost an hour: gives the cost of a slide (needs kind tiles).",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/benchmark"),
 ) -> None:
@@ -57,24 +61,29 @@ def command(
     unknown = [name for name in kinds if name not in LOADS]
     if unknown:
         raise ClientError(f"--kind {unknown[0]!r} is unknown: choose from {', '.join(LOADS)}")
-    if endpoint.balanced_by_grpc:
-        raise ClientError(
-            "--url: name the servers (host:port): each must give an account of its own requests"
-        )
+    endpoints = {"--url": endpoint}
+    if against is not None:
+        endpoints["--against"] = dataclasses.replace(endpoint, url=against)
+    for option, target in endpoints.items():
+        if target.balanced_by_grpc:
+            raise ClientError(
+                f"{option}: name the servers (host:port): each must give an account of its own requests"
+            )
+    if against == endpoint.url:
+        raise ClientError("--against names the same server as --url: give it another one")
+    if price_per_hour is not None and "tiles" not in kinds:
+        raise ClientError("--price-per-hour needs the rate of tiles: add --kind tiles")
     under_way, chunks = _numbers(concurrency, "--concurrency"), _numbers(chunk, "--chunk")
     slides = _numbers(slide_tiles, "--slide-tiles")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        targets = {
-            url: opened.enter_context(Connection(dataclasses.replace(endpoint, url=url)))
-            for url in (endpoint.url, *([against] if against else []))
-        }
+        targets = {target.url: opened.enter_context(Connection(target)) for target in endpoints.values()}
         contracts = {url: read_contract(connection) for url, connection in targets.items()}
         versions = {s: v for connection in targets.values() for s, v in connection.server_versions().items()}
         contract = contracts[endpoint.url]
         sizes = {"tiles": chunks, "ensemble": chunks, "slides": slides, "occlusion": slides}
         loads = [LOADS[name](contract, size) for name in kinds for size in sizes[name]]
-        alone = _bare(bare, contract)
+        alone = _bare(bare, contract, kinds)
         points: list[Point] = []
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=options.console) as progress:
@@ -107,11 +116,15 @@ def _numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
-def _bare(text: str | None, contract: Contract) -> Callable[[Load, float], float] | None:
+def _bare(text: str | None, contract: Contract, kinds: list[str]) -> Callable[[Load, float], float] | None:
     if text is None:
         return None
     try:
         known = float(text)
     except ValueError:
         return bare_rate(Path(text), contract)
+    if len(kinds) > 1:
+        raise ClientError(
+            f"--bare {text}: a rate is that of one kind of request: choose it, e.g. --kind tiles"
+        )
     return lambda load, seconds: known

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS
-from client.benchmark.measure import Account, Round, measure_round, summarise
+from client.benchmark.measure import Account, Round, measure_round, read_settled, summarise
 from client.cli import app
 from client.connection import Connection
 from client.contract import Contract, read_contract
@@ -61,6 +61,29 @@ def test_a_round_is_what_the_server_counted(connection: Connection, contract: Co
     assert account.executions <= account.requests
     assert 0 < account.compute_infer < 2 * measured.seconds * len(load.steps)
     assert measured.seconds >= max(measured.latencies)
+
+
+def test_every_execution_is_of_the_round_that_it_belongs_to(
+    connection: Connection, contract: Contract
+) -> None:
+    """One request at a time is one execution each: none of the warm-up's is left to be counted."""
+    load = LOADS["tiles"](contract, 3)
+    for _ in range(3):
+        measured = measure_round(connection, load, concurrency=1, seconds=0)
+        assert measured.account.executions == measured.account.requests == len(measured.latencies)
+        assert measured.account.rows == 3 * len(measured.latencies)
+
+
+def test_counts_are_waited_for(
+    connection: Connection, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has counted a batch's rows has still to count its execution."""
+    load = LOADS["tiles"](contract, 3)
+    counted = [Account(), Account(1, 3, 3, 0), Account(2, 6, 6, 1), Account(2, 6, 6, 2), Account(2, 6, 6, 2)]
+    reads = iter(counted)
+    monkeypatch.setattr("client.benchmark.measure.read_account", lambda *_: next(reads))
+    assert read_settled(connection, load, Account(), 2) == counted[-1]
+    assert next(reads, None) is None
 
 
 def test_a_point_is_computed_from_its_rounds(contract: Contract) -> None:
@@ -148,7 +171,10 @@ def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path
             "--slide-tiles 9999999: the server takes no",
         ),
         (["--bare", "/nowhere", *QUICK], "--bare: no /nowhere/tile_encoder/1/model.onnx"),
+        (["--bare", "100"], "--bare 100: a rate is that of one kind of request"),
+        (["--kind", "slides", "--price-per-hour", "1"], "--price-per-hour needs the rate of tiles"),
         (["--url", "dns:///triton:8001"], "--url: name the servers (host:port)"),
+        (["--against", "dns:///triton:8001"], "--against: name the servers (host:port)"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
@@ -157,3 +183,10 @@ def test_a_mistake_is_one_line(deployment: Any, tmp_path: Path, arguments: list[
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ClientError)
     assert str(error).startswith(message)
+
+
+def test_a_server_is_not_measured_against_itself(deployment: Any, tmp_path: Path) -> None:
+    arguments = ["benchmark", "--url", deployment.url, "--against", deployment.url, "--out", str(tmp_path)]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, ClientError)
+    assert str(error).startswith("--against names the same server as --url")
