@@ -1,4 +1,4 @@
-"""`make bench-serving`: what a local Triton makes of each load beside bare sessions; what each setting does.
+"""`make bench-serving`: a slide's stages and every load beside bare sessions; what each setting does.
 
 Writes docs/benchmarks/serving.md, .csv and .png, and docs/benchmarks/tuning.md. Every comparison is measured
 in turns within one run (client/benchmark), for this machine's speed changes from minute to minute.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,11 +26,22 @@ from client.benchmark.loads import LOADS, Load
 from client.benchmark.measure import Point, sweep
 from client.connection import Connection
 from client.contract import Contract, read_contract
+from client.embedding import Pace
 from client.endpoint import Endpoint
+from client.process import Work, process_slide
+from client.reader import read_tiles
+from client.records import OK
+from client.score import Recipe, SlideSource
+from client.slide import open_slide
+from client.tiling import plan_tiles
+from demo.bench_client import fresh, slide_of
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
+MACHINE = f"{report.cpu_name()}, {os.cpu_count()} cores"
+SLIDE_TILES = 1280
+PACE = Pace()
 Edit = Callable[[str, Any], None]
 
 
@@ -120,8 +133,61 @@ def measure(
         return list(sweep(targets, loads(contract), concurrencies, seconds=seconds, rounds=3, bare=alone))
 
 
+def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
+    """For each stage of a slide: its name, tiles a second, and that over the bare tile encoder's.
+
+    All stages and the bare session take turns in every round; the median of the rounds' ratios counts.
+    """
+    path = slide_of(SLIDE_TILES)
+    with open_slide(path) as slide:
+        plan = plan_tiles(slide, None)
+    rates: dict[str, list[float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        run_triton(repository, log=Path(logs) / "triton.log") as server,
+        Connection(Endpoint(server.url), in_flight=PACE.in_flight) as connection,
+    ):
+        contract = read_contract(connection)
+        alone = bare_rate(repository, contract)
+        tiles, ensemble = (LOADS[kind](contract, 64) for kind in ("tiles", "ensemble"))
+
+        def read() -> None:
+            assert (
+                sum(int(batch.valid.sum()) for batch in read_tiles(plan, workers=PACE.workers)) == SLIDE_TILES
+            )
+
+        def send(load: Load) -> None:
+            requests = (load.inputs for _ in range(SLIDE_TILES // 64))
+            assert sum(1 for _ in connection.infer_in_order(load.model, requests, load.outputs))
+
+        def score() -> None:
+            work = Work(fresh("stages"), connection.endpoint, contract, Recipe(tissue=False), PACE)
+            record = process_slide(work, SlideSource(path, "slide"), connection)
+            assert (record.status, record.tiles) == (OK, SLIDE_TILES), record
+
+        steps: dict[str, Callable[[], None]] = {
+            "reading the slide": read,
+            "tile encoder through Triton": lambda: send(tiles),
+            "ensemble through Triton, a slide of each 64 tiles": lambda: send(ensemble),
+            "`client score`: reading, encoding, slide encoder, writing": score,
+        }
+        score()
+        for _ in range(rounds):
+            rates.setdefault("tile encoder, bare session", []).append(alone(tiles, 3.0))
+            for name, step in steps.items():
+                began = time.perf_counter()
+                step()
+                rates.setdefault(name, []).append(SLIDE_TILES / (time.perf_counter() - began))
+    bare = rates["tile encoder, bare session"]
+    return [
+        (name, statistics.median(rate), statistics.median(r / b for r, b in zip(rate, bare, strict=True)))
+        for name, rate in rates.items()
+    ]
+
+
 def write_serving(repository: Path, seconds: float) -> None:
-    """Every kind of request beside bare sessions."""
+    """A slide's stages, and every kind of request, beside bare sessions."""
+    slide = [f"| {name} | {rate:.3g} | {ratio:.2f} |" for name, rate, ratio in stages(repository)]
 
     def loads(contract: Contract) -> list[Load]:
         sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
@@ -141,9 +207,20 @@ def write_serving(repository: Path, seconds: float) -> None:
     text = f"""# Serving
 
 Written by `make bench-serving`: demo preset, fp32, Triton 2.51 with the Python ONNX Runtime backend, gRPC on
-loopback; client, server and the bare sessions share {os.cpu_count()} cores. *Of bare* is the rate divided by
-that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): the ratio
-is what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
+loopback; client, server and the bare sessions share one machine ({MACHINE}). *Of bare* is the rate divided
+by that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): the
+ratio is what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
+
+## Every stage of a slide
+
+{SLIDE_TILES} tiles (256 px at 0.5 mpp), {PACE.in_flight} requests of {PACE.chunk} under way; beside the tile
+encoder's bare session.
+
+| stage | tiles a second | of bare |
+|---|---|---|
+{chr(10).join(slide)}
+
+## Every kind of request
 
 {head}
 |{"---|" * 10}
@@ -177,7 +254,7 @@ def write_tuning(repository: Path, seconds: float) -> None:
     text = f"""# Settings
 
 Written by `make bench-serving`: a setting of `config.pbtxt` changed, against the repository as it is; two
-servers measured in turns on the same {os.cpu_count()} cores (medians of 3 rounds, demo preset, fp32, no GPU).
+servers measured in turns on one machine ({MACHINE}; medians of 3 rounds, demo preset, fp32, no GPU).
 
 | change | load | under way | rate, to before | p50 ms | p95 ms | batch |
 |---|---|---|---|---|---|---|
