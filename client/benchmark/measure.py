@@ -24,22 +24,21 @@ LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""
 BOOKED_WITHIN = 5.0
 """Seconds that a server gets to count what it has answered: it does so milliseconds after the answer."""
-SETTLED_FOR = 0.01
-"""Seconds without a change after which the counts are taken for complete."""
 
 
 @dataclass(frozen=True)
 class Account:
     """What a server has counted: requests, rows and executions; times are seconds, summed over requests.
 
-    `requests`, `rows` and `executions` are of a load's first step, the one that batches; `ended` are the
-    rows of its last.
+    `requests`, `rows` and `executions` are of a load's first step, the one that batches, `executed` the rows
+    of these executions; `ended` are the rows of its last step.
     """
 
     requests: int = 0
     rows: int = 0
     ended: int = 0
     executions: int = 0
+    executed: int = 0
     queue: float = 0.0
     compute_input: float = 0.0
     compute_infer: float = 0.0
@@ -74,6 +73,7 @@ def read_account(connection: Connection, load: Load) -> Account:
         rows=sum(stats.inference_count for stats in first),
         ended=sum(stats.inference_count for stats in found[load.steps[-1]]),
         executions=sum(stats.execution_count for stats in first),
+        executed=sum(b.batch_size * b.compute_infer.count for stats in first for b in stats.batch_stats),
         queue=sum(stats.queue.ns for stats in every) / 1e9,
         compute_input=sum(stats.compute_input.ns for stats in every) / 1e9,
         compute_infer=sum(stats.compute_infer.ns for stats in every) / 1e9,
@@ -86,16 +86,15 @@ def read_settled(connection: Connection, load: Load, earlier: Account, answered:
 
     Where they don't within `BOOKED_WITHIN` (the server was restarted, say), the counts as they are then.
     """
-    deadline, last = time.monotonic() + BOOKED_WITHIN, None
+    deadline = time.monotonic() + BOOKED_WITHIN
     while True:
         account = read_account(connection, load)
         new = account - earlier
-        # A server counts a batch's rows request by request and then its execution, which no answer tells of.
-        booked = new.rows >= answered * load.rows and new.ended >= answered and account == last
+        # A server counts rows request by request, and the execution with its batch's size only afterwards.
+        booked = min(new.rows, new.executed) >= answered * load.rows and new.ended >= answered
         if booked or time.monotonic() > deadline:
             return account
-        last = account
-        time.sleep(SETTLED_FOR)
+        time.sleep(0.002)
 
 
 @dataclass(frozen=True)
