@@ -164,5 +164,8 @@ def cost_of_a_slide(points: Sequence[Point], hourly: float, tiles: int) -> list[
         if rates:
             seconds = tiles / max(rates) + (1 / max(slides) if slides else 0)
             cost = hourly * seconds / 3600
-            lines.append(f"{target}: a slide of {tiles} tiles takes {seconds:.3g} s and costs {cost:.3g}")
+            lines.append(
+                f"{target}: a slide of {tiles} tiles takes {seconds:.3g} s and costs {cost:.3g}, "
+                "all its servers together"
+            )
     return lines

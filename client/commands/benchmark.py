@@ -38,7 +38,7 @@ def command(
         str | None,
         typer.Option(
             help="The served repository, to measure bare ONNX Runtime sessions in turn on this very machine, "
-            "or, for a single --kind, a known rate: items a second."
+            "or a known rate, items a second, of a single --kind."
         ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="A second server, measured in turn.")] = None,
@@ -46,7 +46,8 @@ def command(
         float | None,
         typer.Option(
             min=0,
-            help="What all servers of a target cost an hour: gives the cost of a slide (needs kind tiles).",
+            help="What all servers of a target together cost an hour: gives the cost of a slide "
+            "(needs kind tiles).",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/benchmark"),
@@ -69,7 +70,7 @@ def command(
             raise ClientError(
                 f"{option}: name the servers (host:port): each must give an account of its own requests"
             )
-    if against == endpoint.url:
+    if against is not None and set(endpoints["--against"].servers) == set(endpoint.servers):
         raise ClientError("--against names the same server as --url: give it another one")
     if price_per_hour is not None and "tiles" not in kinds:
         raise ClientError("--price-per-hour needs the rate of tiles: add --kind tiles")
@@ -83,7 +84,7 @@ def command(
         contract = contracts[endpoint.url]
         sizes = {"tiles": chunks, "ensemble": chunks, "slides": slides, "occlusion": slides}
         loads = [LOADS[name](contract, size) for name in kinds for size in sizes[name]]
-        alone = _bare(bare, contract, kinds)
+        alone = _bare(bare, contract, loads)
         points: list[Point] = []
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=options.console) as progress:
@@ -116,15 +117,17 @@ def _numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
-def _bare(text: str | None, contract: Contract, kinds: list[str]) -> Callable[[Load, float], float] | None:
+def _bare(text: str | None, contract: Contract, loads: list[Load]) -> Callable[[Load, float], float] | None:
     if text is None:
         return None
     try:
         known = float(text)
     except ValueError:
         return bare_rate(Path(text), contract)
-    if len(kinds) > 1:
+    # Tiles a second compare across chunks; slides and masks of another size are other items.
+    if len({(load.kind, load.size if load.unit != "tiles" else 0) for load in loads}) > 1:
         raise ClientError(
-            f"--bare {text}: a rate is that of one kind of request: choose it, e.g. --kind tiles"
+            f"--bare {text}: a rate is that of one kind of request: choose it, e.g. --kind tiles, and for "
+            "slides and occlusion one --slide-tiles"
         )
     return lambda load, seconds: known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -137,7 +138,14 @@ def test_command_writes_every_file(deployment: Any, demo_repository: Path, tmp_p
     (best,) = (max(p["rate"] for p in about["points"] if p["kind"] == "tiles"),)
     (slide,) = (max(p["rate"] for p in about["points"] if p["kind"] == "slides"),)
     seconds = 9 / best + 1 / slide
-    assert f"a slide of 9 tiles takes {seconds:.3g} s and costs {seconds / 1000:.3g}" in done.stdout
+    said = (
+        f"a slide of 9 tiles takes {seconds:.3g} s and costs {seconds / 1000:.3g}, all its servers together"
+    )
+    assert said in done.stdout
+    assert (
+        about["client"]["cpu"] in Path("/proc/cpuinfo").read_text()
+        or about["client"]["cpu"] == platform.machine()
+    )
 
 
 def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path: Path) -> None:
@@ -171,6 +179,10 @@ def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path
         ),
         (["--bare", "/nowhere", *QUICK], "--bare: no /nowhere/tile_encoder/1/model.onnx"),
         (["--bare", "100"], "--bare 100: a rate is that of one kind of request"),
+        (
+            ["--kind", "slides", "--slide-tiles", "9,20", "--bare", "100"],
+            "--bare 100: a rate is that of one kind of request",
+        ),
         (["--kind", "slides", "--price-per-hour", "1"], "--price-per-hour needs the rate of tiles"),
         (["--url", "dns:///triton:8001"], "--url: name the servers (host:port)"),
         (["--against", "dns:///triton:8001"], "--against: name the servers (host:port)"),
@@ -184,8 +196,9 @@ def test_a_mistake_is_one_line(deployment: Any, tmp_path: Path, arguments: list[
     assert str(error).startswith(message)
 
 
-def test_a_server_is_not_measured_against_itself(deployment: Any, tmp_path: Path) -> None:
-    arguments = ["benchmark", "--url", deployment.url, "--against", deployment.url, "--out", str(tmp_path)]
+@pytest.mark.parametrize("against", ["a:8001,b:8001", "b:8001, a:8001"])
+def test_a_server_is_not_measured_against_itself(tmp_path: Path, against: str) -> None:
+    arguments = ["benchmark", "--url", "a:8001,b:8001", "--against", against, "--out", str(tmp_path)]
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ClientError)
     assert str(error).startswith("--against names the same server as --url")
