@@ -8,7 +8,6 @@ that was given in quiet. Exits 1 where an answer is lost or wrong, nothing was r
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import tempfile
 import threading
@@ -26,7 +25,7 @@ from client.benchmark.loads import tiles_load
 from client.connection import Array, Connection
 from client.contract import read_contract
 from client.endpoint import Endpoint
-from demo.bench_serving import bounded_queue, edited
+from demo.bench_serving import MACHINE, bounded_queue, edited
 from server.local import RunningServer, run_triton
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +130,7 @@ def main(
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(
         "# Soak\n\nWritten by `make bench-soak` (demo preset, loopback; server and clients share "
-        f"{os.cpu_count()} cores).\n\n| | |\n|---|---|\n{table}\n"
+        f"one machine, {MACHINE}).\n\n| | |\n|---|---|\n{table}\n"
     )
     typer.echo(page.read_text())
     sys.exit(not all(good for _, good in checks.values()))
