@@ -115,7 +115,7 @@ images:  ## the images gigapath-client and gigapath-triton-cpu [BUILDER=docker|b
 certificates:  ## certificates to try TLS with, in deploy/certs
 	deploy/certificates.sh
 
-bench-serving: $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
+bench-serving: $(SLIDE) $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
 	$(BIN)/python -m demo.bench_serving
 
 .PHONY: bench-slide-encoder

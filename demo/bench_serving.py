@@ -1,7 +1,8 @@
 """`make bench-serving`: a slide's stages and every load beside bare sessions; what each setting does.
 
-Writes docs/benchmarks/serving.md, .csv and .png, and docs/benchmarks/tuning.md. Every comparison is measured
-in turns within one run (client/benchmark), for this machine's speed changes from minute to minute.
+Writes serving.md, .csv and .png, and tuning.md, to docs/benchmarks or where `--pages` says. Every comparison
+is measured in turns within one run (client/benchmark), for this machine's speed changes from minute to
+minute.
 """
 
 from __future__ import annotations
@@ -185,17 +186,17 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
     ]
 
 
-def write_serving(repository: Path, seconds: float) -> None:
+def write_serving(repository: Path, seconds: float, pages: Path) -> None:
     """A slide's stages, and every kind of request, beside bare sessions."""
-    slide = [f"| {name} | {rate:.3g} | {ratio:.2f} |" for name, rate, ratio in stages(repository)]
+    slide = [f"| {name} | {rate:,.0f} | {ratio:.2f} |" for name, rate, ratio in stages(repository)]
 
     def loads(contract: Contract) -> list[Load]:
         sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
         return [LOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
 
     points = measure({"local": repository}, loads, [1, 2, 4], seconds, bare=True)
-    report.write_csv(PAGES / "serving.csv", points)
-    report.write_plot(PAGES / "serving.png", points)
+    report.write_csv(pages / "serving.csv", points)
+    report.write_plot(pages / "serving.png", points)
     rows = [
         f"| {p.kind} | {p.size} | {p.concurrency} | {p.rate:.3g} {p.unit} | {p.rate / (p.bare or 1):.2f} "
         f"| {p.p50_us / 1e3:.0f} | {p.p95_us / 1e3:.0f} | {p.queue_us / 1e3:.0f} "
@@ -228,10 +229,10 @@ encoder's bare session.
 
 ![Throughput over requests under way](serving.png)
 """
-    (PAGES / "serving.md").write_text(text)
+    (pages / "serving.md").write_text(text)
 
 
-def write_tuning(repository: Path, seconds: float) -> None:
+def write_tuning(repository: Path, seconds: float, pages: Path) -> None:
     """Every setting against the repository as it is."""
     rows = []
     for name, edit, kind, size, under_way in SETTINGS:
@@ -260,18 +261,19 @@ servers measured in turns on one machine ({MACHINE}; medians of 3 rounds, demo p
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 """
-    (PAGES / "tuning.md").write_text(text)
+    (pages / "tuning.md").write_text(text)
 
 
 def main(
     repository: Annotated[Path, typer.Option(help="The exported model repository.")] = ROOT
     / "model_repository",
     seconds: Annotated[float, typer.Option(help="Seconds of a round.")] = 2.0,
+    pages: Annotated[Path, typer.Option(help="Where the pages go.")] = PAGES,
 ) -> None:
     """Measure a local Triton and write the pages."""
-    PAGES.mkdir(parents=True, exist_ok=True)
-    write_serving(repository, seconds)
-    write_tuning(repository, seconds)
+    pages.mkdir(parents=True, exist_ok=True)
+    write_serving(repository, seconds, pages)
+    write_tuning(repository, seconds, pages)
 
 
 if __name__ == "__main__":
