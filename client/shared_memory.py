@@ -9,6 +9,7 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
+import tenacity
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -17,6 +18,23 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 def is_lost_region(error: InferenceServerException) -> bool:
     """Whether the server doesn't know a region (any more), as after its restart."""
     return "unable to find shared memory region" in (error.message() or "").lower()
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(
+        lambda error: isinstance(error, InferenceServerException) and "in use" in (error.message() or "")
+    ),
+    wait=tenacity.wait_fixed(0.01),
+    stop=tenacity.stop_after_delay(5),
+    reraise=True,
+)
+def unregister(client: InferenceServerClient, name: str, headers: Mapping[str, str]) -> None:
+    """Make the server let go of a region, which it does a moment after the answer that needed it.
+
+    Raises:
+        InferenceServerException: the server is gone, or still uses the region after 5 s.
+    """
+    client.unregister_system_shared_memory(name, headers=headers, client_timeout=5)
 
 
 class SharedInputs:
@@ -70,6 +88,6 @@ class SharedInputs:
     ) -> None:
         self._all.pop(region.name, None)
         with contextlib.suppress(InferenceServerException):
-            client.unregister_system_shared_memory(region.name, headers=headers, client_timeout=5)
+            unregister(client, region.name, headers)
         region.close()
         region.unlink()

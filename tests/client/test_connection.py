@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 import trustme
 from tritonclient.utils import InferenceServerException
 
@@ -18,6 +21,7 @@ from client.connection import Cancelled, Connection, RequestRefused, ServerUnava
 from client.contract import Contract, read_contract
 from client.endpoint import Endpoint
 from client.errors import ClientError
+from client.shared_memory import SharedInputs, unregister
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
 from server.local import server_environment
 from server.ports import free_port
@@ -110,6 +114,12 @@ def test_every_way_to_the_server_gives_the_same_bytes(triton_url: str, connectio
             np.testing.assert_array_equal(embed(other), plain)
 
 
+def registered(connection: Connection) -> set[str]:
+    """The regions that the server knows."""
+    (status,) = connection.on_each(lambda client: client.get_system_shared_memory_status()).values()
+    return set(status.regions)
+
+
 def test_shared_memory_leaves_nothing_behind(triton_url: str) -> None:
     before = set(Path("/dev/shm").glob("psm_*"))
     with Connection(Endpoint(triton_url, shared_memory=True)) as connection:
@@ -117,17 +127,37 @@ def test_shared_memory_leaves_nothing_behind(triton_url: str) -> None:
             assert len(embed(connection, TILES[:tiles])) == tiles
         mine = set(Path("/dev/shm").glob("psm_*")) - before
         assert mine
-        status = connection.on_each(lambda client: client.get_system_shared_memory_status())[triton_url]
-        # The server may not have let go of an earlier connection's region yet.
-        assert len({region.name for region in mine} & set(status.regions)) == 1
+        assert len({region.name for region in mine} & registered(connection)) == 1
     assert not any(region.exists() for region in mine)
+    with Connection(Endpoint(triton_url)) as other:
+        assert not {region.name for region in mine} & registered(other)
 
 
 def test_a_region_that_the_server_lost_is_registered_again(triton_url: str) -> None:
     with Connection(Endpoint(triton_url, shared_memory=True, retry_for=5), in_flight=1) as connection:
         first = embed(connection)
-        connection.on_each(lambda client: client.unregister_system_shared_memory())
+        (region,) = registered(connection)
+        connection.on_each(lambda client: unregister(client, region, {}))
         np.testing.assert_array_equal(embed(connection), first)
+
+
+def test_a_region_in_use_is_let_go_of_with_the_answer(triton_url: str, contract: Contract) -> None:
+    tiles, client, answers = 4000, triton.InferenceServerClient(triton_url), queue.Queue[Any]()
+    inputs: dict[str, np.ndarray] = {
+        "EMBEDDINGS": np.zeros((tiles, contract.tile_encoder.embed_dim), np.float32),
+        "COORDS": np.zeros((tiles, 2), np.int64),
+    }
+    regions = SharedInputs()
+    tensors = regions.place(client, inputs, {})
+    (name,) = regions._all
+    client.async_infer("slide_encoder", tensors, lambda result, error: answers.put(error))
+    time.sleep(0.1)
+    with pytest.raises(InferenceServerException, match="in use"):
+        client.unregister_system_shared_memory(name)
+    assert answers.empty()
+    regions.close(client, {})
+    assert answers.get(timeout=60) is None
+    assert name not in client.get_system_shared_memory_status().regions
 
 
 def test_answers_come_in_order_and_requests_are_taken_one_by_one(connection: Connection) -> None:
