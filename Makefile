@@ -69,7 +69,7 @@ export: $(READY) $(SLIDE)  ## PyTorch to ONNX in model_repository/ [PRESET= WEIG
 
 .PHONY: engines check-engines
 engines: $(READY)  ## TensorRT engines of what is served, on this machine's GPU [TENSORRT=, the server's; its image is asked]
-	@version=$(TENSORRT); . ./.env; image=nvcr.io/nvidia/tritonserver:$$TRITON_VERSION-py3; \
+	@version=$(TENSORRT); image=nvcr.io/nvidia/tritonserver:$${TRITON_VERSION:-$$(. ./.env && echo $$TRITON_VERSION)}-py3; \
 	[ "$$version" ] || version=$$(docker run --rm --entrypoint dpkg-query $$image -W -f '$${Version}' 'libnvinfer1?' | cut -d- -f1) \
 	    || { echo "make: docker can't ask $$image for its TensorRT: name it, TENSORRT=..." >&2; exit 1; }; \
 	$(BIN)/python -m export engines --tensorrt "$$version"
