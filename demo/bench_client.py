@@ -34,7 +34,6 @@ from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slide import open_slide
 from demo.pyramid import write_pyramid
-from export.pipeline import export_preset
 from export.repository import copy_configs, served_version
 from server.local import run_triton
 
@@ -202,6 +201,8 @@ def exported(preset: str) -> Path:
     """A model repository with a preset's seeded weights, kept from one run to the next."""
     repository = BENCH / preset
     if not repository.exists() or served_version(repository) is None:
+        from export.pipeline import export_preset  # torch, which nothing else here needs
+
         copy_configs(ROOT / "model_repository", repository)
         with console.status(f"exporting {preset}"):
             export_preset(preset, repository=repository, slide=REAL)

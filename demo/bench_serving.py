@@ -150,7 +150,7 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
     ):
         contract = read_contract(connection)
         alone = bare_rate(repository, contract)
-        tiles, ensemble = (LOADS[kind](contract, 64) for kind in ("tiles", "ensemble"))
+        tiles, ensemble = (LOADS[kind](contract, PACE.chunk) for kind in ("tiles", "ensemble"))
 
         def read() -> None:
             assert (
@@ -158,8 +158,9 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
             )
 
         def send(load: Load) -> None:
-            requests = (load.inputs for _ in range(SLIDE_TILES // 64))
-            assert sum(1 for _ in connection.infer_in_order(load.model, requests, load.outputs))
+            requests = [load.inputs] * (SLIDE_TILES // PACE.chunk)
+            answers = connection.infer_in_order(load.model, requests, load.outputs)
+            assert sum(1 for _ in answers) == len(requests)
 
         def score() -> None:
             work = Work(fresh("stages"), connection.endpoint, contract, Recipe(tissue=False), PACE)
@@ -169,7 +170,7 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
         steps: dict[str, Callable[[], None]] = {
             "reading the slide": read,
             "tile encoder through Triton": lambda: send(tiles),
-            "ensemble through Triton, a slide of each 64 tiles": lambda: send(ensemble),
+            f"ensemble through Triton, a slide of each {PACE.chunk} tiles": lambda: send(ensemble),
             "`client score`: reading, encoding, slide encoder, writing": score,
         }
         score()
