@@ -58,7 +58,7 @@ bench-serve: $(SLIDE) $(TRITON)  ## tiles/s through Triton over those of a bare 
 	    for model in model_repository/*/; do install -D -m 644 $$model/config.pbtxt build/bench/serve/$$preset/$$(basename $$model)/config.pbtxt; done; \
 	    $(BIN)/python -m export --preset $$preset --repository build/bench/serve/$$preset; \
 	done
-	$(BIN)/python -m server.bench_serve build/bench/serve/demo build/bench/serve/gigapath-flash
+	$(BIN)/python -m benchmarks.triton_overhead build/bench/serve/demo build/bench/serve/gigapath-flash
 
 # --- export -----------------------------------------------------------------------
 .PHONY: export
@@ -79,11 +79,11 @@ check-engines: $(READY)  ## prove without a GPU that TensorRT takes the graphs (
 
 .PHONY: bench-export
 bench-export: $(READY) $(SLIDE)  ## all presets' exports, 100,000 tiles, fused attention: docs/benchmarks/export.md (30 minutes)
-	$(BIN)/python -m export.bench report
+	$(BIN)/python -m benchmarks.export report
 
 .PHONY: bench-gpu
 bench-gpu: $(READY)  ## the tile encoder on this machine's GPU, runtime by runtime: docs/benchmarks/gpu.md [PRESET=]
-	$(BIN)/python -m export.bench_gpu $(if $(PRESET),--preset $(PRESET))
+	$(BIN)/python -m benchmarks.gpu $(if $(PRESET),--preset $(PRESET))
 
 # --- training -----------------------------------------------------------------------
 .PHONY: demo-weights check-demo-weights
@@ -116,26 +116,26 @@ certificates:  ## certificates to try TLS with, in deploy/certs
 	deploy/certificates.sh
 
 bench-serving: $(SLIDE) $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
-	$(BIN)/python -m demo.bench_serving
+	$(BIN)/python -m benchmarks.serving
 
 .PHONY: bench-slide-encoder
 bench-slide-encoder: $(READY)  ## the slide encoder at 1k, 10k and 100k tiles on the CPU: docs/benchmarks/slide-encoder.md (30 minutes)
-	$(BIN)/python -m training.bench_slide_encoder report
+	$(BIN)/python -m benchmarks.slide_encoder report
 
 .PHONY: bench-reading
 bench-reading: $(SLIDE)  ## tiles a second and memory, against a loop over OpenSlide: docs/benchmarks/reading.md (5 minutes)
-	$(BIN)/python -m demo.bench_reading
+	$(BIN)/python -m benchmarks.reading
 
 .PHONY: bench-attribution
 bench-attribution: $(SLIDE) $(TRITON)  ## leave-one-out through the server against one PyTorch forward a mask: docs/benchmarks/
-	$(BIN)/python -m demo.bench_attribution
+	$(BIN)/python -m benchmarks.attribution
 
 .PHONY: bench-client
 bench-client: $(SLIDE) $(TRITON)  ## the client beside the bare encoder, its memory, 20 kills: docs/benchmarks/ (30 minutes)
-	$(BIN)/python -m demo.bench_client
+	$(BIN)/python -m benchmarks.client
 
 bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/benchmarks/soak.md
-	$(BIN)/python -m demo.soak
+	$(BIN)/python -m benchmarks.soak
 
 # --- checks ---------------------------------------------------------------------
 ROOMS := training export server client demo tests

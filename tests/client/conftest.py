@@ -15,6 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.pyramid import write_pyramid
 from client.cli import main
 from client.connection import Connection
 from client.contract import Contract, read_contract
@@ -22,7 +23,6 @@ from client.endpoint import Endpoint
 from client.reader import read_tiles
 from client.slide import open_slide
 from client.tiling import TilePlan, plan_tiles
-from demo.pyramid import write_pyramid
 
 
 class Outcome(NamedTuple):

@@ -23,7 +23,7 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from demo.pyramid import write_pyramid
+from benchmarks.pyramid import write_pyramid
 from server.local import run_triton
 
 Run = Callable[..., Any]

@@ -10,13 +10,13 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from benchmarks.pyramid import write_pyramid
 from client.errors import SlideError
 from client.reader import read_tiles
 from client.reader_choice import DIRECT, REFERENCE
 from client.slide import open_slide
 from client.tiling import plan_tiles
 from client.tissue import tissue_mask
-from demo.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 

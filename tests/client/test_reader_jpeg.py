@@ -16,11 +16,11 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
+from benchmarks.pyramid import write_pyramid
 from client import reader_jpeg
 from client.reader import resize
 from client.reader_choice import DIRECT, REFERENCE, TileReader
 from client.reader_openslide import OpenSlideReader
-from demo.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 

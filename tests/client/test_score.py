@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import tritonclient.grpc as triton
 
+from benchmarks.pyramid import write_pyramid
 from client.connection import Connection
 from client.contract import Contract
 from client.embedding import Pace
@@ -24,7 +25,6 @@ from client.ledger import Ledger
 from client.reader import read_tiles
 from client.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.store import Provenance, read_features, write_slide
-from demo.pyramid import write_pyramid
 from server.local import run_triton
 
 Array = npt.NDArray[Any]

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from benchmarks.pyramid import write_pyramid
 from client.errors import ClientError, MppError, SlideError
 from client.slide import on_white, open_slide
-from demo.pyramid import write_pyramid
 
 
 def test_the_real_slide(real_slide: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.pyramid import write_pyramid
 from client.errors import PlanError
 from client.reader import read_tiles
 from client.slide import open_slide
 from client.tiling import TilePlan, plan_tiles
 from client.tissue import TissueMask
-from demo.pyramid import write_pyramid
 
 TARGET = 0.5
 LEFT, RIGHT, TOP, BOTTOM = 30.0, 90.0, 40.0, 80.0  # microns from a tile's corner: the ruler's rectangle

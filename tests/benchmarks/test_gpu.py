@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.bench_gpu import all_ways, bench, matmul_peak, measure, operations_a_tile, page
+from benchmarks.gpu import all_ways, bench, matmul_peak, measure, operations_a_tile, page
 from training.build import build_models
 
 

@@ -23,13 +23,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.pyramid import write_pyramid
 from client.reader import read_tiles, resize
 from client.reader_choice import TileReader
 from client.reader_jpeg import stored_tiles
 from client.reader_openslide import OpenSlideReader
 from client.slide import Pixels, open_slide
 from client.tiling import TilePlan, plan_tiles
-from demo.pyramid import write_pyramid
 
 REAL = Path("build/CMU-1-Small-Region.svs")
 FOLDER = Path("build/bench")
@@ -196,7 +196,7 @@ def run(
     rounds: Annotated[int, typer.Option(help="Rounds; every round runs every method once, by turns.")] = 5,
     out: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("docs/benchmarks/reading.md"),
 ) -> None:
-    """Measure tile reading and write the tables, for example: python -m demo.bench_reading --rounds 3"""
+    """Measure tile reading and write the tables, for example: python -m benchmarks.reading --rounds 3"""
     measured = cases()
     keys = [(case, threads, method) for case in measured for threads in (1, 2) for method in METHODS]
     rates: dict[tuple[Case, int, str], list[float]] = {key: [] for key in keys}
@@ -271,7 +271,7 @@ def _opening(case: Case) -> float:
 
 def _peak(case: Case, count: int) -> float:
     """MiB; in a process of its own, for a peak never falls."""
-    code = "import sys; from demo.bench_reading import peak; peak(sys.argv[1], int(sys.argv[2]))"
+    code = "import sys; from benchmarks.reading import peak; peak(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(case.path), str(count)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

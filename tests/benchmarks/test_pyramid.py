@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from demo.pyramid import shrink, split_tables, take, write_pyramid
+from benchmarks.pyramid import shrink, split_tables, take, write_pyramid
 
 
 @pytest.fixture(scope="module")

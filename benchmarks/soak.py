@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 import typer
 
+from benchmarks.serving import MACHINE, bounded_queue, edited
 from client.benchmark.loads import tiles_load
 from client.connection import Array, Connection
 from client.contract import read_contract
 from client.endpoint import Endpoint
-from demo.bench_serving import MACHINE, bounded_queue, edited
 from server.local import RunningServer, run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

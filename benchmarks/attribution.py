@@ -19,8 +19,8 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.attribution_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
 from client.attribution.embedded import EmbeddedSlide
-from demo.bench_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
 from server.local import RunningServer, run_triton
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _in_pytorch(slide: EmbeddedSlide) -> tuple[ScoreOne, ScoreOne]:
     """One forward a mask: with plain attention, and with our encoder as it is."""
     import torch
 
-    from demo.plain_longnet import plain_attention
+    from benchmarks.plain_longnet import plain_attention
     from training.build import build_models
 
     model: SlideModel = build_models("demo").slide_model.eval()

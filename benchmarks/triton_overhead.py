@@ -214,7 +214,7 @@ def main(
 ) -> None:
     """Compare served tile encoders with bare ONNX Runtime sessions.
 
-    Example: python -m server.bench_serve build/bench/demo
+    Example: python -m benchmarks.triton_overhead build/bench/demo
     """
     try:
         comparisons = [

@@ -21,6 +21,7 @@ import typer
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.client import fresh, slide_of
 from client.benchmark import report
 from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS, Load
@@ -35,7 +36,6 @@ from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slide import open_slide
 from client.tiling import plan_tiles
-from demo.bench_client import fresh, slide_of
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

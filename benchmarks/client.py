@@ -24,6 +24,7 @@ import onnxruntime as ort
 import typer
 from rich.console import Console
 
+from benchmarks.pyramid import write_pyramid
 from client.connection import Connection
 from client.contract import Contract, read_contract
 from client.embedding import Pace
@@ -33,7 +34,6 @@ from client.process import Work, process_slide
 from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slide import open_slide
-from demo.pyramid import write_pyramid
 from export.repository import copy_configs, served_version
 from server.local import run_triton
 

@@ -83,7 +83,7 @@ def report(
     with TemporaryDirectory() as folder:
         for name, tiles in [("fused", n) for n in fused] + [("plain", plain_at)]:
             out = Path(folder) / f"{name}-{tiles}.pt"
-            command = [sys.executable, "-m", "training.bench_slide_encoder", "measure", str(tiles), str(out)]
+            command = [sys.executable, "-m", "benchmarks.slide_encoder", "measure", str(tiles), str(out)]
             with console.status(f"{name} attention, {tiles:,} tiles"):
                 done = subprocess.run(
                     command + ["--plain"] * (name == "plain"), check=True, stdout=subprocess.PIPE, text=True

@@ -135,7 +135,7 @@ def report(
     console = Console()
 
     def measure(*arguments: object) -> Row:
-        command = [sys.executable, "-m", "export.bench", *map(str, arguments)]
+        command = [sys.executable, "-m", "benchmarks.export", *map(str, arguments)]
         with console.status(" ".join(command[3:])):
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         row: Row = json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,1 @@
+"""Drivers that measure; each writes the page of its name in docs/benchmarks/."""
