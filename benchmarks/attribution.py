@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.attribution_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
-from client.attribution.embedded import EmbeddedSlide
+from client.attribution.model.embedded import EmbeddedSlide
 from server.local import RunningServer, run_triton
 
 if TYPE_CHECKING:

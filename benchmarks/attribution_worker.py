@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.attribution.attribute import Settings
-from client.attribution.embedded import EmbeddedSlide
 from client.attribution.explain import explain
-from client.attribution.served import ServedForward
+from client.attribution.model.embedded import EmbeddedSlide
+from client.attribution.model.served import ServedForward
 from client.connection import Connection
 from client.contract import read_contract
 from client.endpoint import Endpoint

@@ -10,10 +10,10 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from client.attribution.game import Game
-from client.attribution.scorer import Float32, Float64, Int64, Mask, bank_draws
-from client.attribution.subject import Subject
-from client.attribution.target import Target
+from client.attribution.methods.game import Game
+from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, bank_draws
+from client.attribution.methods.target import Target
+from client.attribution.model.masked_slide import Subject
 from client.errors import ClientError
 
 Change = Literal["remove", "keep", "replace"]

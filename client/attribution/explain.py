@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 
 from client.attribution.attribute import Settings, attribute, planned_masks
-from client.attribution.embedded import EmbeddedSlide
-from client.attribution.memo import Memo
+from client.attribution.methods.result import Attribution
+from client.attribution.methods.scorer import Forward
+from client.attribution.methods.target import HeadKind, Score, Target
+from client.attribution.model.cache import Memo
+from client.attribution.model.embedded import EmbeddedSlide
+from client.attribution.model.masked_slide import Subject
 from client.attribution.reliability import Reliability, assess, planned_checks
-from client.attribution.result import Attribution
-from client.attribution.scorer import Forward
-from client.attribution.subject import Subject
-from client.attribution.target import HeadKind, Score, Target
 from client.contract import Contract
 from client.errors import ClientError
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.attribution.curves import spearman
-from client.attribution.scorer import Float32, Float64
-from client.attribution.subject import Subject
-from client.attribution.target import Target
+from client.attribution.methods.scorer import Float32, Float64
+from client.attribution.methods.target import Target
+from client.attribution.model.masked_slide import Subject
 from client.errors import ClientError
 
 Pixels = NDArray[np.uint8]

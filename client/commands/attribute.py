@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from client.attribution.attribute import Method, Occluder, Settings
-from client.attribution.embedded import read_bank, read_embedded
 from client.attribution.explain import Explanation, Pace, explain
-from client.attribution.memo import Memo
-from client.attribution.served import ServedForward, served_tile_encoder
-from client.attribution.target import Score
+from client.attribution.methods.target import Score
+from client.attribution.model.cache import Memo
+from client.attribution.model.embedded import read_bank, read_embedded
+from client.attribution.model.served import ServedForward, served_tile_encoder
 from client.attribution.tile import Encode, Fill
 from client.commands import options
 from client.commands.score import progress_bar
@@ -201,8 +201,8 @@ def _write(
     explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None
 ) -> list[Path]:
     # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
-    from client.attribution.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
-    from client.attribution.pictures import canvas_for, write_map, write_strongest
+    from client.attribution.render.figures import canvas_for, write_map, write_strongest
+    from client.attribution.render.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 
     stem = _stem(explanation)
     suffix = ".geojson" if len(explanation.slide.coords) <= PLAIN_GEOJSON_TILES else ".geojson.gz"
@@ -226,7 +226,7 @@ def _tile_maps(
     fill: Fill,
 ) -> list[Path]:
     """Look inside the `count` tiles of the largest absolute value."""
-    from client.attribution.pictures import write_tile_map
+    from client.attribution.render.figures import write_tile_map
 
     values = explanation.attribution.values[:, explanation.focus]
     written = []

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from client.attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
-from client.attribution.embedded import EmbeddedSlide, read_bank, read_embedded
 from client.attribution.explain import choose_target
-from client.attribution.memo import Memo
-from client.attribution.scorer import Mask
-from client.attribution.served import ServedForward
-from client.attribution.subject import Subject
-from client.attribution.target import Score
+from client.attribution.methods.scorer import Mask
+from client.attribution.methods.target import Score
+from client.attribution.model.cache import Memo
+from client.attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
+from client.attribution.model.masked_slide import Subject
+from client.attribution.model.served import ServedForward
 from client.commands import options
 from client.connection import Connection
 from client.contract import check_same, read_contract

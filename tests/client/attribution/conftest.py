@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from client.attribution.game import Game
-from client.attribution.scorer import Float64, Int64, Mask, Scores
-from client.attribution.target import Target
+from client.attribution.methods.game import Game
+from client.attribution.methods.scorer import Float64, Int64, Mask, Scores
+from client.attribution.methods.target import Target
 from client.contract import (
     Contract,
     HeadContract,

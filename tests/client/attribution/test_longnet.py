@@ -10,11 +10,11 @@ import torch
 
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import spearman
-from client.attribution.game import Game
-from client.attribution.occlusion import occlusion
-from client.attribution.scorer import Float32, Int64, Mask, Scores, concatenate, drop, in_place
-from client.attribution.subject import Subject
-from client.attribution.target import Target
+from client.attribution.methods.game import Game
+from client.attribution.methods.occlusion import occlusion
+from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate, drop, in_place
+from client.attribution.methods.target import Target
+from client.attribution.model.masked_slide import Subject
 from training.build import build_models
 from training.slide_model import SlideModel
 

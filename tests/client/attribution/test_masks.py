@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from client.attribution.attribute import Settings, attribute, scorer_for
-from client.attribution.game import Game
-from client.attribution.memo import Memo
-from client.attribution.scorer import Float32, Int64, Mask, Scores, medoid
-from client.attribution.subject import Subject
-from client.attribution.target import Target
+from client.attribution.methods.game import Game
+from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, medoid
+from client.attribution.methods.target import Target
+from client.attribution.model.cache import Memo
+from client.attribution.model.masked_slide import Subject
 from client.errors import ClientError
 
 

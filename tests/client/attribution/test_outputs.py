@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.attribution.attribute import Settings
-from client.attribution.embedded import EmbeddedSlide, read_embedded
 from client.attribution.explain import Explanation, Pace, explain
-from client.attribution.outputs import write_arrays, write_geojson
-from client.attribution.overlay import COLOURS, FAINT, OPACITY, Canvas, colour_limit, draw_map, faded_grey
-from client.attribution.pictures import canvas_for, write_map, write_strongest
-from client.attribution.scorer import Float32, Float64, Int64, Mask, Scores
-from client.attribution.sheets import strongest
+from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, Scores
+from client.attribution.model.embedded import EmbeddedSlide, read_embedded
+from client.attribution.render.contact_sheet import strongest
+from client.attribution.render.figures import canvas_for, write_map, write_strongest
+from client.attribution.render.outputs import write_arrays, write_geojson
+from client.attribution.render.overlay import (
+    COLOURS,
+    FAINT,
+    OPACITY,
+    Canvas,
+    colour_limit,
+    draw_map,
+    faded_grey,
+)
 from client.contract import Contract, ContractError
 from client.errors import ClientError
 from client.slide import open_slide

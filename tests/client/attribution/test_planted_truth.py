@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from client.attribution.game import Game
-from client.attribution.occlusion import keep_one, occlusion
-from client.attribution.partition_shap import partition_shap
-from client.attribution.result import Attribution
-from client.attribution.scorer import Float64, Int64, Mask
-from client.attribution.shapley import shapley_sampling
+from client.attribution.methods.game import Game
+from client.attribution.methods.occlusion import keep_one, occlusion
+from client.attribution.methods.partition_shap import partition_shap
+from client.attribution.methods.result import Attribution
+from client.attribution.methods.scorer import Float64, Int64, Mask
+from client.attribution.methods.shapley import shapley_sampling
 
 ALL = 10**9
 Rule = Callable[[Mask], Float64]

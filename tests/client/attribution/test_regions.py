@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from client.attribution.regions import (
+from client.attribution.methods.regions import (
     centres,
     coarse_regions,
     grid_cells,
     quadtree,
     sliding_windows,
 )
-from client.attribution.scorer import Int64
+from client.attribution.methods.scorer import Int64
 from client.errors import ClientError
 
 Square = Callable[[int], Int64]

@@ -9,12 +9,12 @@ import pytest
 
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import area, curves, descending, random_orders, spearman
-from client.attribution.game import Game
-from client.attribution.regions import coarse_regions
+from client.attribution.methods.game import Game
+from client.attribution.methods.regions import coarse_regions
+from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, Scores
+from client.attribution.methods.target import Target
+from client.attribution.model.masked_slide import Subject
 from client.attribution.reliability import Reliability, assess, redundancy_index
-from client.attribution.scorer import Float32, Float64, Int64, Mask, Scores
-from client.attribution.subject import Subject
-from client.attribution.target import Target
 
 Square = Callable[[int], Int64]
 TUMOUR = np.isin(np.arange(144), [13, 14, 25, 26, 27, 40])

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.attribution.embedded import EmbeddedSlide, read_embedded
 from client.attribution.explain import explain
-from client.attribution.served import ServedForward
+from client.attribution.model.embedded import EmbeddedSlide, read_embedded
+from client.attribution.model.served import ServedForward
 from client.connection import Connection
 from client.contract import Contract, ContractError
 from training.build import build_models

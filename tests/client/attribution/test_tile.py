@@ -10,11 +10,11 @@ import shapely
 from numpy.typing import NDArray
 
 from client.attribution.counterfactual import counterfactual, tiles_inside
-from client.attribution.crops import glass_colour, read_crops
-from client.attribution.scorer import Float32, Int64, Mask, Scores
-from client.attribution.sheets import ENLARGED, draw_tile_map
-from client.attribution.subject import Subject
-from client.attribution.target import Target
+from client.attribution.methods.scorer import Float32, Int64, Mask, Scores
+from client.attribution.methods.target import Target
+from client.attribution.model.masked_slide import Subject
+from client.attribution.render.contact_sheet import ENLARGED, draw_tile_map
+from client.attribution.render.tiles import glass_colour, read_crops
 from client.attribution.tile import embedding_score, slide_score, tile_occlusion
 from client.contract import Contract
 from client.errors import ClientError

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from client.attribution.overlay import (
+from client.attribution.methods.scorer import Float64, Int64
+from client.attribution.render.overlay import (
     COLOURS,
     HATCH_GREY,
     OPACITY,
@@ -17,7 +18,6 @@ from client.attribution.overlay import (
     faded_grey,
     hatching,
 )
-from client.attribution.scorer import Float64, Int64
 from client.attribution.tile import PATCH_PX, TileMap
 from client.files import atomic_path
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from client.attribution.scorer import Float32, Int64, Mask, Scores, concatenate
+from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate
 from client.connection import Array, Connection
 from client.contract import Contract, ContractError
 

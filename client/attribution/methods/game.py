@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from client.attribution.scorer import Float64, Int64, Mask, Scorer
-from client.attribution.target import Target
+from client.attribution.methods.scorer import Float64, Int64, Mask, Scorer
+from client.attribution.methods.target import Target
 from client.errors import ClientError
 
 

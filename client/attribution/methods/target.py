@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from client.attribution.scorer import Float32, Float64, Scores
+from client.attribution.methods.scorer import Float32, Float64, Scores
 from client.errors import ClientError
 
 Score = Literal["log_odds", "probability", "logit", "embedding"]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from client.attribution.game import Game
-from client.attribution.result import Attribution
-from client.attribution.scorer import Float64, Int64, Mask
+from client.attribution.methods.game import Game
+from client.attribution.methods.result import Attribution
+from client.attribution.methods.scorer import Float64, Int64, Mask
 from client.errors import ClientError
 
 

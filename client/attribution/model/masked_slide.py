@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.attribution import scorer as occluders
-from client.attribution.memo import Memo, MemoScorer, identify
-from client.attribution.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
+from client.attribution.methods import scorer as occluders
+from client.attribution.methods.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
+from client.attribution.model.cache import Memo, MemoScorer, identify
 from client.errors import ClientError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from client.attribution.scorer import Float32, Int64
+from client.attribution.methods.scorer import Float32, Int64
 from client.contract import Contract, ContractError
 from client.errors import ClientError
 from client.store import read_features

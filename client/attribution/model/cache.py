@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.attribution.scorer import Float32, Int64, Mask, Scorer, Scores
+from client.attribution.methods.scorer import Float32, Int64, Mask, Scorer, Scores
 from client.errors import ClientError
 
 Key = bytes

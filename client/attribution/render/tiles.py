@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from client.attribution.scorer import Int64
+from client.attribution.methods.scorer import Int64
 from client.contract import Contract
 from client.errors import SlideError
 from client.reader import read_tiles

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from client.attribution.explain import Explanation, provenance
-from client.attribution.result import Attribution
-from client.attribution.scorer import Float64
+from client.attribution.methods.result import Attribution
+from client.attribution.methods.scorer import Float64
 from client.errors import ClientError
 from client.geojson import tile_features, write_features
 from client.store import new_file

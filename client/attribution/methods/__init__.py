@@ -1,0 +1,1 @@
+"""Attribution methods: masks in, scores back, one value per tile."""

@@ -1,0 +1,1 @@
+"""The served model as a function of which tiles are kept."""
