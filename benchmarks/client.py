@@ -33,7 +33,7 @@ from client.ledger import bottleneck
 from client.process import Work, process_slide
 from client.records import OK
 from client.score import Recipe, SlideSource
-from client.slide import open_slide
+from client.slides.slide import open_slide
 from export.repository import copy_configs, served_version
 from server.local import run_triton
 

@@ -28,8 +28,8 @@ from client.reader import read_tiles, resize
 from client.reader_choice import TileReader
 from client.reader_jpeg import stored_tiles
 from client.reader_openslide import OpenSlideReader
-from client.slide import Pixels, open_slide
-from client.tiling import TilePlan, plan_tiles
+from client.slides.slide import Pixels, open_slide
+from client.slides.tiling import TilePlan, plan_tiles
 
 REAL = Path("build/CMU-1-Small-Region.svs")
 FOLDER = Path("build/bench")

@@ -34,8 +34,8 @@ from client.process import Work, process_slide
 from client.reader import read_tiles
 from client.records import OK
 from client.score import Recipe, SlideSource
-from client.slide import open_slide
-from client.tiling import plan_tiles
+from client.slides.slide import open_slide
+from client.slides.tiling import plan_tiles
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

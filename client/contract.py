@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.connection import Connection
 from client.errors import ClientError
-from client.tiling import TilePlan
+from client.slides.tiling import TilePlan
 
 SCHEMA = 1
 MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")

@@ -19,7 +19,7 @@ from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.manifest import read_work_list
 from client.score import SlideSource
-from client.slide import open_slide
+from client.slides.slide import open_slide
 
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PACKAGES = (

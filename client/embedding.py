@@ -15,7 +15,7 @@ from client.contract import Contract
 from client.ledger import Ledger
 from client.partial import Partial
 from client.reader import TileBatch, read_tiles
-from client.tiling import TilePlan
+from client.slides.tiling import TilePlan
 
 Progress = Callable[[int, int], None]
 """Called with how many tiles are done, of how many."""

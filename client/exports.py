@@ -12,8 +12,8 @@ import numpy as np
 
 from client.errors import ClientError
 from client.files import atomic_path
-from client.geojson import tile_features, write_features
 from client.layout import Layout
+from client.slides.geojson import tile_features, write_features
 from client.store import StoredFeatures, new_file, read_features
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import ClientError
-from client.mpp import PLAUSIBLE
 from client.score import SlideSource
+from client.slides.mpp import PLAUSIBLE
 
 # TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva call them so; compared without case.
 ID_NAMES = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")

@@ -9,7 +9,7 @@ import numpy as np
 
 from client.files import atomic_path
 from client.score import ScoredSlide
-from client.slide import Pixels
+from client.slides.slide import Pixels
 
 _VALID, _INVALID = (20, 110, 60), (200, 30, 30)
 

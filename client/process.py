@@ -15,8 +15,6 @@ from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.exports import export
 from client.files import OutputError
-from client.geojson import tissue_features
-from client.geojson import write_features as write_geojson
 from client.layout import Layout
 from client.ledger import Ledger
 from client.partial import Partial
@@ -31,8 +29,10 @@ from client.records import (
     write_record,
 )
 from client.score import Recipe, ScoredSlide, SlideSource, score_slide
+from client.slides.geojson import tissue_features
+from client.slides.geojson import write_features as write_geojson
+from client.slides.tiling import TilePlan
 from client.store import Provenance, write_features, write_patches, write_slide_features
-from client.tiling import TilePlan
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from client.reader_choice import TileReader
-from client.slide import Pixels
-from client.tiling import TilePlan
+from client.slides.slide import Pixels
+from client.slides.tiling import TilePlan
 
 STEP = 16  # tiles a thread takes at once: a small slide keeps all threads busy too
 

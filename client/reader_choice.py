@@ -10,8 +10,8 @@ import numpy as np
 
 from client.reader_jpeg import JpegReader, NotDirect, StoredTiles, stored_tiles
 from client.reader_openslide import OpenSlideReader
-from client.slide import Pixels
-from client.tiling import TilePlan
+from client.slides.slide import Pixels
+from client.slides.tiling import TilePlan
 
 log = logging.getLogger(__name__)
 

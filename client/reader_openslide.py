@@ -8,8 +8,8 @@ import numpy as np
 import openslide
 
 from client.errors import SlideError
-from client.slide import Pixels, open_handle, read_region
-from client.tiling import TilePlan
+from client.slides.slide import Pixels, open_handle, read_region
+from client.slides.tiling import TilePlan
 
 
 class OpenSlideReader:

@@ -17,9 +17,9 @@ from client.embedding import Pace, Progress, embed_tiles
 from client.errors import SlideError
 from client.ledger import Ledger
 from client.partial import Partial
-from client.slide import Pixels, Slide, open_slide
-from client.tiling import TilePlan, plan_tiles
-from client.tissue import TissueMask, mask_from_file, tissue_mask
+from client.slides.slide import Pixels, Slide, open_slide
+from client.slides.tiling import TilePlan, plan_tiles
+from client.slides.tissue import TissueMask, mask_from_file, tissue_mask
 
 THUMBNAIL_PX = 1024
 

@@ -21,7 +21,7 @@ from client.contract import Contract
 from client.errors import ClientError
 from client.files import atomic_path
 from client.score import ScoredSlide
-from client.tiling import TilePlan
+from client.slides.tiling import TilePlan
 
 _CHUNK_ROWS = 256
 _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of ours computes with them

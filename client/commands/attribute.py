@@ -26,14 +26,14 @@ from client.commands import options
 from client.commands.score import progress_bar
 from client.connection import Connection
 from client.contract import Contract, check_same, read_contract
-from client.digest import slide_sha256
 from client.embedding import Pace as ScorePace
 from client.endpoint import Endpoint
 from client.files import output_errors
 from client.ledger import Ledger
 from client.records import recipe_hash
 from client.score import Recipe, SlideSource, score_slide
-from client.slide import Slide, open_slide
+from client.slides.fingerprint import slide_sha256
+from client.slides.slide import Slide, open_slide
 from client.store import Provenance, read_features, write_slide
 
 TileScore = Literal["slide", "embedding"]

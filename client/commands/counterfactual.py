@@ -25,8 +25,8 @@ from client.connection import Connection
 from client.contract import check_same, read_contract
 from client.endpoint import Endpoint
 from client.files import output_errors, write_text
-from client.geojson import read_annotations
-from client.slide import open_slide
+from client.slides.geojson import read_annotations
+from client.slides.slide import open_slide
 
 
 @options.shares(endpoint=options.endpoint)

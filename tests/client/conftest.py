@@ -21,8 +21,8 @@ from client.connection import Connection
 from client.contract import Contract, read_contract
 from client.endpoint import Endpoint
 from client.reader import read_tiles
-from client.slide import open_slide
-from client.tiling import TilePlan, plan_tiles
+from client.slides.slide import open_slide
+from client.slides.tiling import TilePlan, plan_tiles
 
 
 class Outcome(NamedTuple):

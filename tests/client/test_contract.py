@@ -11,8 +11,8 @@ import pytest
 
 from client.connection import Connection
 from client.contract import Contract, ContractError, HeadContract, check_same
-from client.slide import open_slide
-from client.tiling import plan_tiles
+from client.slides.slide import open_slide
+from client.slides.tiling import plan_tiles
 
 
 def changed(contract: Contract, **parts: object) -> str:

@@ -128,7 +128,7 @@ def test_ctrl_c_ends_a_run_at_once(tmp_path: Path, picture: Pixels) -> None:
     path = write_pyramid(tmp_path / "a.tif", picture[:1024, :1024], size=(40_960, 40_960))
     script = (
         "import sys\nfrom pathlib import Path\nfrom client.reader import read_tiles\n"
-        "from client.slide import open_slide\nfrom client.tiling import plan_tiles\n"
+        "from client.slides.slide import open_slide\nfrom client.slides.tiling import plan_tiles\n"
         "with open_slide(Path(sys.argv[1])) as slide:\n    tiles = plan_tiles(slide, None)\n"
         "for batch in read_tiles(tiles, workers=3):\n    print(batch.start, flush=True)\n"
     )

@@ -14,9 +14,9 @@ from benchmarks.pyramid import write_pyramid
 from client.errors import SlideError
 from client.reader import read_tiles
 from client.reader_choice import DIRECT, REFERENCE
-from client.slide import open_slide
-from client.tiling import plan_tiles
-from client.tissue import tissue_mask
+from client.slides.slide import open_slide
+from client.slides.tiling import plan_tiles
+from client.slides.tissue import tissue_mask
 
 Pixels = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from client.attribution.render.overlay import Canvas, colour_limit, draw_map, sa
 from client.attribution.render.tiles import glass_colour, read_crops
 from client.attribution.tile import Encode, Fill, embedding_score, slide_score, tile_occlusion
 from client.files import atomic_path
-from client.slide import Slide
+from client.slides.slide import Slide
 
 LONGEST_PX = 1200
 

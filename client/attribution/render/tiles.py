@@ -11,8 +11,8 @@ from client.attribution.methods.scorer import Int64
 from client.contract import Contract
 from client.errors import SlideError
 from client.reader import read_tiles
-from client.slide import Slide
-from client.tiling import plan_tiles
+from client.slides.slide import Slide
+from client.slides.tiling import plan_tiles
 
 
 def read_crops(

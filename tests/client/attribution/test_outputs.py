@@ -32,7 +32,7 @@ from client.attribution.render.overlay import (
 )
 from client.contract import Contract, ContractError
 from client.errors import ClientError
-from client.slide import open_slide
+from client.slides.slide import open_slide
 
 TILE = (257, 257)
 

@@ -19,8 +19,8 @@ from client.attribution.tile import embedding_score, slide_score, tile_occlusion
 from client.contract import Contract
 from client.errors import ClientError
 from client.reader import read_tiles
-from client.slide import open_slide
-from client.tiling import plan_tiles
+from client.slides.slide import open_slide
+from client.slides.tiling import plan_tiles
 
 Pixels = NDArray[np.uint8]
 TARGET = Target(("tumour", "normal"))

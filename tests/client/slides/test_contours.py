@@ -8,7 +8,7 @@ import pytest
 import shapely
 from shapely.geometry import MultiPolygon, Polygon, box
 
-from client.contours import mask_contours, rasterise
+from client.slides.contours import mask_contours, rasterise
 
 
 def test_outline_runs_along_the_pixels_border() -> None:

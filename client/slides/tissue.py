@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 from shapely.geometry import Polygon
 
-from client.contours import Mask, mask_contours, rasterise
 from client.errors import MaskError
-from client.geojson import is_geojson, read_annotations
-from client.slide import Pixels, Slide
+from client.slides.contours import Mask, mask_contours, rasterise
+from client.slides.geojson import is_geojson, read_annotations
+from client.slides.slide import Pixels, Slide
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def mask_from_file(path: Path, slide: Slide) -> TissueMask:
     """Take tissue from GeoJSON annotations (.geojson, .json, either .gz) or from a mask image.
 
     Raises:
-        MaskError: see `mask_from_image` and `client.geojson.read_annotations`.
+        MaskError: see `mask_from_image` and `client.slides.geojson.read_annotations`.
     """
     return mask_from_annotations(path, slide) if is_geojson(path) else mask_from_image(path, slide)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pyramid import write_pyramid
 from client.errors import ClientError, MppError, SlideError
-from client.slide import on_white, open_slide
+from client.slides.slide import on_white, open_slide
 
 
 def test_the_real_slide(real_slide: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from shapely.geometry import box, shape
 
 from client.errors import MaskError
-from client.geojson import is_geojson, read_annotations, tile_features, tissue_features, write_features
+from client.slides.geojson import is_geojson, read_annotations, tile_features, tissue_features, write_features
 
 
 def polygon(*corners: tuple[float, float], name: str | None = None) -> dict[str, object]:

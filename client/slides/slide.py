@@ -16,7 +16,7 @@ import openslide
 import tifffile
 
 from client.errors import MppError, SlideError
-from client.mpp import Mpp, Properties, find_mpp, objective_power
+from client.slides.mpp import Mpp, Properties, find_mpp, objective_power
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from client.errors import MppError
-from client.mpp import Mpp, find_mpp
+from client.slides.mpp import Mpp, find_mpp
 
 OPENSLIDE = {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}
 APERIO = {"aperio.MPP": "0.4990"}

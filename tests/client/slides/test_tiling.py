@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from benchmarks.pyramid import write_pyramid
 from client.errors import PlanError
 from client.reader import read_tiles
-from client.slide import open_slide
-from client.tiling import TilePlan, plan_tiles
-from client.tissue import TissueMask
+from client.slides.slide import open_slide
+from client.slides.tiling import TilePlan, plan_tiles
+from client.slides.tissue import TissueMask
 
 TARGET = 0.5
 LEFT, RIGHT, TOP, BOTTOM = 30.0, 90.0, 40.0, 80.0  # microns from a tile's corner: the ruler's rectangle

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.contours import Mask
 from client.errors import PlanError
-from client.slide import Slide
-from client.tissue import TissueMask
+from client.slides.contours import Mask
+from client.slides.slide import Slide
+from client.slides.tissue import TissueMask
 
 Coords = npt.NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.errors import MaskError
-from client.slide import open_slide
-from client.tissue import (
+from client.slides.slide import open_slide
+from client.slides.tissue import (
     TissueMask,
     mask_from_annotations,
     mask_from_file,

@@ -1,0 +1,1 @@
+"""Slide files, their scale, tissue and tiles."""
