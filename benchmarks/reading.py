@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.pyramid import write_pyramid
-from client.reader import read_tiles, resize
-from client.reader_choice import TileReader
-from client.reader_jpeg import stored_tiles
-from client.reader_openslide import OpenSlideReader
+from client.reading.jpeg_reader import stored_tiles
+from client.reading.openslide_reader import OpenSlideReader
+from client.reading.stream import read_tiles, resize
+from client.reading.tile_reader import TileReader
 from client.slides.slide import Pixels, open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 

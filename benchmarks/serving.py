@@ -31,7 +31,7 @@ from client.contract import Contract, read_contract
 from client.embedding import Pace
 from client.endpoint import Endpoint
 from client.process import Work, process_slide
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slides.slide import open_slide

@@ -14,7 +14,7 @@ from client.connection import Connection, ServerTime
 from client.contract import Contract
 from client.ledger import Ledger
 from client.partial import Partial
-from client.reader import TileBatch, read_tiles
+from client.reading.stream import TileBatch, read_tiles
 from client.slides.tiling import TilePlan
 
 Progress = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from client.cli import main
 from client.connection import Connection
 from client.contract import Contract, read_contract
 from client.endpoint import Endpoint
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 

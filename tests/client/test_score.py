@@ -22,7 +22,7 @@ from client.contract import Contract
 from client.embedding import Pace
 from client.endpoint import Endpoint
 from client.ledger import Ledger
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.store import Provenance, read_features, write_slide
 from server.local import run_triton

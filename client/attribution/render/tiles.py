@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from client.attribution.methods.scorer import Int64
 from client.contract import Contract
 from client.errors import SlideError
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.slides.slide import Slide
 from client.slides.tiling import plan_tiles
 

@@ -18,7 +18,7 @@ from client.attribution.render.tiles import glass_colour, read_crops
 from client.attribution.tile import embedding_score, slide_score, tile_occlusion
 from client.contract import Contract
 from client.errors import ClientError
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pyramid import write_pyramid
 from client.errors import PlanError
-from client.reader import read_tiles
+from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from client.slides.tissue import TissueMask

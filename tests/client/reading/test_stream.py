@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks.pyramid import write_pyramid
 from client.errors import SlideError
-from client.reader import TileBatch, read_tiles
-from client.reader_choice import DIRECT
+from client.reading.stream import TileBatch, read_tiles
+from client.reading.tile_reader import DIRECT
 
 Pixels = NDArray[np.uint8]
 
@@ -127,7 +127,7 @@ def test_an_error_in_the_loop_stops_threads(real_slide: Path, reading: SimpleNam
 def test_ctrl_c_ends_a_run_at_once(tmp_path: Path, picture: Pixels) -> None:
     path = write_pyramid(tmp_path / "a.tif", picture[:1024, :1024], size=(40_960, 40_960))
     script = (
-        "import sys\nfrom pathlib import Path\nfrom client.reader import read_tiles\n"
+        "import sys\nfrom pathlib import Path\nfrom client.reading.stream import read_tiles\n"
         "from client.slides.slide import open_slide\nfrom client.slides.tiling import plan_tiles\n"
         "with open_slide(Path(sys.argv[1])) as slide:\n    tiles = plan_tiles(slide, None)\n"
         "for batch in read_tiles(tiles, workers=3):\n    print(batch.start, flush=True)\n"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from client.reader_choice import TileReader
+from client.reading.tile_reader import TileReader
 from client.slides.slide import Pixels
 from client.slides.tiling import TilePlan
 

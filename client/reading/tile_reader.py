@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from client.reader_jpeg import JpegReader, NotDirect, StoredTiles, stored_tiles
-from client.reader_openslide import OpenSlideReader
+from client.reading.jpeg_reader import JpegReader, NotDirect, StoredTiles, stored_tiles
+from client.reading.openslide_reader import OpenSlideReader
 from client.slides.slide import Pixels
 from client.slides.tiling import TilePlan
 

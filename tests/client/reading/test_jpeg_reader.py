@@ -17,10 +17,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from benchmarks.pyramid import write_pyramid
-from client import reader_jpeg
-from client.reader import resize
-from client.reader_choice import DIRECT, REFERENCE, TileReader
-from client.reader_openslide import OpenSlideReader
+from client.reading import jpeg_reader as reader_jpeg
+from client.reading.openslide_reader import OpenSlideReader
+from client.reading.stream import resize
+from client.reading.tile_reader import DIRECT, REFERENCE, TileReader
 
 Pixels = NDArray[np.uint8]
 

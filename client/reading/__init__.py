@@ -1,0 +1,1 @@
+"""Tile pixels, decoded in parallel and in order."""
