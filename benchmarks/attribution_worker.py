@@ -14,9 +14,9 @@ from client.attribution.attribute import Settings
 from client.attribution.explain import explain
 from client.attribution.model.embedded import EmbeddedSlide
 from client.attribution.model.served import ServedForward
-from client.connection import Connection
-from client.contract import read_contract
-from client.endpoint import Endpoint
+from client.triton.connection import Connection
+from client.triton.contract import read_contract
+from client.triton.endpoint import Endpoint
 
 Mask = NDArray[np.bool_]
 MASKS_A_CALL = 64

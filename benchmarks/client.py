@@ -25,15 +25,15 @@ import typer
 from rich.console import Console
 
 from benchmarks.pyramid import write_pyramid
-from client.connection import Connection
-from client.contract import Contract, read_contract
 from client.embedding import Pace
-from client.endpoint import Endpoint
 from client.ledger import bottleneck
 from client.process import Work, process_slide
 from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slides.slide import open_slide
+from client.triton.connection import Connection
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
 from export.repository import copy_configs, served_version
 from server.local import run_triton
 

@@ -26,16 +26,16 @@ from client.benchmark import report
 from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS, Load
 from client.benchmark.measure import Point, sweep
-from client.connection import Connection
-from client.contract import Contract, read_contract
 from client.embedding import Pace
-from client.endpoint import Endpoint
 from client.process import Work, process_slide
 from client.reading.stream import read_tiles
 from client.records import OK
 from client.score import Recipe, SlideSource
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
+from client.triton.connection import Connection
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,9 +23,9 @@ import typer
 
 from benchmarks.serving import MACHINE, bounded_queue, edited
 from client.benchmark.loads import tiles_load
-from client.connection import Array, Connection
-from client.contract import read_contract
-from client.endpoint import Endpoint
+from client.triton.connection import Array, Connection
+from client.triton.contract import read_contract
+from client.triton.endpoint import Endpoint
 from server.local import RunningServer, run_triton
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def main(
 ) -> None:
     """Hold a local Triton under an overload and write down what it did."""
     in_flight, chunk = 8, 2
-    stop, refusals, logger = threading.Event(), Refusals(), logging.getLogger("client.connection")
+    stop, refusals, logger = threading.Event(), Refusals(), logging.getLogger("client.triton.connection")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(refusals)

@@ -13,13 +13,13 @@ from pathlib import Path
 import openslide
 
 from client import __version__
-from client.connection import Connection
-from client.contract import MODELS, Contract, read_contract
-from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.manifest import read_work_list
 from client.score import SlideSource
 from client.slides.slide import open_slide
+from client.triton.connection import Connection
+from client.triton.contract import MODELS, Contract, read_contract
+from client.triton.endpoint import Endpoint
 
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PACKAGES = (

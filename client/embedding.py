@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.connection import Connection, ServerTime
-from client.contract import Contract
 from client.ledger import Ledger
 from client.partial import Partial
 from client.reading.stream import TileBatch, read_tiles
 from client.slides.tiling import TilePlan
+from client.triton.connection import Connection, ServerTime
+from client.triton.contract import Contract
 
 Progress = Callable[[int, int], None]
 """Called with how many tiles are done, of how many."""

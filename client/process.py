@@ -8,10 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.connection import Cancelled, Connection
-from client.contract import Contract, check_same
 from client.embedding import Pace, Progress, chunk_size
-from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.exports import export
 from client.files import OutputError
@@ -33,6 +30,9 @@ from client.slides.geojson import tissue_features
 from client.slides.geojson import write_features as write_geojson
 from client.slides.tiling import TilePlan
 from client.store import Provenance, write_features, write_patches, write_slide_features
+from client.triton.connection import Cancelled, Connection
+from client.triton.contract import Contract, check_same
+from client.triton.endpoint import Endpoint
 
 
 @dataclass(frozen=True)

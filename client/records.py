@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from client import __version__
-from client.contract import Contract
 from client.errors import ClientError
 from client.files import write_text
 from client.ledger import Ledger
 from client.score import Recipe, ScoredSlide, SlideSource
 from client.slides.fingerprint import slide_sha256, slide_stamp
+from client.triton.contract import Contract
 
 OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
-from client.connection import Array, Connection
-from client.contract import Contract
 from client.embedding import Pace, Progress, embed_tiles
 from client.errors import SlideError
 from client.ledger import Ledger
@@ -20,6 +18,8 @@ from client.partial import Partial
 from client.slides.slide import Pixels, Slide, open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from client.slides.tissue import TissueMask, mask_from_file, tissue_mask
+from client.triton.connection import Array, Connection
+from client.triton.contract import Contract
 
 THUMBNAIL_PX = 1024
 

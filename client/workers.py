@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from client.connection import Cancelled, Connection
 from client.embedding import Progress
-from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.process import Work, process_slide
 from client.records import FAILED, SlideRecord
 from client.score import SlideSource
+from client.triton.connection import Cancelled, Connection
+from client.triton.endpoint import Endpoint
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The contract: what is served, in the words that a client needs to score against it.
 
 One JSON document, the same in all four models of one export. It travels as the config parameter `contract`,
-so that a client reads it through Triton's own API; `client/contract.py` holds a slide's plan to it.
+so that a client reads it through Triton's own API; `client/triton/contract.py` holds a slide's plan to it.
 """
 
 from __future__ import annotations

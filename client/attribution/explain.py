@@ -16,8 +16,8 @@ from client.attribution.model.cache import Memo
 from client.attribution.model.embedded import EmbeddedSlide
 from client.attribution.model.masked_slide import Subject
 from client.attribution.reliability import Reliability, assess, planned_checks
-from client.contract import Contract
 from client.errors import ClientError
+from client.triton.contract import Contract
 
 # Bags of one tile are tiny forwards, but one request each: beside the map only where they take no time.
 KEEP_ONE_TILES = 2000

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.benchmark.loads import Load
-from client.contract import Contract
 from client.errors import ClientError
+from client.triton.contract import Contract
 
 
 def bare_rate(repository: Path, contract: Contract) -> Callable[[Load, float], float]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from client.connection import Array
-from client.contract import Contract
 from client.errors import ClientError
+from client.triton.connection import Array
+from client.triton.contract import Contract
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from tritonclient.grpc import InferenceServerClient
 
 from client.benchmark.loads import Load
-from client.connection import Connection
+from client.triton.connection import Connection
 
 LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from client.benchmark.measure import Point
-from client.contract import Contract
+from client.triton.contract import Contract
 
 
 def describe(

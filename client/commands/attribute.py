@@ -24,10 +24,7 @@ from client.attribution.model.served import ServedForward, served_tile_encoder
 from client.attribution.tile import Encode, Fill
 from client.commands import options
 from client.commands.score import progress_bar
-from client.connection import Connection
-from client.contract import Contract, check_same, read_contract
 from client.embedding import Pace as ScorePace
-from client.endpoint import Endpoint
 from client.files import output_errors
 from client.ledger import Ledger
 from client.records import recipe_hash
@@ -35,6 +32,9 @@ from client.score import Recipe, SlideSource, score_slide
 from client.slides.fingerprint import slide_sha256
 from client.slides.slide import Slide, open_slide
 from client.store import Provenance, read_features, write_slide
+from client.triton.connection import Connection
+from client.triton.contract import Contract, check_same, read_contract
+from client.triton.endpoint import Endpoint
 
 TileScore = Literal["slide", "embedding"]
 

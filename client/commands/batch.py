@@ -12,10 +12,7 @@ import typer
 from client.batch import only_one, run_batch
 from client.commands import options
 from client.commands.view import BatchView
-from client.connection import Connection
-from client.contract import read_contract
 from client.embedding import Pace
-from client.endpoint import Endpoint
 from client.errors import ClientError
 from client.exports import require
 from client.ledger import bottleneck, total
@@ -23,6 +20,9 @@ from client.manifest import read_work_list
 from client.process import Work
 from client.records import FAILED
 from client.score import Recipe
+from client.triton.connection import Connection
+from client.triton.contract import read_contract
+from client.triton.endpoint import Endpoint
 from client.workers import LocalPool, Pool, RayPool
 
 

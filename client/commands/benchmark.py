@@ -17,10 +17,10 @@ from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS, Load
 from client.benchmark.measure import Point, sweep
 from client.commands import options
-from client.connection import Connection
-from client.contract import Contract, read_contract
-from client.endpoint import Endpoint
 from client.errors import ClientError
+from client.triton.connection import Connection
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
 
 
 @options.shares(endpoint=options.endpoint)

@@ -21,12 +21,12 @@ from client.attribution.model.embedded import EmbeddedSlide, read_bank, read_emb
 from client.attribution.model.masked_slide import Subject
 from client.attribution.model.served import ServedForward
 from client.commands import options
-from client.connection import Connection
-from client.contract import check_same, read_contract
-from client.endpoint import Endpoint
 from client.files import output_errors, write_text
 from client.slides.geojson import read_annotations
 from client.slides.slide import open_slide
+from client.triton.connection import Connection
+from client.triton.contract import check_same, read_contract
+from client.triton.endpoint import Endpoint
 
 
 @options.shares(endpoint=options.endpoint)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from client.commands import options
 from client.doctor import BAD, GOOD, check_all
-from client.endpoint import Endpoint
+from client.triton.endpoint import Endpoint
 
 _MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}
 

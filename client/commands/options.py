@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from client.embedding import Pace
-from client.endpoint import DEFAULT_URL, Endpoint
 from client.errors import ClientError
 from client.score import Recipe
+from client.triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither writes over the other; results go to stdout.
 console = Console(stderr=True)

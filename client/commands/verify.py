@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from client.commands import options
-from client.connection import Connection
-from client.contract import read_contract
-from client.endpoint import Endpoint
-from client.verify import load_reference, verify
+from client.triton.connection import Connection
+from client.triton.contract import read_contract
+from client.triton.endpoint import Endpoint
+from client.triton.parity import load_reference, verify
 
 
 @options.shares(endpoint=options.endpoint)

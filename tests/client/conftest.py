@@ -17,12 +17,12 @@ from PIL import Image
 
 from benchmarks.pyramid import write_pyramid
 from client.cli import main
-from client.connection import Connection
-from client.contract import Contract, read_contract
-from client.endpoint import Endpoint
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
+from client.triton.connection import Connection
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
 
 
 class Outcome(NamedTuple):

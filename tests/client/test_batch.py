@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from client.connection import Connection
-from client.contract import Contract
+from client.triton.connection import Connection
+from client.triton.contract import Contract
 from server.local import run_triton
 
 Run = Callable[..., Any]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from client.contract import Contract
+from client.triton.contract import Contract
 
 Run = Callable[..., Any]
 

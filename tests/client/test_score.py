@@ -17,14 +17,14 @@ import tifffile
 import tritonclient.grpc as triton
 
 from benchmarks.pyramid import write_pyramid
-from client.connection import Connection
-from client.contract import Contract
 from client.embedding import Pace
-from client.endpoint import Endpoint
 from client.ledger import Ledger
 from client.reading.stream import read_tiles
 from client.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.store import Provenance, read_features, write_slide
+from client.triton.connection import Connection
+from client.triton.contract import Contract
+from client.triton.endpoint import Endpoint
 from server.local import run_triton
 
 Array = npt.NDArray[Any]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.connection import Connection, ServerUnavailable
-from client.endpoint import Endpoint
+from client.triton.connection import Connection, ServerUnavailable
+from client.triton.endpoint import Endpoint
 
 TILE = {"TILES": np.zeros((1, 224, 224, 3), np.uint8)}
 

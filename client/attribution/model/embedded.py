@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from client.attribution.methods.scorer import Float32, Int64
-from client.contract import Contract, ContractError
 from client.errors import ClientError
 from client.store import read_features
+from client.triton.contract import Contract, ContractError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.attribution.methods.scorer import Int64
-from client.contract import Contract
 from client.errors import SlideError
 from client.reading.stream import read_tiles
 from client.slides.slide import Slide
 from client.slides.tiling import plan_tiles
+from client.triton.contract import Contract
 
 
 def read_crops(

@@ -30,9 +30,9 @@ from client.attribution.render.overlay import (
     draw_map,
     faded_grey,
 )
-from client.contract import Contract, ContractError
 from client.errors import ClientError
 from client.slides.slide import open_slide
+from client.triton.contract import Contract, ContractError
 
 TILE = (257, 257)
 

@@ -19,8 +19,8 @@ import torch
 from client.attribution.explain import explain
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.model.served import ServedForward
-from client.connection import Connection
-from client.contract import Contract, ContractError
+from client.triton.connection import Connection
+from client.triton.contract import Contract, ContractError
 from training.build import build_models
 
 Run = Callable[..., Any]

@@ -16,11 +16,11 @@ from client.attribution.model.masked_slide import Subject
 from client.attribution.render.contact_sheet import ENLARGED, draw_tile_map
 from client.attribution.render.tiles import glass_colour, read_crops
 from client.attribution.tile import embedding_score, slide_score, tile_occlusion
-from client.contract import Contract
 from client.errors import ClientError
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
+from client.triton.contract import Contract
 
 Pixels = NDArray[np.uint8]
 TARGET = Target(("tumour", "normal"))

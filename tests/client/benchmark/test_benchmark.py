@@ -20,10 +20,10 @@ from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS
 from client.benchmark.measure import Account, Round, measure_round, read_settled, summarise
 from client.cli import app
-from client.connection import Connection
-from client.contract import Contract, read_contract
-from client.endpoint import Endpoint
 from client.errors import ClientError
+from client.triton.connection import Connection
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PERF_ANALYZER = (

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.connection import Connection
-from client.contract import Contract, ContractError, HeadContract, check_same
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
+from client.triton.connection import Connection
+from client.triton.contract import Contract, ContractError, HeadContract, check_same
 
 
 def changed(contract: Contract, **parts: object) -> str:

@@ -17,11 +17,11 @@ import tritonclient.grpc as triton
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from client.connection import Cancelled, Connection, RequestRefused, ServerUnavailable, is_transient
-from client.contract import Contract, read_contract
-from client.endpoint import Endpoint
 from client.errors import ClientError
-from client.shared_memory import SharedInputs, unregister
+from client.triton.connection import Cancelled, Connection, RequestRefused, ServerUnavailable, is_transient
+from client.triton.contract import Contract, read_contract
+from client.triton.endpoint import Endpoint
+from client.triton.shared_memory import SharedInputs, unregister
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
 from server.local import server_environment
 from server.ports import free_port

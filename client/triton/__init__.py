@@ -1,0 +1,1 @@
+"""Triton over gRPC: connection, contract, parity."""
