@@ -25,11 +25,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.pyramid import write_pyramid
-from client.embedding import Pace
-from client.ledger import bottleneck
 from client.process import Work, process_slide
 from client.records import OK
-from client.score import Recipe, SlideSource
+from client.scoring.embedding import Pace
+from client.scoring.score import Recipe, SlideSource
+from client.scoring.timings import bottleneck
 from client.slides.slide import open_slide
 from client.triton.connection import Connection
 from client.triton.contract import Contract, read_contract

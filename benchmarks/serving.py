@@ -26,11 +26,11 @@ from client.benchmark import report
 from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS, Load
 from client.benchmark.measure import Point, sweep
-from client.embedding import Pace
 from client.process import Work, process_slide
 from client.reading.stream import read_tiles
 from client.records import OK
-from client.score import Recipe, SlideSource
+from client.scoring.embedding import Pace
+from client.scoring.score import Recipe, SlideSource
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.triton.connection import Connection

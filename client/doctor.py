@@ -15,7 +15,7 @@ import openslide
 from client import __version__
 from client.errors import ClientError
 from client.manifest import read_work_list
-from client.score import SlideSource
+from client.scoring.score import SlideSource
 from client.slides.slide import open_slide
 from client.triton.connection import Connection
 from client.triton.contract import MODELS, Contract, read_contract

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import ClientError
-from client.score import SlideSource
+from client.scoring.score import SlideSource
 from client.slides.mpp import PLAUSIBLE
 
 # TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva call them so; compared without case.

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from client.files import atomic_path
-from client.score import ScoredSlide
+from client.scoring.score import ScoredSlide
 from client.slides.slide import Pixels
 
 _VALID, _INVALID = (20, 110, 60), (200, 30, 30)

@@ -8,13 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.embedding import Pace, Progress, chunk_size
 from client.errors import ClientError
 from client.exports import export
 from client.files import OutputError
 from client.layout import Layout
-from client.ledger import Ledger
-from client.partial import Partial
 from client.pictures import draw_tiles, write_picture
 from client.records import (
     FAILED,
@@ -25,7 +22,10 @@ from client.records import (
     slide_record,
     write_record,
 )
-from client.score import Recipe, ScoredSlide, SlideSource, score_slide
+from client.scoring.embedding import Pace, Progress, chunk_size
+from client.scoring.resume import Partial
+from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
+from client.scoring.timings import Ledger
 from client.slides.geojson import tissue_features
 from client.slides.geojson import write_features as write_geojson
 from client.slides.tiling import TilePlan

@@ -12,8 +12,8 @@ from typing import Any
 from client import __version__
 from client.errors import ClientError
 from client.files import write_text
-from client.ledger import Ledger
-from client.score import Recipe, ScoredSlide, SlideSource
+from client.scoring.score import Recipe, ScoredSlide, SlideSource
+from client.scoring.timings import Ledger
 from client.slides.fingerprint import slide_sha256, slide_stamp
 from client.triton.contract import Contract
 

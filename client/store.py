@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client import __version__
 from client.errors import ClientError
 from client.files import atomic_path
-from client.score import ScoredSlide
+from client.scoring.score import ScoredSlide
 from client.slides.tiling import TilePlan
 from client.triton.contract import Contract
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from client.embedding import Progress
 from client.errors import ClientError
 from client.process import Work, process_slide
 from client.records import FAILED, SlideRecord
-from client.score import SlideSource
+from client.scoring.embedding import Progress
+from client.scoring.score import SlideSource
 from client.triton.connection import Cancelled, Connection
 from client.triton.endpoint import Endpoint
 

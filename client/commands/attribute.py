@@ -24,11 +24,11 @@ from client.attribution.model.served import ServedForward, served_tile_encoder
 from client.attribution.tile import Encode, Fill
 from client.commands import options
 from client.commands.score import progress_bar
-from client.embedding import Pace as ScorePace
 from client.files import output_errors
-from client.ledger import Ledger
 from client.records import recipe_hash
-from client.score import Recipe, SlideSource, score_slide
+from client.scoring.embedding import Pace as ScorePace
+from client.scoring.score import Recipe, SlideSource, score_slide
+from client.scoring.timings import Ledger
 from client.slides.fingerprint import slide_sha256
 from client.slides.slide import Slide, open_slide
 from client.store import Provenance, read_features, write_slide

@@ -12,14 +12,14 @@ import typer
 from client.batch import only_one, run_batch
 from client.commands import options
 from client.commands.view import BatchView
-from client.embedding import Pace
 from client.errors import ClientError
 from client.exports import require
-from client.ledger import bottleneck, total
 from client.manifest import read_work_list
 from client.process import Work
 from client.records import FAILED
-from client.score import Recipe
+from client.scoring.embedding import Pace
+from client.scoring.score import Recipe
+from client.scoring.timings import bottleneck, total
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from client.errors import ClientError
-from client.ledger import STAGES, bottleneck, total
 from client.records import read_records
+from client.scoring.timings import STAGES, bottleneck, total
 
 
 def command(

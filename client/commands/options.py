@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client.embedding import Pace
 from client.errors import ClientError
-from client.score import Recipe
+from client.scoring.embedding import Pace
+from client.scoring.score import Recipe
 from client.triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither writes over the other; results go to stdout.

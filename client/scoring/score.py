@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
-from client.embedding import Pace, Progress, embed_tiles
 from client.errors import SlideError
-from client.ledger import Ledger
-from client.partial import Partial
+from client.scoring.embedding import Pace, Progress, embed_tiles
+from client.scoring.resume import Partial
+from client.scoring.timings import Ledger
 from client.slides.slide import Pixels, Slide, open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from client.slides.tissue import TissueMask, mask_from_file, tissue_mask

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ledger import Ledger
-from client.partial import Partial
 from client.reading.stream import TileBatch, read_tiles
+from client.scoring.resume import Partial
+from client.scoring.timings import Ledger
 from client.slides.tiling import TilePlan
 from client.triton.connection import Connection, ServerTime
 from client.triton.contract import Contract

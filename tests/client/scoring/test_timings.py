@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.ledger import Ledger, bottleneck, total
+from client.scoring.timings import Ledger, bottleneck, total
 
 
 def stages(**seconds: float) -> dict[str, dict[str, float]]:

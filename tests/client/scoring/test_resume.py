@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.partial import Partial
+from client.scoring.resume import Partial
 
 ROWS = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 VALID = np.array([True, True, False, True, True, True, True, False, True, True])

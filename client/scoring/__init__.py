@@ -1,0 +1,1 @@
+"""One slide, from its file to embeddings and scores."""
