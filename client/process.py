@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import ClientError
-from client.exports import export
 from client.files import OutputError
-from client.layout import Layout
-from client.pictures import draw_tiles, write_picture
+from client.outputs.formats import export
+from client.outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
+from client.outputs.layout import Layout
+from client.outputs.thumbnail import draw_tiles, write_picture
 from client.records import (
     FAILED,
     SlideRecord,
@@ -29,7 +30,6 @@ from client.scoring.timings import Ledger
 from client.slides.geojson import tissue_features
 from client.slides.geojson import write_features as write_geojson
 from client.slides.tiling import TilePlan
-from client.store import Provenance, write_features, write_patches, write_slide_features
 from client.triton.connection import Cancelled, Connection
 from client.triton.contract import Contract, check_same
 from client.triton.endpoint import Endpoint

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.files import atomic_path, write_text
-from client.layout import Layout
+from client.outputs.layout import Layout
 from client.records import FAILED, SlideRecord
 
 STATUS_COLUMNS = [

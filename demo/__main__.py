@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.store import read_features
+from client.outputs.hdf5 import read_features
 from demo.planted import planted_auroc, planted_tiles, read_csv
 from server.errors import ServerError
 from server.local import run_triton

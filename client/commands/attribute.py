@@ -25,13 +25,13 @@ from client.attribution.tile import Encode, Fill
 from client.commands import options
 from client.commands.score import progress_bar
 from client.files import output_errors
+from client.outputs.hdf5 import Provenance, read_features, write_slide
 from client.records import recipe_hash
 from client.scoring.embedding import Pace as ScorePace
 from client.scoring.score import Recipe, SlideSource, score_slide
 from client.scoring.timings import Ledger
 from client.slides.fingerprint import slide_sha256
 from client.slides.slide import Slide, open_slide
-from client.store import Provenance, read_features, write_slide
 from client.triton.connection import Connection
 from client.triton.contract import Contract, check_same, read_contract
 from client.triton.endpoint import Endpoint

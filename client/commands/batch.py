@@ -13,8 +13,8 @@ from client.batch import only_one, run_batch
 from client.commands import options
 from client.commands.view import BatchView
 from client.errors import ClientError
-from client.exports import require
 from client.manifest import read_work_list
+from client.outputs.formats import require
 from client.process import Work
 from client.records import FAILED
 from client.scoring.embedding import Pace

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.commands import options
-from client.pictures import draw_tiles, write_picture
+from client.outputs.hdf5 import Provenance, write_slide
+from client.outputs.thumbnail import draw_tiles, write_picture
 from client.records import SlideRecord, identify, slide_record, write_record
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.scoring.timings import Ledger, bottleneck
-from client.store import Provenance, write_slide
 from client.triton.connection import Connection
 from client.triton.contract import Contract, check_same, read_contract
 from client.triton.endpoint import Endpoint

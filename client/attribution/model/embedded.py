@@ -11,7 +11,7 @@ import numpy as np
 
 from client.attribution.methods.scorer import Float32, Int64
 from client.errors import ClientError
-from client.store import read_features
+from client.outputs.hdf5 import read_features
 from client.triton.contract import Contract, ContractError
 
 

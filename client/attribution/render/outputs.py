@@ -13,8 +13,8 @@ from client.attribution.explain import Explanation, provenance
 from client.attribution.methods.result import Attribution
 from client.attribution.methods.scorer import Float64
 from client.errors import ClientError
+from client.outputs.hdf5 import new_file
 from client.slides.geojson import tile_features, write_features
-from client.store import new_file
 
 PLAIN_GEOJSON_TILES = 20_000
 

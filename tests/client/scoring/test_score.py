@@ -17,11 +17,11 @@ import tifffile
 import tritonclient.grpc as triton
 
 from benchmarks.pyramid import write_pyramid
+from client.outputs.hdf5 import Provenance, read_features, write_slide
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.scoring.timings import Ledger
-from client.store import Provenance, read_features, write_slide
 from client.triton.connection import Connection
 from client.triton.contract import Contract
 from client.triton.endpoint import Endpoint

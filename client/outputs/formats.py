@@ -12,9 +12,9 @@ import numpy as np
 
 from client.errors import ClientError
 from client.files import atomic_path
-from client.layout import Layout
+from client.outputs.hdf5 import StoredFeatures, new_file, read_features
+from client.outputs.layout import Layout
 from client.slides.geojson import tile_features, write_features
-from client.store import StoredFeatures, new_file, read_features
 
 
 def export(layout: Layout, slide_id: str, kinds: frozenset[str], *, again: bool) -> None:

@@ -1,0 +1,1 @@
+"""Output files of a scored slide."""
