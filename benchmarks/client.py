@@ -25,8 +25,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.pyramid import write_pyramid
-from client.process import Work, process_slide
-from client.records import OK
+from client.batch.job import Work, process_slide
+from client.batch.records import OK
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, SlideSource
 from client.scoring.timings import bottleneck

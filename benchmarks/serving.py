@@ -22,13 +22,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.client import fresh, slide_of
+from client.batch.job import Work, process_slide
+from client.batch.records import OK
 from client.benchmark import report
 from client.benchmark.bare import bare_rate
 from client.benchmark.loads import LOADS, Load
 from client.benchmark.measure import Point, sweep
-from client.process import Work, process_slide
 from client.reading.stream import read_tiles
-from client.records import OK
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, SlideSource
 from client.slides.slide import open_slide

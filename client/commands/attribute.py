@@ -22,11 +22,11 @@ from client.attribution.model.cache import Memo
 from client.attribution.model.embedded import read_bank, read_embedded
 from client.attribution.model.served import ServedForward, served_tile_encoder
 from client.attribution.tile import Encode, Fill
+from client.batch.records import recipe_hash
 from client.commands import options
 from client.commands.score import progress_bar
 from client.files import output_errors
 from client.outputs.hdf5 import Provenance, read_features, write_slide
-from client.records import recipe_hash
 from client.scoring.embedding import Pace as ScorePace
 from client.scoring.score import Recipe, SlideSource, score_slide
 from client.scoring.timings import Ledger

@@ -9,21 +9,21 @@ from typing import Annotated
 
 import typer
 
-from client.batch import only_one, run_batch
+from client.batch.job import Work
+from client.batch.manifest import read_work_list
+from client.batch.pools import LocalPool, Pool, RayPool
+from client.batch.records import FAILED
+from client.batch.run import only_one, run_batch
 from client.commands import options
 from client.commands.view import BatchView
 from client.errors import ClientError
-from client.manifest import read_work_list
 from client.outputs.formats import require
-from client.process import Work
-from client.records import FAILED
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe
 from client.scoring.timings import bottleneck, total
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
-from client.workers import LocalPool, Pool, RayPool
 
 
 @options.shares(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.batch.doctor import BAD, GOOD, check_all
 from client.commands import options
-from client.doctor import BAD, GOOD, check_all
 from client.triton.endpoint import Endpoint
 
 _MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}

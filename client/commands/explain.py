@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.batch.records import read_records
 from client.errors import ClientError
-from client.records import read_records
 from client.scoring.timings import STAGES, bottleneck, total
 
 

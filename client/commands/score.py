@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from client.batch.records import SlideRecord, identify, slide_record, write_record
 from client.commands import options
 from client.outputs.hdf5 import Provenance, write_slide
 from client.outputs.thumbnail import draw_tiles, write_picture
-from client.records import SlideRecord, identify, slide_record, write_record
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
 from client.scoring.timings import Ledger, bottleneck

@@ -7,7 +7,7 @@ import threading
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from client.records import FAILED, OK, SlideRecord
+from client.batch.records import FAILED, OK, SlideRecord
 from client.scoring.embedding import Progress as Report
 from client.scoring.score import SlideSource
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
+from client.batch.job import Work, process_slide
+from client.batch.records import FAILED, SlideRecord
 from client.errors import ClientError
-from client.process import Work, process_slide
-from client.records import FAILED, SlideRecord
 from client.scoring.embedding import Progress
 from client.scoring.score import SlideSource
 from client.triton.connection import Cancelled, Connection

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.manifest import ManifestError, read_work_list
+from client.batch.manifest import ManifestError, read_work_list
 
 
 @pytest.fixture

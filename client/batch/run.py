@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from client.batch.job import Work
+from client.batch.manifest import WorkList
+from client.batch.pools import Pool, run
+from client.batch.records import FAILED, SlideRecord
+from client.batch.tables import write_scores, write_status
 from client.errors import ClientError
 from client.files import output_errors
-from client.manifest import WorkList
-from client.process import Work
-from client.records import FAILED, SlideRecord
-from client.tables import write_scores, write_status
-from client.workers import Pool, run
 
 
 def run_batch(

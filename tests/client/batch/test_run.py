@@ -247,7 +247,7 @@ def test_a_manifests_own_columns_stand_beside_the_scores(
 def test_two_batches_do_not_share_a_folder(
     slides: Path, triton_url: str, run_client: Run, tmp_path: Path
 ) -> None:
-    from client.batch import only_one
+    from client.batch.run import only_one
 
     with only_one(tmp_path):
         done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url)

@@ -8,13 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.errors import ClientError
-from client.files import OutputError
-from client.outputs.formats import export
-from client.outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
-from client.outputs.layout import Layout
-from client.outputs.thumbnail import draw_tiles, write_picture
-from client.records import (
+from client.batch.records import (
     FAILED,
     SlideRecord,
     identify,
@@ -23,6 +17,12 @@ from client.records import (
     slide_record,
     write_record,
 )
+from client.errors import ClientError
+from client.files import OutputError
+from client.outputs.formats import export
+from client.outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
+from client.outputs.layout import Layout
+from client.outputs.thumbnail import draw_tiles, write_picture
 from client.scoring.embedding import Pace, Progress, chunk_size
 from client.scoring.resume import Partial
 from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide

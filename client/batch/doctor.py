@@ -13,8 +13,8 @@ from pathlib import Path
 import openslide
 
 from client import __version__
+from client.batch.manifest import read_work_list
 from client.errors import ClientError
-from client.manifest import read_work_list
 from client.scoring.score import SlideSource
 from client.slides.slide import open_slide
 from client.triton.connection import Connection

@@ -1,0 +1,1 @@
+"""Many slides: manifest, worker pools, records, tables."""
