@@ -25,9 +25,9 @@ from benchmarks.client import fresh, slide_of
 from client.batch.job import Work, process_slide
 from client.batch.records import OK
 from client.benchmark import report
-from client.benchmark.bare import bare_rate
-from client.benchmark.loads import LOADS, Load
+from client.benchmark.baseline import bare_rate
 from client.benchmark.measure import Point, sweep
+from client.benchmark.workloads import LOADS, Load
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Pace
 from client.scoring.score import Recipe, SlideSource

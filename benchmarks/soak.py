@@ -22,7 +22,7 @@ import psutil
 import typer
 
 from benchmarks.serving import MACHINE, bounded_queue, edited
-from client.benchmark.loads import tiles_load
+from client.benchmark.workloads import tiles_load
 from client.triton.connection import Array, Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint

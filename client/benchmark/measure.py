@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferenceServerClient
 
-from client.benchmark.loads import Load
+from client.benchmark.workloads import Load
 from client.triton.connection import Connection
 
 LEAST_REQUESTS = 8

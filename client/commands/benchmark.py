@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from client.benchmark import report
-from client.benchmark.bare import bare_rate
-from client.benchmark.loads import LOADS, Load
+from client.benchmark.baseline import bare_rate
 from client.benchmark.measure import Point, sweep
+from client.benchmark.workloads import LOADS, Load
 from client.commands import options
 from client.errors import ClientError
 from client.triton.connection import Connection

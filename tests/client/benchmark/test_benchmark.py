@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from client.benchmark.bare import bare_rate
-from client.benchmark.loads import LOADS
+from client.benchmark.baseline import bare_rate
 from client.benchmark.measure import Account, Round, measure_round, read_settled, summarise
+from client.benchmark.workloads import LOADS
 from client.cli import app
 from client.errors import ClientError
 from client.triton.connection import Connection

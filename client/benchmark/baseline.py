@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from client.benchmark.loads import Load
+from client.benchmark.workloads import Load
 from client.errors import ClientError
 from client.triton.contract import Contract
 
