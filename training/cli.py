@@ -44,7 +44,7 @@ def make_cohort_command(
 
     Example: python -m training make-cohort --out build/cohort --seed 0
     """
-    from training.cohort_files import make_cohort
+    from training.cohort.files import make_cohort
 
     with _bar() as bar:
         task = bar.add_task("drawing slides", total=None)
@@ -161,7 +161,7 @@ def train_demo_command(
 
     Example: python -m training train-demo --check
     """
-    from training.cohort_files import make_cohort
+    from training.cohort.files import make_cohort
     from training.demo_training import compare, package, train_demo
 
     began = time.monotonic()

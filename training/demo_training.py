@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from training.bags import read_bag
 from training.build import build_models
-from training.cohort_files import MARK
+from training.cohort.files import MARK
 from training.errors import TrainingError
 from training.packaged import files_in, packaged_files
 from training.recipe import read_recipe, read_yaml

@@ -12,8 +12,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from training.build import build_models
-from training.cohort import plan_cohort
-from training.cohort_files import make_cohort, plan_digest
+from training.cohort.files import make_cohort, plan_digest
+from training.cohort.plan import plan_cohort
 from training.demo_training import CONFIGS, TOLERANCE, compare, embed_slides, score_slides, train_demo
 from training.errors import TrainingError
 from training.packaged import packaged_weights

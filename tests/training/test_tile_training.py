@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training.build import build_models
-from training.cohort_files import make_cohort
+from training.cohort.files import make_cohort
 from training.errors import TrainingError
 from training.run_folder import TILE_MODEL
 from training.tile_runs import run_tiles

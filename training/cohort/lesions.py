@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from training.stain import FloatImage
+from training.cohort.stain import FloatImage
 
 NUCLEI = (70, 110)  # in a tile of 128 um
 SEMI_AXES_PX = (7.0, 13.0)  # 3.5 to 6.5 um: two to three times the area of the tissue's own nuclei

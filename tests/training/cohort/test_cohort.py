@@ -12,7 +12,8 @@ import openslide
 import pytest
 import shapely
 
-from training.cohort import (
+from training.cohort.files import lesion_annotations, make_cohort, slide_label
+from training.cohort.plan import (
     GRID,
     TILE_PX,
     TISSUE_ROWS,
@@ -22,9 +23,8 @@ from training.cohort import (
     plan_cohort,
     read_source,
 )
-from training.cohort_files import lesion_annotations, make_cohort, slide_label
+from training.cohort.stain import Staining, unmix
 from training.errors import TrainingError
-from training.stain import Staining, unmix
 
 PLANS = plan_cohort()
 

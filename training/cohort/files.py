@@ -17,9 +17,9 @@ import numpy as np
 import openslide
 import shapely
 
-from training.cohort import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
+from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
+from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
-from training.pyramid import write_pyramid
 
 CLASSES = ("benign", "lesion")
 MARK = "cohort.json"  # written last: a folder with it is complete

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.lesions import blur, plant_lesion, plant_smear
-from training.stain import FloatImage, Staining, unmix
+from training.cohort.lesions import blur, plant_lesion, plant_smear
+from training.cohort.stain import FloatImage, Staining, unmix
 
 TILE_PX, TILE_MPP = 256, 0.5
 GRID = 10  # a slide is GRID x GRID tiles of 128 um, tissue in the middle
