@@ -134,10 +134,10 @@ def tiles_command(
     Example: python -m training tiles --data build/cohort/tiles.csv --config training/configs/tile-probe.yaml
     --out runs/probe
     """
+    from training.data.tiles import list_tiles
     from training.recipe import read_yaml
     from training.tile_runs import run_tiles
     from training.tile_training import TileRecipe
-    from training.tiles import list_tiles
 
     recipe = read_yaml(config, TileRecipe, dict(_assignment(each) for each in change or []))
     result = run_tiles(recipe, list_tiles(data), out, bar=not quiet)

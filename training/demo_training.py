@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from training.bags import read_bag
 from training.build import build_models
 from training.cohort.files import MARK
+from training.data.bags import read_bag
+from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
 from training.packaged import files_in, packaged_files
 from training.recipe import read_recipe, read_yaml
@@ -33,7 +34,6 @@ from training.slide_model import SlideModel
 from training.tile_encoder import TileEncoder
 from training.tile_runs import embed, run_tiles
 from training.tile_training import TileRecipe
-from training.tiles import Tile, TileImages, list_tiles
 from training.weights import read_state_dict
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from training.bag_data import Batch
+from training.data.bag_data import Batch
 from training.head import HeadKind
 from training.metrics import evaluate, probabilities
 from training.optim import learning_rate, parameter_groups, set_learning_rate

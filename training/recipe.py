@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from training.data.tables import Task
 from training.errors import TrainingError
 from training.head import HeadConfig, HeadKind
 from training.presets import Preset, get_preset
-from training.tables import Task
 from training.variant import EmbeddingVariant, get_recipe
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -13,12 +13,13 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.bag_data import Batch, EpochOrder, Share, SlideBags
-from training.bags import check_bags
 from training.build import build_models
+from training.data.bag_data import Batch, EpochOrder, Share, SlideBags
+from training.data.bags import check_bags
+from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
+from training.data.tables import Slide, Table, Task, read_slides
 from training.errors import TrainingError
 from training.finetune import SlideFineTuner, predict
-from training.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.head import HeadConfig
 from training.metrics import indicator, probabilities
 from training.optim import freeze, freeze_unreached
@@ -33,7 +34,6 @@ from training.run_record import (
     write_metrics,
 )
 from training.slide_model import SlideModel
-from training.tables import Slide, Table, Task, read_slides
 from training.trainer import build_trainer, fit
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from training.build import build_models
+from training.data.tiles import SPLITS, Tile, TileImages
 from training.errors import TrainingError
 from training.metrics import probabilities
 from training.recipe import SEEDED
@@ -23,7 +24,6 @@ from training.run_folder import TILE_MODEL
 from training.run_record import METRICS, open_record, read_metrics, record_predictions, write_metrics
 from training.tile_encoder import TileEncoder
 from training.tile_training import TileOrder, TileRecipe, TileTuner
-from training.tiles import SPLITS, Tile, TileImages
 from training.trainer import build_trainer, fit
 
 TILE_HEAD = "tile_head.safetensors"

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.bags import read_bag
 from training.build import build_models
+from training.data.bags import read_bag
 from training.errors import TrainingError
 from training.recipe import Recipe, read_recipe
 from training.run_folder import load_run, published_state

@@ -16,8 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from training.data.tables import Table
 from training.errors import TrainingError
-from training.tables import Table
 from training.tile_encoder import TILE_SIZE, centre_crop
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")

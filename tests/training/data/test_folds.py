@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from training.data.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
+from training.data.tables import Slide, Table, Task, read_slides
 from training.errors import TrainingError
-from training.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
-from training.tables import Slide, Table, Task, read_slides
 
 GRADES = Task("multiclass", ("low", "high"), ("0", "1"))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from training.data.tables import Slide, Table, Task
 from training.errors import TrainingError
-from training.tables import Slide, Table, Task
 
 SPLITS = ("train", "val", "test")
 

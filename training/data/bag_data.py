@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from training.bags import read_bag
+from training.data.bags import read_bag
+from training.data.tables import Slide
 from training.recipe import DataSection, MaskSection
-from training.tables import Slide
 from training.variant import CoordinateRule
 
 

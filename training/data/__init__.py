@@ -1,0 +1,1 @@
+"""Labels, splits and features that are trained on."""
