@@ -135,9 +135,9 @@ def tiles_command(
     --out runs/probe
     """
     from training.data.tiles import list_tiles
+    from training.loops.tile_level import TileRecipe
     from training.recipe import read_yaml
     from training.tile_runs import run_tiles
-    from training.tile_training import TileRecipe
 
     recipe = read_yaml(config, TileRecipe, dict(_assignment(each) for each in change or []))
     result = run_tiles(recipe, list_tiles(data), out, bar=not quiet)

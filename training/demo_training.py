@@ -25,6 +25,7 @@ from training.cohort.files import MARK
 from training.data.bags import read_bag
 from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
+from training.loops.tile_level import TileRecipe
 from training.packaged import files_in, packaged_files
 from training.recipe import read_recipe, read_yaml
 from training.run_folder import MODEL, TILE_MODEL
@@ -33,7 +34,6 @@ from training.runs import plan_runs, run
 from training.slide_model import SlideModel
 from training.tile_encoder import TileEncoder
 from training.tile_runs import embed, run_tiles
-from training.tile_training import TileRecipe
 from training.weights import read_state_dict
 
 CONFIGS = Path(__file__).parent / "configs"

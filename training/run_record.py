@@ -18,7 +18,7 @@ import yaml
 
 from training.errors import TrainingError
 from training.head import HeadKind
-from training.metrics import evaluate, indicator, intervals
+from training.loops.metrics import evaluate, indicator, intervals
 from training.recipe import RunRecipe
 
 RECIPE, DATA, ENVIRONMENT = "recipe.yaml", "data.json", "environment.json"

@@ -19,10 +19,11 @@ from training.data.bags import check_bags
 from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.data.tables import Slide, Table, Task, read_slides
 from training.errors import TrainingError
-from training.finetune import SlideFineTuner, predict
 from training.head import HeadConfig
-from training.metrics import indicator, probabilities
-from training.optim import freeze, freeze_unreached
+from training.loops.metrics import indicator, probabilities
+from training.loops.optim import freeze, freeze_unreached
+from training.loops.slide_level import SlideFineTuner, predict
+from training.loops.trainer import build_trainer, fit
 from training.recipe import SEEDED, Recipe
 from training.run_folder import save_run
 from training.run_record import (
@@ -34,7 +35,6 @@ from training.run_record import (
     write_metrics,
 )
 from training.slide_model import SlideModel
-from training.trainer import build_trainer, fit
 
 
 @dataclass(frozen=True)

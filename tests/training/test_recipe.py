@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import TrainingError
+from training.loops.tile_level import TileRecipe
 from training.recipe import read_recipe, read_yaml
-from training.tile_training import TileRecipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from training.metrics import evaluate, intervals, probabilities
+from training.loops.metrics import evaluate, intervals, probabilities
 
 CLASSES = ("a", "b", "c")
 

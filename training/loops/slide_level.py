@@ -20,11 +20,11 @@ from torch import Tensor
 
 from training.data.bag_data import Batch
 from training.head import HeadKind
-from training.metrics import evaluate, probabilities
-from training.optim import learning_rate, parameter_groups, set_learning_rate
+from training.loops.metrics import evaluate, probabilities
+from training.loops.optim import learning_rate, parameter_groups, set_learning_rate
+from training.loops.trainer import seed_epoch
 from training.recipe import OptimSection
 from training.slide_model import SlideModel
-from training.trainer import seed_epoch
 
 
 class SlideFineTuner(lightning.LightningModule):

@@ -15,11 +15,11 @@ from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from training.metrics import evaluate, probabilities
-from training.optim import freeze, learning_rate
+from training.loops.metrics import evaluate, probabilities
+from training.loops.optim import freeze, learning_rate
+from training.loops.trainer import seed_epoch
 from training.recipe import Count, RunRecipe, SelectSection
 from training.tile_encoder import TileEncoder
-from training.trainer import seed_epoch
 
 
 class TileRecipe(RunRecipe):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.build import build_models
-from training.optim import (
+from training.loops.optim import (
     LayerIds,
     freeze_unreached,
     layer_id,

@@ -1,0 +1,1 @@
+"""Training loops: optimiser, metrics, epochs."""
