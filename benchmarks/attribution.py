@@ -24,7 +24,7 @@ from client.attribution.model.embedded import EmbeddedSlide
 from server.local import RunningServer, run_triton
 
 if TYPE_CHECKING:
-    from training.slide_model import SlideModel
+    from training.models.slide_model import SlideModel
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
@@ -133,7 +133,7 @@ def _in_pytorch(slide: EmbeddedSlide) -> tuple[ScoreOne, ScoreOne]:
     import torch
 
     from benchmarks.plain_longnet import plain_attention
-    from training.build import build_models
+    from training.models.build import build_models
 
     model: SlideModel = build_models("demo").slide_model.eval()
     embeddings, coords = torch.from_numpy(slide.embeddings), torch.from_numpy(slide.coords)

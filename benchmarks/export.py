@@ -97,7 +97,7 @@ def slide(model: Path, tiles: int) -> None:
 def attention(preset: str) -> None:
     """Encode tiles with fused and with decomposed attention in turns; print tiles/s of each as JSON."""
     from export.graphs import tile_graph, write_graph
-    from training.build import build_models
+    from training.models.build import build_models
 
     encoder = build_models(preset).tile
     paths = {name: WORK / f"{preset}-{name}" / "model.onnx" for name in ("fused", "decomposed")}

@@ -30,8 +30,8 @@ from export.engines import find_gpu
 from export.errors import ExportError
 from export.graphs import tile_graph, write_graph
 from export.precision import halve
-from training.build import build_models
-from training.tile_encoder import TileEncoder
+from training.models.build import build_models
+from training.models.tile_encoder import TileEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs" / "benchmarks" / "gpu.md"

@@ -1,6 +1,6 @@
 """LongNet's dilated attention as matmul and softmax: how the field's tools run it where no flash kernel is.
 
-The baseline of `make bench-attribution`. Written from the published definition (see `training.branches`):
+The baseline of `make bench-attribution`. Written from the published definition (see `training.models.branches`):
 score matrices in memory, every token of every layer computed, left-out keys at minus infinity.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import slide_encoder
+from training.models import slide_encoder
 
 UNCOVERED = -1e8
 

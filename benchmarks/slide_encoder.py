@@ -23,13 +23,13 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from training import slide_encoder
-from training.branches import Branch
-from training.dilated_attention import dilated_attention
-from training.fused_attention import UNCOVERED
-from training.presets import get_preset
-from training.seeded import seed_weights
-from training.slide_encoder import LongNetSlideEncoder
+from training.models import slide_encoder
+from training.models.branches import Branch
+from training.models.dilated_attention import dilated_attention
+from training.models.fused_attention import UNCOVERED
+from training.models.presets import get_preset
+from training.models.seeded import seed_weights
+from training.models.slide_encoder import LongNetSlideEncoder
 
 REPORT = Path("docs/benchmarks/slide-encoder.md")
 

@@ -27,9 +27,9 @@ from export.precision import halve
 from export.reference import Arrays, Reference, SlideReference
 from export.repository import HOME
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_embeddings, seeded_keep
-from training.build import Models
-from training.slide_model import SlideModel
-from training.weights import weights_digest
+from training.models.build import Models
+from training.models.slide_model import SlideModel
+from training.models.weights import weights_digest
 
 GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 

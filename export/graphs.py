@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from export import longnet
 from export.attention import scaled_dot_product_attention
 from export.schedule import pool_before_next_layer
-from training.slide_model import SlideModel
-from training.tile_encoder import TileEncoder
+from training.models.slide_model import SlideModel
+from training.models.tile_encoder import TileEncoder
 
 op: Any = onnxscript.opset18
 OPSET = 18

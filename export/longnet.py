@@ -1,9 +1,9 @@
 """Dilated attention in ONNX: laid out once a forward, few nodes a layer, no score matrix.
 
-Tracing `training.dilated_attention` itself gives the same numbers, but several times the nodes, and its
+Tracing `training.models.dilated_attention` itself gives the same numbers, but several times the nodes, and its
 symbolic shape arithmetic takes minutes. So while the encoder is traced (`traced`) its two entry points are
 operators of our own, and `TRANSLATIONS` writes those in ONNX. The method is the null key of
-`training.fused_attention` (read it there); the layout is this module's:
+`training.models.fused_attention` (read it there); the layout is this module's:
 
 * Row numbers count (token, head) pairs, so that one Gather brings a branch's slots into the
   [segments, slots, heads * channels] that `com.microsoft.MultiHeadAttention` takes, with no transpose. Row
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from export.attention import multi_head_attention
-from training import slide_encoder
-from training.fused_attention import NULL_LOGIT, UNCOVERED
+from training.models import slide_encoder
+from training.models.fused_attention import NULL_LOGIT, UNCOVERED
 
 op: Any = onnxscript.opset18
 FLOAT = onnx.TensorProto.FLOAT
@@ -177,7 +177,7 @@ def _plan(
     head_dim: int,
     first_only: bool,
 ) -> list[Any]:
-    """ONNX of `gigapath::plan`: `training.branches.plan_branch` for every branch, in int64.
+    """ONNX of `gigapath::plan`: `training.models.branches.plan_branch` for every branch, in int64.
 
     `first_only` is its `class_token_only`: the one query is token 0, the one output its own.
     """
@@ -220,7 +220,7 @@ def _plan(
         sources.append(op.Gather(queries, outputs))
 
         lands = op.Equal(op.Mod(local, dilation), offset)
-        # A log-sum-exp below this counts as 0, and that as uncovered (`training.dilated_attention`).
+        # A log-sum-exp below this counts as 0, and that as uncovered (`training.models.dilated_attention`).
         zero = op.Where(op.GreaterOrEqual(local, length), _float(0.5), _float(HALF_ULP))
         zero = op.Expand(zero, [1, heads])
         kept = op.Div(op.Add(op.Sub(op.Min(op.Sub(tokens, start), length), offset), dilation - 1), dilation)

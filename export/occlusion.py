@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.longnet import channel_width
-from training.presets import SlideEncoderConfig
+from training.models.presets import SlideEncoderConfig
 
 BUDGET_BYTES = 8 << 30
 """Memory that one `slide_occlusion` request may take beside the weights."""

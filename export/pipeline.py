@@ -19,7 +19,7 @@ from export.errors import ExportError, ParityError
 from export.parity import GATES, Report
 
 if TYPE_CHECKING:
-    from training.build import Models
+    from training.models.build import Models
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_SLIDE = ROOT / "build" / "CMU-1-Small-Region.svs"
@@ -144,7 +144,7 @@ def _build(
 
 def choose_models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
     """The models that `export_preset` exports for these arguments; the same errors."""
-    from training.build import build_models
+    from training.models.build import build_models
     from training.run_folder import load_run
 
     hub = weights is not None and weights.startswith(HUB)

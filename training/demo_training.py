@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from training.build import build_models
 from training.cohort.files import MARK
 from training.data.bags import read_bag
 from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
 from training.loops.tile_level import TileRecipe
-from training.packaged import files_in, packaged_files
+from training.models.build import build_models
+from training.models.packaged import files_in, packaged_files
+from training.models.slide_model import SlideModel
+from training.models.tile_encoder import TileEncoder
+from training.models.weights import read_state_dict
 from training.recipe import read_recipe, read_yaml
 from training.run_folder import MODEL, TILE_MODEL
 from training.run_record import write_json
 from training.runs import plan_runs, run
-from training.slide_model import SlideModel
-from training.tile_encoder import TileEncoder
 from training.tile_runs import embed, run_tiles
-from training.weights import read_state_dict
 
 CONFIGS = Path(__file__).parent / "configs"
 TOLERANCE = 1e-2  # of a slide's probability, between packaged weights and weights that were made again

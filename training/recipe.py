@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from training.data.tables import Task
 from training.errors import TrainingError
-from training.head import HeadConfig, HeadKind
-from training.presets import Preset, get_preset
-from training.variant import EmbeddingVariant, get_recipe
+from training.models.head import HeadConfig, HeadKind
+from training.models.presets import Preset, get_preset
+from training.models.variant import EmbeddingVariant, get_recipe
 
 Model = TypeVar("Model", bound=BaseModel)
 SEEDED = "seeded"  # in the place of a weights file: weights drawn from the seed

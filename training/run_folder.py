@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.build import Models, build_models
 from training.errors import TrainingError
-from training.head import HeadConfig, HeadKind
-from training.presets import Preset, get_preset
-from training.slide_model import SlideModel
-from training.variant import EmbeddingVariant
-from training.weights import SLIDE_PREFIX, read_state_dict, weights_digest
+from training.models.build import Models, build_models
+from training.models.head import HeadConfig, HeadKind
+from training.models.presets import Preset, get_preset
+from training.models.slide_model import SlideModel
+from training.models.variant import EmbeddingVariant
+from training.models.weights import SLIDE_PREFIX, read_state_dict, weights_digest
 
 MODEL = "model.safetensors"
 TILE_MODEL = "tile_encoder.safetensors"

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from training.errors import TrainingError
-from training.head import HeadKind
 from training.loops.metrics import evaluate, indicator, intervals
+from training.models.head import HeadKind
 from training.recipe import RunRecipe
 
 RECIPE, DATA, ENVIRONMENT = "recipe.yaml", "data.json", "environment.json"

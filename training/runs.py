@@ -13,17 +13,18 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.build import build_models
 from training.data.bag_data import Batch, EpochOrder, Share, SlideBags
 from training.data.bags import check_bags
 from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.data.tables import Slide, Table, Task, read_slides
 from training.errors import TrainingError
-from training.head import HeadConfig
 from training.loops.metrics import indicator, probabilities
 from training.loops.optim import freeze, freeze_unreached
 from training.loops.slide_level import SlideFineTuner, predict
 from training.loops.trainer import build_trainer, fit
+from training.models.build import build_models
+from training.models.head import HeadConfig
+from training.models.slide_model import SlideModel
 from training.recipe import SEEDED, Recipe
 from training.run_folder import save_run
 from training.run_record import (
@@ -34,7 +35,6 @@ from training.run_record import (
     summarise,
     write_metrics,
 )
-from training.slide_model import SlideModel
 
 
 @dataclass(frozen=True)

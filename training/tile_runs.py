@@ -15,16 +15,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from training.build import build_models
 from training.data.tiles import SPLITS, Tile, TileImages
 from training.errors import TrainingError
 from training.loops.metrics import probabilities
 from training.loops.tile_level import TileOrder, TileRecipe, TileTuner
 from training.loops.trainer import build_trainer, fit
+from training.models.build import build_models
+from training.models.tile_encoder import TileEncoder
 from training.recipe import SEEDED
 from training.run_folder import TILE_MODEL
 from training.run_record import METRICS, open_record, read_metrics, record_predictions, write_metrics
-from training.tile_encoder import TileEncoder
 
 TILE_HEAD = "tile_head.safetensors"
 

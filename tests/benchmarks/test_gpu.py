@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import all_ways, bench, matmul_peak, measure, operations_a_tile, page
-from training.build import build_models
+from training.models.build import build_models
 
 
 def test_ways_are_timed_in_turns_and_agree(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from export.contract import MODELS
 from export.pipeline import export_preset
 from export.repository import copy_configs
-from training.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
-from training.variant import EmbeddingVariant
+from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
+from training.models.variant import EmbeddingVariant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = Preset(

@@ -23,9 +23,9 @@ from export.errors import ExportError, ParityError
 from export.graphs import Graph, occlusion_graph, write_graph
 from export.pipeline import export_preset
 from export.samples import SIZES, seeded_basis, seeded_coords, seeded_embeddings
-from training.build import build_models
-from training.presets import Preset, get_preset
-from training.variant import EmbeddingVariant
+from training.models.build import build_models
+from training.models.presets import Preset, get_preset
+from training.models.variant import EmbeddingVariant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Files = Callable[[Path], dict[str, bytes]]
@@ -210,8 +210,8 @@ def test_killed_while_it_traces_the_old_version_is_served(
     script = f"""
 import os, signal
 from pathlib import Path
-from training.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
-from training.variant import EmbeddingVariant
+from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
+from training.models.variant import EmbeddingVariant
 from export.pipeline import export_preset
 
 def progress(step):

@@ -9,12 +9,12 @@ import torch
 
 from export.errors import ExportError
 from export.pipeline import choose_models
-from training.build import Models, build_models
 from training.errors import TrainingError
-from training.packaged import packaged_weights
-from training.presets import get_preset
+from training.models.build import Models, build_models
+from training.models.packaged import packaged_weights
+from training.models.presets import get_preset
+from training.models.weights import weights_digest
 from training.run_folder import published_state, save_run
-from training.weights import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from training.build import build_models
 from training.cohort.files import make_cohort, plan_digest
 from training.cohort.plan import plan_cohort
 from training.data.tiles import read_list
 from training.demo_training import CONFIGS, TOLERANCE, compare, embed_slides, score_slides, train_demo
 from training.errors import TrainingError
-from training.packaged import packaged_weights
+from training.models.build import build_models
+from training.models.packaged import packaged_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER_SEEN = ("test-24A", "test-24B", "test-25B")  # no lesion, a contiguous and a scattered one

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.build import build_models
 from training.data.bags import read_bag
 from training.errors import TrainingError
+from training.models.build import build_models
 from training.recipe import Recipe, read_recipe
 from training.run_folder import load_run, published_state
 from training.runs import plan_runs, run

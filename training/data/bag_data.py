@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, Sampler
 
 from training.data.bags import read_bag
 from training.data.tables import Slide
+from training.models.variant import CoordinateRule
 from training.recipe import DataSection, MaskSection
-from training.variant import CoordinateRule
 
 
 class Batch(NamedTuple):

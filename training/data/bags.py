@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.errors import TrainingError
-from training.variant import CoordinateRule
+from training.models.variant import CoordinateRule
 
 
 class Bag(NamedTuple):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from training.data.tables import Table
 from training.errors import TrainingError
-from training.tile_encoder import TILE_SIZE, centre_crop
+from training.models.tile_encoder import TILE_SIZE, centre_crop
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SPLITS = ("train", "val", "test")

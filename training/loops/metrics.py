@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from training.head import HeadKind
+from training.models.head import HeadKind
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from training.slide_model import SlideModel
+from training.models.slide_model import SlideModel
 
 LayerIds = Literal["published", "corrected"]
 

@@ -19,12 +19,12 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from training.data.bag_data import Batch
-from training.head import HeadKind
 from training.loops.metrics import evaluate, probabilities
 from training.loops.optim import learning_rate, parameter_groups, set_learning_rate
 from training.loops.trainer import seed_epoch
+from training.models.head import HeadKind
+from training.models.slide_model import SlideModel
 from training.recipe import OptimSection
-from training.slide_model import SlideModel
 
 
 class SlideFineTuner(lightning.LightningModule):

@@ -18,8 +18,8 @@ from torch.utils.data import Sampler
 from training.loops.metrics import evaluate, probabilities
 from training.loops.optim import freeze, learning_rate
 from training.loops.trainer import seed_epoch
+from training.models.tile_encoder import TileEncoder
 from training.recipe import Count, RunRecipe, SelectSection
-from training.tile_encoder import TileEncoder
 
 
 class TileRecipe(RunRecipe):

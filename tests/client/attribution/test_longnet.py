@@ -15,8 +15,8 @@ from client.attribution.methods.occlusion import occlusion
 from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate, drop, in_place
 from client.attribution.methods.target import Target
 from client.attribution.model.masked_slide import Subject
-from training.build import build_models
-from training.slide_model import SlideModel
+from training.models.build import build_models
+from training.models.slide_model import SlideModel
 
 TILES = 60
 NULL = 37

@@ -21,7 +21,7 @@ from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.model.served import ServedForward
 from client.triton.connection import Connection
 from client.triton.contract import Contract, ContractError
-from training.build import build_models
+from training.models.build import build_models
 
 Run = Callable[..., Any]
 

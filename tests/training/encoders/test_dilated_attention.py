@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import dilated_attention as module
-from training.branches import plan_branches
-from training.dilated_attention import dilated_attention
-from training.fused_attention import kernel_attention
+from training.models import dilated_attention as module
+from training.models.branches import plan_branches
+from training.models.dilated_attention import dilated_attention
+from training.models.fused_attention import kernel_attention
 
 CPU = torch.device("cpu")
 BRANCHES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.errors import TrainingError
-from training.positions import check_grid, embed_positions, sine_table
+from training.models.positions import check_grid, embed_positions, sine_table
 
 
 def test_first_half_is_y_and_second_half_x() -> None:

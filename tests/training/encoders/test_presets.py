@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from training.errors import TrainingError
-from training.presets import Preset, SlideEncoderConfig, get_preset, segment_lengths
-from training.seeded import seeded_state
-from training.slide_encoder import LongNetSlideEncoder
-from training.tile_encoder import TileEncoder
-from training.variant import EmbeddingVariant
-from training.weights import load_strict
+from training.models.presets import Preset, SlideEncoderConfig, get_preset, segment_lengths
+from training.models.seeded import seeded_state
+from training.models.slide_encoder import LongNetSlideEncoder
+from training.models.tile_encoder import TileEncoder
+from training.models.variant import EmbeddingVariant
+from training.models.weights import load_strict
 
 GIGAPATH_TILE = {
     "cls_token": (1, 1, 1536),

@@ -14,12 +14,12 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.head import ClassificationHead, HeadConfig
-from training.presets import SlideEncoderConfig, get_preset
-from training.seeded import seed_weights
-from training.slide_encoder import LongNetSlideEncoder
-from training.slide_model import SlideModel
-from training.variant import EmbeddingVariant
+from training.models.head import ClassificationHead, HeadConfig
+from training.models.presets import SlideEncoderConfig, get_preset
+from training.models.seeded import seed_weights
+from training.models.slide_encoder import LongNetSlideEncoder
+from training.models.slide_model import SlideModel
+from training.models.variant import EmbeddingVariant
 
 GOLDEN = Path(__file__).with_name("longnet_12l384d.npz")
 """Outputs of the published code on a CPU, in float32, for `golden_model` and `slide`."""

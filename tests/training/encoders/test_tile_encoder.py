@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from training.errors import TrainingError
-from training.presets import TileEncoderConfig
-from training.seeded import seed_weights
-from training.tile_encoder import IMAGENET_MEAN, IMAGENET_STD, TILE_SIZE, TileEncoder, centre_crop
+from training.models.presets import TileEncoderConfig
+from training.models.seeded import seed_weights
+from training.models.tile_encoder import IMAGENET_MEAN, IMAGENET_STD, TILE_SIZE, TileEncoder, centre_crop
 
 CONFIG = TileEncoderConfig("tiny", embed_dim=48, depth=2, heads=3)
 

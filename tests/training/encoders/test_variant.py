@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from training.errors import TrainingError
-from training.head import ClassificationHead, HeadConfig
-from training.presets import SlideEncoderConfig, get_preset
-from training.seeded import seed_weights
-from training.slide_encoder import LongNetSlideEncoder
-from training.slide_model import SlideModel, SlideOcclusion
-from training.variant import RECIPES, EmbeddingVariant, get_recipe
+from training.models.head import ClassificationHead, HeadConfig
+from training.models.presets import SlideEncoderConfig, get_preset
+from training.models.seeded import seed_weights
+from training.models.slide_encoder import LongNetSlideEncoder
+from training.models.slide_model import SlideModel, SlideOcclusion
+from training.models.variant import RECIPES, EmbeddingVariant, get_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from training.build import Models, build_models
 from training.errors import TrainingError
-from training.head import HeadConfig
-from training.hub import fetch
-from training.presets import get_preset
-from training.weights import load_strict, read_state_dict, split_finetuned, weights_digest
+from training.models.build import Models, build_models
+from training.models.head import HeadConfig
+from training.models.hub import fetch
+from training.models.presets import get_preset
+from training.models.weights import load_strict, read_state_dict, split_finetuned, weights_digest
 
 
 @pytest.fixture(scope="module")

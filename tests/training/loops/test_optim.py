@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from training.build import build_models
 from training.loops.optim import (
     LayerIds,
     freeze_unreached,
@@ -16,8 +15,9 @@ from training.loops.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from training.presets import get_preset
-from training.slide_model import SlideModel
+from training.models.build import build_models
+from training.models.presets import get_preset
+from training.models.slide_model import SlideModel
 
 
 @pytest.fixture

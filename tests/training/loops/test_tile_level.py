@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from training.build import build_models
 from training.cohort.files import make_cohort
 from training.data.tiles import Tile, list_tiles, read_list, read_tile
 from training.errors import TrainingError
 from training.loops.tile_level import TileOrder, TileRecipe, TileTuner, augment, freeze_blocks
+from training.models.build import build_models
 from training.run_folder import TILE_MODEL
 from training.tile_runs import run_tiles
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.head import ClassificationHead
-from training.slide_encoder import LongNetSlideEncoder, one_by_one
-from training.variant import EmbeddingVariant
+from training.models.head import ClassificationHead
+from training.models.slide_encoder import LongNetSlideEncoder, one_by_one
+from training.models.variant import EmbeddingVariant
 
 
 class SlidePrediction(NamedTuple):

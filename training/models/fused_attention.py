@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.branches import Branch
+from training.models.branches import Branch
 
 NULL_LOGIT = 20.0
 UNCOVERED = -1e8

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from training.errors import TrainingError
-from training.variant import RECIPES, EmbeddingVariant, get_recipe
+from training.models.variant import RECIPES, EmbeddingVariant, get_recipe
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Preset:
     variant: EmbeddingVariant = field(default_factory=EmbeddingVariant)
 
     def with_recipe(self, name: str) -> Preset:
-        """This preset set up as a public code path (see `training.variant.RECIPES`) has it."""
+        """This preset set up as a public code path (see `training.models.variant.RECIPES`) has it."""
         recipe = get_recipe(name)
         recipe.variant.check_depth(self.slide.depth)
         return replace(

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from training.branches import Branch, plan_branches
-from training.dilated_attention import dilated_attention
 from training.errors import TrainingError
-from training.positions import check_grid, embed_positions, sine_table
-from training.presets import SlideEncoderConfig
-from training.variant import EmbeddingVariant
+from training.models.branches import Branch, plan_branches
+from training.models.dilated_attention import dilated_attention
+from training.models.positions import check_grid, embed_positions, sine_table
+from training.models.presets import SlideEncoderConfig
+from training.models.variant import EmbeddingVariant
 
 BLOCK_EPS = 1e-5
 FINAL_EPS = 1e-6
@@ -151,7 +151,7 @@ class LongNetSlideEncoder(nn.Module):
             keep: bool [M, N], M masks over the same tiles: a tile that isn't kept is invisible as a key in
                 every branch and left out of the mean; every other tile keeps its slot and place. None is one
                 mask that keeps all. (As a query a masked tile goes on, unseen, but for the published quirk of
-                misaligned segments, see `training.branches.plan_branch`.)
+                misaligned segments, see `training.models.branches.plan_branch`.)
 
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from training.head import ClassificationHead, HeadConfig
-from training.hub import fetch
-from training.packaged import packaged_weights
-from training.presets import Preset, get_preset
-from training.seeded import seed_weights, seeded_state
-from training.slide_encoder import LongNetSlideEncoder
-from training.slide_model import SlideModel
-from training.tile_encoder import TileEncoder
-from training.weights import StateDict, load_strict, read_state_dict, split_finetuned
+from training.models.head import ClassificationHead, HeadConfig
+from training.models.hub import fetch
+from training.models.packaged import packaged_weights
+from training.models.presets import Preset, get_preset
+from training.models.seeded import seed_weights, seeded_state
+from training.models.slide_encoder import LongNetSlideEncoder
+from training.models.slide_model import SlideModel
+from training.models.tile_encoder import TileEncoder
+from training.models.weights import StateDict, load_strict, read_state_dict, split_finetuned
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def build_models(
     Args:
         preset: a name, or a `Preset` of your own (`get_preset(name).with_recipe(recipe)`).
         tile_weights, slide_weights: a file, or `hf-hub:OWNER/REPOSITORY[/FILE]`; None is the preset's
-            packaged weights where it has some (`training.packaged`), or else weights from `seed`.
+            packaged weights where it has some (`training.models.packaged`), or else weights from `seed`.
             `slide_weights` may be a fine-tuned checkpoint, which brings the head's weights with it.
         head: class names and kind of the head; None is the preset's classes, or for a fine-tuned checkpoint
             of another size `class 0`, `class 1` ...; without either there is no head.

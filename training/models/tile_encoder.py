@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.presets import TileEncoderConfig
+from training.models.presets import TileEncoderConfig
 
 TILE_SIZE = 256
 """Edge in px, at 0.5 mpp, of the tile that a slide is cut into."""
@@ -53,7 +53,7 @@ class TileEncoder(nn.Module):
             num_classes=0,
             global_pool="token",
         )
-        # Constants are made on the CPU also where the weights are left for later (`training.build`).
+        # Constants are made on the CPU also where the weights are left for later (`training.models.build`).
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             constant = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, constant, persistent=False)

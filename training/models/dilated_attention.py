@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.branches import Branch
-from training.fused_attention import UNCOVERED, kernel_attention, lse_kernel, null_key_attention
+from training.models.branches import Branch
+from training.models.fused_attention import UNCOVERED, kernel_attention, lse_kernel, null_key_attention
 
 
 def dilated_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], visible: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The two encoders, their weights and presets."""
