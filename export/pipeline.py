@@ -145,7 +145,7 @@ def _build(
 def choose_models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
     """The models that `export_preset` exports for these arguments; the same errors."""
     from training.models.build import build_models
-    from training.run_folder import load_run
+    from training.runs.checkpoint import load_run
 
     hub = weights is not None and weights.startswith(HUB)
     tile = weights if weights is None or hub else str(Path(weights) / "pytorch_model.bin")

@@ -80,7 +80,7 @@ def finetune_command(
     --labels build/cohort/labels.csv --out runs/cohort
     """
     from training.recipe import read_recipe
-    from training.runs import plan_runs, run
+    from training.runs.slide_level import plan_runs, run
 
     changes = dict(_assignment(each) for each in change or [])
     given = {"data.features": features, "data.labels": labels, "data.splits": splits}
@@ -137,7 +137,7 @@ def tiles_command(
     from training.data.tiles import list_tiles
     from training.loops.tile_level import TileRecipe
     from training.recipe import read_yaml
-    from training.tile_runs import run_tiles
+    from training.runs.tile_level import run_tiles
 
     recipe = read_yaml(config, TileRecipe, dict(_assignment(each) for each in change or []))
     result = run_tiles(recipe, list_tiles(data), out, bar=not quiet)

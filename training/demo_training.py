@@ -31,10 +31,10 @@ from training.models.slide_model import SlideModel
 from training.models.tile_encoder import TileEncoder
 from training.models.weights import read_state_dict
 from training.recipe import read_recipe, read_yaml
-from training.run_folder import MODEL, TILE_MODEL
-from training.run_record import write_json
-from training.runs import plan_runs, run
-from training.tile_runs import embed, run_tiles
+from training.runs.checkpoint import MODEL, TILE_MODEL
+from training.runs.record import write_json
+from training.runs.slide_level import plan_runs, run
+from training.runs.tile_level import embed, run_tiles
 
 CONFIGS = Path(__file__).parent / "configs"
 TOLERANCE = 1e-2  # of a slide's probability, between packaged weights and weights that were made again

@@ -14,7 +14,7 @@ from training.models.build import Models, build_models
 from training.models.packaged import packaged_weights
 from training.models.presets import get_preset
 from training.models.weights import weights_digest
-from training.run_folder import published_state, save_run
+from training.runs.checkpoint import published_state, save_run
 
 
 @pytest.fixture(scope="module")

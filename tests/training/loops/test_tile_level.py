@@ -18,8 +18,8 @@ from training.data.tiles import Tile, list_tiles, read_list, read_tile
 from training.errors import TrainingError
 from training.loops.tile_level import TileOrder, TileRecipe, TileTuner, augment, freeze_blocks
 from training.models.build import build_models
-from training.run_folder import TILE_MODEL
-from training.tile_runs import run_tiles
+from training.runs.checkpoint import TILE_MODEL
+from training.runs.tile_level import run_tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,8 +26,8 @@ from training.models.build import build_models
 from training.models.head import HeadConfig
 from training.models.slide_model import SlideModel
 from training.recipe import SEEDED, Recipe
-from training.run_folder import save_run
-from training.run_record import (
+from training.runs.checkpoint import save_run
+from training.runs.record import (
     METRICS,
     open_record,
     read_metrics,

@@ -23,8 +23,8 @@ from training.loops.trainer import build_trainer, fit
 from training.models.build import build_models
 from training.models.tile_encoder import TileEncoder
 from training.recipe import SEEDED
-from training.run_folder import TILE_MODEL
-from training.run_record import METRICS, open_record, read_metrics, record_predictions, write_metrics
+from training.runs.checkpoint import TILE_MODEL
+from training.runs.record import METRICS, open_record, read_metrics, record_predictions, write_metrics
 
 TILE_HEAD = "tile_head.safetensors"
 

@@ -23,8 +23,8 @@ from training.data.bags import read_bag
 from training.errors import TrainingError
 from training.models.build import build_models
 from training.recipe import Recipe, read_recipe
-from training.run_folder import load_run, published_state
-from training.runs import plan_runs, run
+from training.runs.checkpoint import load_run, published_state
+from training.runs.slide_level import plan_runs, run
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
