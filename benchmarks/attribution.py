@@ -119,7 +119,7 @@ def _leave_out(which: range, tiles: int) -> Mask:
 
 
 def _export(repository: Path) -> None:
-    from export.pipeline import export_preset
+    from export.export import export_preset
     from export.repository import copy_configs
 
     repository.mkdir(parents=True, exist_ok=True)

@@ -201,7 +201,7 @@ def exported(preset: str) -> Path:
     """A model repository with a preset's seeded weights, kept from one run to the next."""
     repository = BENCH / preset
     if not repository.exists() or served_version(repository) is None:
-        from export.pipeline import export_preset  # torch, which nothing else here needs
+        from export.export import export_preset  # torch, which nothing else here needs
 
         copy_configs(ROOT / "model_repository", repository)
         with console.status(f"exporting {preset}"):

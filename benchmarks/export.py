@@ -44,7 +44,7 @@ def peak_gib() -> float:
 @app.command()
 def export(preset: str, precision: str) -> None:
     """Export; print seconds, peak, the graphs' size and the worst parity row as JSON."""
-    from export.pipeline import export_preset
+    from export.export import export_preset
 
     repository = WORK / f"{preset}-{precision}"
     shutil.rmtree(repository, ignore_errors=True)

@@ -25,11 +25,11 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.builder import build_engine, tile_profiles
 from export.engines import find_gpu
 from export.errors import ExportError
 from export.graphs import tile_graph, write_graph
 from export.precision import halve
+from export.tensorrt_builder import build_engine, tile_profiles
 from training.models.build import build_models
 from training.models.tile_encoder import TileEncoder
 

@@ -13,11 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.builder import Profile, build_engine
 from export.contract import read_contract
 from export.engines import GRAPHS, profiles
 from export.errors import ExportError
 from export.repository import CONTRACT, home, served_version
+from export.tensorrt_builder import Profile, build_engine
 
 CAPABILITIES = ("SM80", "SM89")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.errors import ExportError, ParityError
-from export.pipeline import ROOT, ExportResult, export_preset
+from export.export import ROOT, ExportResult, export_preset
 from export.repository import list_versions, remove_version
 from training.errors import TrainingError
 

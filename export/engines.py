@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.builder import Profile, build_engine, slide_profiles, tile_profiles
 from export.configs import engine_config, read_config
 from export.contract import MODELS, read_contract
 from export.errors import ExportError
 from export.repository import CONTRACT, HOME, exclusive, home, serve, served_version, write_text
+from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
 
 GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 

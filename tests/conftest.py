@@ -27,7 +27,7 @@ def real_slide() -> Path:
 @pytest.fixture(scope="session")
 def demo_repository(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
     """A model repository with the `demo` preset exported into it; read only, one for all worker processes."""
-    from export.pipeline import export_preset
+    from export.export import export_preset
     from export.repository import copy_configs
 
     shared = tmp_path_factory.getbasetemp()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.contract import MODELS
-from export.pipeline import export_preset
+from export.export import export_preset
 from export.repository import copy_configs
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
 from training.models.variant import EmbeddingVariant

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from export import engines
-from export.builder import slide_profiles, tile_profiles
 from export.check_engines import check_engine
 from export.configs import engine_config, read_config
 from export.errors import ExportError
+from export.tensorrt_builder import slide_profiles, tile_profiles
 
 SIDECAR = engines.Sidecar("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
 

@@ -17,11 +17,12 @@ import onnxruntime
 import pytest
 import torch
 
-from export import build, repository
+from export import build_graphs as build
+from export import repository
 from export.contract import MODELS
 from export.errors import ExportError, ParityError
+from export.export import export_preset
 from export.graphs import Graph, occlusion_graph, write_graph
-from export.pipeline import export_preset
 from export.samples import SIZES, seeded_basis, seeded_coords, seeded_embeddings
 from training.models.build import build_models
 from training.models.presets import Preset, get_preset
@@ -212,7 +213,7 @@ import os, signal
 from pathlib import Path
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
 from training.models.variant import EmbeddingVariant
-from export.pipeline import export_preset
+from export.export import export_preset
 
 def progress(step):
     if step == "tracing slide_encoder":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.errors import ExportError
-from export.pipeline import choose_models
+from export.export import choose_models
 from training.errors import TrainingError
 from training.models.build import Models, build_models
 from training.models.packaged import packaged_weights

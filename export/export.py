@@ -112,7 +112,7 @@ def _build(
     progress: Callable[[str], None],
 ) -> tuple[int, Report]:
     """Build into a stage and install it; a version with the same content takes its place."""
-    from export.build import build  # it imports PyTorch
+    from export.build_graphs import build  # it imports PyTorch
 
     stage = repo.new_stage(repository)
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
