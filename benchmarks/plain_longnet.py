@@ -1,7 +1,8 @@
 """LongNet's dilated attention as matmul and softmax: how the field's tools run it where no flash kernel is.
 
-The baseline of `make bench-attribution`. Written from the published definition (see `training.models.branches`):
-score matrices in memory, every token of every layer computed, left-out keys at minus infinity.
+The baseline of `make bench-attribution`. Written from the published definition
+(see `training.models.branches`): score matrices in memory, every token of every layer computed, left-out
+keys at minus infinity.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from client.commands import attribute, batch, benchmark, counterfactual, doctor, explain, score, verify
-from client.commands.options import console
-from client.errors import ClientError
+from .commands import attribute, batch, benchmark, counterfactual, doctor, explain, score, verify
+from .commands.options import console
+from .errors import ClientError
 
 app = typer.Typer(
     name="client",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.errors import ClientError
+from .errors import ClientError
 
 
 class OutputError(ClientError):

@@ -1,8 +1,8 @@
 """Dilated attention in ONNX: laid out once a forward, few nodes a layer, no score matrix.
 
-Tracing `training.models.dilated_attention` itself gives the same numbers, but several times the nodes, and its
-symbolic shape arithmetic takes minutes. So while the encoder is traced (`traced`) its two entry points are
-operators of our own, and `TRANSLATIONS` writes those in ONNX. The method is the null key of
+Tracing `training.models.dilated_attention` itself gives the same numbers, but several times the nodes, and
+its symbolic shape arithmetic takes minutes. So while the encoder is traced (`traced`) its two entry points
+are operators of our own, and `TRANSLATIONS` writes those in ONNX. The method is the null key of
 `training.models.fused_attention` (read it there); the layout is this module's:
 
 * Row numbers count (token, head) pairs, so that one Gather brings a branch's slots into the

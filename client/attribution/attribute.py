@@ -10,16 +10,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.occlusion import keep_one, occlusion
-from client.attribution.methods.partition_shap import partition_shap
-from client.attribution.methods.regions import coarse_regions, grid_cells, sliding_windows
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float32, Int64, Scorer, average, bank_draws, medoid
-from client.attribution.methods.shapley import shapley_sampling
-from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
-from client.errors import ClientError
+from ..errors import ClientError
+from .methods.game import Game
+from .methods.occlusion import keep_one, occlusion
+from .methods.partition_shap import partition_shap
+from .methods.regions import coarse_regions, grid_cells, sliding_windows
+from .methods.result import Attribution
+from .methods.scorer import Float32, Int64, Scorer, average, bank_draws, medoid
+from .methods.shapley import shapley_sampling
+from .methods.target import Target
+from .model.masked_slide import Subject
 
 Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_sampling"]
 Occluder = Literal["mask", "mean", "medoid"]

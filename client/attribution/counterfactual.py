@@ -10,11 +10,11 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, bank_draws
-from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
-from client.errors import ClientError
+from ..errors import ClientError
+from .methods.game import Game
+from .methods.scorer import Float32, Float64, Int64, Mask, bank_draws
+from .methods.target import Target
+from .model.masked_slide import Subject
 
 Change = Literal["remove", "keep", "replace"]
 

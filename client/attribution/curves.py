@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.scorer import Float64, Int64, Mask
+from .methods.game import Game
+from .methods.scorer import Float64, Int64, Mask
 
 STEPS = 10
 

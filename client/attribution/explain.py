@@ -8,16 +8,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from client.attribution.attribute import Settings, attribute, planned_masks
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Forward
-from client.attribution.methods.target import HeadKind, Score, Target
-from client.attribution.model.cache import Memo
-from client.attribution.model.embedded import EmbeddedSlide
-from client.attribution.model.masked_slide import Subject
-from client.attribution.reliability import Reliability, assess, planned_checks
-from client.errors import ClientError
-from client.triton.contract import Contract
+from ..errors import ClientError
+from ..triton.contract import Contract
+from .attribute import Settings, attribute, planned_masks
+from .methods.result import Attribution
+from .methods.scorer import Forward
+from .methods.target import HeadKind, Score, Target
+from .model.cache import Memo
+from .model.embedded import EmbeddedSlide
+from .model.masked_slide import Subject
+from .reliability import Reliability, assess, planned_checks
 
 # Bags of one tile are tiny forwards, but one request each: beside the map only where they take no time.
 KEEP_ONE_TILES = 2000

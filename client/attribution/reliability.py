@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from client.attribution.attribute import Baselines, Method, Settings, attribute, planned_masks, scorer_for
-from client.attribution.curves import STEPS, Curves, curves, descending, random_orders, spearman
-from client.attribution.methods.game import Game
-from client.attribution.methods.regions import coarse_regions
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64, Int64
-from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
+from .attribute import Baselines, Method, Settings, attribute, planned_masks, scorer_for
+from .curves import STEPS, Curves, curves, descending, random_orders, spearman
+from .methods.game import Game
+from .methods.regions import coarse_regions
+from .methods.result import Attribution
+from .methods.scorer import Float64, Int64
+from .methods.target import Target
+from .model.masked_slide import Subject
 
 REGIONS = 16
 ROLLS = 8

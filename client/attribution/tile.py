@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.attribution.curves import spearman
-from client.attribution.methods.scorer import Float32, Float64
-from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
-from client.errors import ClientError
+from ..errors import ClientError
+from .curves import spearman
+from .methods.scorer import Float32, Float64
+from .methods.target import Target
+from .model.masked_slide import Subject
 
 Pixels = NDArray[np.uint8]
 Fill = Literal["glass", "blur", "mean"]

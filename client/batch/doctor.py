@@ -12,14 +12,14 @@ from pathlib import Path
 
 import openslide
 
-from client import __version__
-from client.batch.manifest import read_work_list
-from client.errors import ClientError
-from client.scoring.score import SlideSource
-from client.slides.slide import open_slide
-from client.triton.connection import Connection
-from client.triton.contract import MODELS, Contract, read_contract
-from client.triton.endpoint import Endpoint
+from .. import __version__
+from ..errors import ClientError
+from ..scoring.score import SlideSource
+from ..slides.slide import open_slide
+from ..triton.connection import Connection
+from ..triton.contract import MODELS, Contract, read_contract
+from ..triton.endpoint import Endpoint
+from .manifest import read_work_list
 
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PACKAGES = (

@@ -8,7 +8,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.batch.records import (
+from ..errors import ClientError
+from ..files import OutputError
+from ..outputs.formats import export
+from ..outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
+from ..outputs.layout import Layout
+from ..outputs.thumbnail import draw_tiles, write_picture
+from ..scoring.embedding import Pace, Progress, chunk_size
+from ..scoring.resume import Partial
+from ..scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
+from ..scoring.timings import Ledger
+from ..slides.geojson import tissue_features
+from ..slides.geojson import write_features as write_geojson
+from ..slides.tiling import TilePlan
+from ..triton.connection import Cancelled, Connection
+from ..triton.contract import Contract, check_same
+from ..triton.endpoint import Endpoint
+from .records import (
     FAILED,
     SlideRecord,
     identify,
@@ -17,22 +33,6 @@ from client.batch.records import (
     slide_record,
     write_record,
 )
-from client.errors import ClientError
-from client.files import OutputError
-from client.outputs.formats import export
-from client.outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
-from client.outputs.layout import Layout
-from client.outputs.thumbnail import draw_tiles, write_picture
-from client.scoring.embedding import Pace, Progress, chunk_size
-from client.scoring.resume import Partial
-from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
-from client.scoring.timings import Ledger
-from client.slides.geojson import tissue_features
-from client.slides.geojson import write_features as write_geojson
-from client.slides.tiling import TilePlan
-from client.triton.connection import Cancelled, Connection
-from client.triton.contract import Contract, check_same
-from client.triton.endpoint import Endpoint
 
 
 @dataclass(frozen=True)

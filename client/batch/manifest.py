@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.errors import ClientError
-from client.scoring.score import SlideSource
-from client.slides.mpp import PLAUSIBLE
+from ..errors import ClientError
+from ..scoring.score import SlideSource
+from ..slides.mpp import PLAUSIBLE
 
 # TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva call them so; compared without case.
 ID_NAMES = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")

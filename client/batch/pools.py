@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from client.batch.job import Work, process_slide
-from client.batch.records import FAILED, SlideRecord
-from client.errors import ClientError
-from client.scoring.embedding import Progress
-from client.scoring.score import SlideSource
-from client.triton.connection import Cancelled, Connection
-from client.triton.endpoint import Endpoint
+from ..errors import ClientError
+from ..scoring.embedding import Progress
+from ..scoring.score import SlideSource
+from ..triton.connection import Cancelled, Connection
+from ..triton.endpoint import Endpoint
+from .job import Work, process_slide
+from .records import FAILED, SlideRecord
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client import __version__
-from client.errors import ClientError
-from client.files import write_text
-from client.scoring.score import Recipe, ScoredSlide, SlideSource
-from client.scoring.timings import Ledger
-from client.slides.fingerprint import slide_sha256, slide_stamp
-from client.triton.contract import Contract
+from .. import __version__
+from ..errors import ClientError
+from ..files import write_text
+from ..scoring.score import Recipe, ScoredSlide, SlideSource
+from ..scoring.timings import Ledger
+from ..slides.fingerprint import slide_sha256, slide_stamp
+from ..triton.contract import Contract
 
 OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 

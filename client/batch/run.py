@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.batch.job import Work
-from client.batch.manifest import WorkList
-from client.batch.pools import Pool, run
-from client.batch.records import FAILED, SlideRecord
-from client.batch.tables import write_scores, write_status
-from client.errors import ClientError
-from client.files import output_errors
+from ..errors import ClientError
+from ..files import output_errors
+from .job import Work
+from .manifest import WorkList
+from .pools import Pool, run
+from .records import FAILED, SlideRecord
+from .tables import write_scores, write_status
 
 
 def run_batch(

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.batch.records import FAILED, SlideRecord
-from client.files import atomic_path, write_text
-from client.outputs.layout import Layout
+from ..files import atomic_path, write_text
+from ..outputs.layout import Layout
+from .records import FAILED, SlideRecord
 
 STATUS_COLUMNS = [
     *("slide_id", "path", "status", "reason", "tiles", "invalid_tiles", "resumed_tiles", "reused"),

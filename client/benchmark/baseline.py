@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from client.benchmark.workloads import Load
-from client.errors import ClientError
-from client.triton.contract import Contract
+from ..errors import ClientError
+from ..triton.contract import Contract
+from .workloads import Load
 
 
 def bare_rate(repository: Path, contract: Contract) -> Callable[[Load, float], float]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferenceServerClient
 
-from client.benchmark.workloads import Load
-from client.triton.connection import Connection
+from ..triton.connection import Connection
+from .workloads import Load
 
 LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""

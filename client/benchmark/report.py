@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from client.benchmark.measure import Point
-from client.triton.contract import Contract
+from ..triton.contract import Contract
+from .measure import Point
 
 
 def describe(

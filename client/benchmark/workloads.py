@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from client.errors import ClientError
-from client.triton.connection import Array
-from client.triton.contract import Contract
+from ..errors import ClientError
+from ..triton.connection import Array
+from ..triton.contract import Contract
 
 
 @dataclass(frozen=True)

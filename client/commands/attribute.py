@@ -15,26 +15,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from client.attribution.attribute import Method, Occluder, Settings
-from client.attribution.explain import Explanation, Pace, explain
-from client.attribution.methods.target import Score
-from client.attribution.model.cache import Memo
-from client.attribution.model.embedded import read_bank, read_embedded
-from client.attribution.model.served import ServedForward, served_tile_encoder
-from client.attribution.tile import Encode, Fill
-from client.batch.records import recipe_hash
-from client.commands import options
-from client.commands.score import progress_bar
-from client.files import output_errors
-from client.outputs.hdf5 import Provenance, read_features, write_slide
-from client.scoring.embedding import Pace as ScorePace
-from client.scoring.score import Recipe, SlideSource, score_slide
-from client.scoring.timings import Ledger
-from client.slides.fingerprint import slide_sha256
-from client.slides.slide import Slide, open_slide
-from client.triton.connection import Connection
-from client.triton.contract import Contract, check_same, read_contract
-from client.triton.endpoint import Endpoint
+from ..attribution.attribute import Method, Occluder, Settings
+from ..attribution.explain import Explanation, Pace, explain
+from ..attribution.methods.target import Score
+from ..attribution.model.cache import Memo
+from ..attribution.model.embedded import read_bank, read_embedded
+from ..attribution.model.served import ServedForward, served_tile_encoder
+from ..attribution.tile import Encode, Fill
+from ..batch.records import recipe_hash
+from ..files import output_errors
+from ..outputs.hdf5 import Provenance, read_features, write_slide
+from ..scoring.embedding import Pace as ScorePace
+from ..scoring.score import Recipe, SlideSource, score_slide
+from ..scoring.timings import Ledger
+from ..slides.fingerprint import slide_sha256
+from ..slides.slide import Slide, open_slide
+from ..triton.connection import Connection
+from ..triton.contract import Contract, check_same, read_contract
+from ..triton.endpoint import Endpoint
+from . import options
+from .score import progress_bar
 
 TileScore = Literal["slide", "embedding"]
 
@@ -201,8 +201,8 @@ def _write(
     explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None
 ) -> list[Path]:
     # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
-    from client.attribution.render.figures import canvas_for, write_map, write_strongest
-    from client.attribution.render.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
+    from ..attribution.render.figures import canvas_for, write_map, write_strongest
+    from ..attribution.render.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 
     stem = _stem(explanation)
     suffix = ".geojson" if len(explanation.slide.coords) <= PLAIN_GEOJSON_TILES else ".geojson.gz"
@@ -226,7 +226,7 @@ def _tile_maps(
     fill: Fill,
 ) -> list[Path]:
     """Look inside the `count` tiles of the largest absolute value."""
-    from client.attribution.render.figures import write_tile_map
+    from ..attribution.render.figures import write_tile_map
 
     values = explanation.attribution.values[:, explanation.focus]
     written = []

@@ -9,21 +9,21 @@ from typing import Annotated
 
 import typer
 
-from client.batch.job import Work
-from client.batch.manifest import read_work_list
-from client.batch.pools import LocalPool, Pool, RayPool
-from client.batch.records import FAILED
-from client.batch.run import only_one, run_batch
-from client.commands import options
-from client.commands.view import BatchView
-from client.errors import ClientError
-from client.outputs.formats import require
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe
-from client.scoring.timings import bottleneck, total
-from client.triton.connection import Connection
-from client.triton.contract import read_contract
-from client.triton.endpoint import Endpoint
+from ..batch.job import Work
+from ..batch.manifest import read_work_list
+from ..batch.pools import LocalPool, Pool, RayPool
+from ..batch.records import FAILED
+from ..batch.run import only_one, run_batch
+from ..errors import ClientError
+from ..outputs.formats import require
+from ..scoring.embedding import Pace
+from ..scoring.score import Recipe
+from ..scoring.timings import bottleneck, total
+from ..triton.connection import Connection
+from ..triton.contract import read_contract
+from ..triton.endpoint import Endpoint
+from . import options
+from .view import BatchView
 
 
 @options.shares(

@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from client.benchmark import report
-from client.benchmark.baseline import bare_rate
-from client.benchmark.measure import Point, sweep
-from client.benchmark.workloads import LOADS, Load
-from client.commands import options
-from client.errors import ClientError
-from client.triton.connection import Connection
-from client.triton.contract import Contract, read_contract
-from client.triton.endpoint import Endpoint
+from ..benchmark import report
+from ..benchmark.baseline import bare_rate
+from ..benchmark.measure import Point, sweep
+from ..benchmark.workloads import LOADS, Load
+from ..errors import ClientError
+from ..triton.connection import Connection
+from ..triton.contract import Contract, read_contract
+from ..triton.endpoint import Endpoint
+from . import options
 
 
 @options.shares(endpoint=options.endpoint)

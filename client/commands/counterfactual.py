@@ -12,21 +12,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
-from client.attribution.explain import choose_target
-from client.attribution.methods.scorer import Mask
-from client.attribution.methods.target import Score
-from client.attribution.model.cache import Memo
-from client.attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
-from client.attribution.model.masked_slide import Subject
-from client.attribution.model.served import ServedForward
-from client.commands import options
-from client.files import output_errors, write_text
-from client.slides.geojson import read_annotations
-from client.slides.slide import open_slide
-from client.triton.connection import Connection
-from client.triton.contract import check_same, read_contract
-from client.triton.endpoint import Endpoint
+from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
+from ..attribution.explain import choose_target
+from ..attribution.methods.scorer import Mask
+from ..attribution.methods.target import Score
+from ..attribution.model.cache import Memo
+from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
+from ..attribution.model.masked_slide import Subject
+from ..attribution.model.served import ServedForward
+from ..files import output_errors, write_text
+from ..slides.geojson import read_annotations
+from ..slides.slide import open_slide
+from ..triton.connection import Connection
+from ..triton.contract import check_same, read_contract
+from ..triton.endpoint import Endpoint
+from . import options
 
 
 @options.shares(endpoint=options.endpoint)

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.batch.doctor import BAD, GOOD, check_all
-from client.commands import options
-from client.triton.endpoint import Endpoint
+from ..batch.doctor import BAD, GOOD, check_all
+from ..triton.endpoint import Endpoint
+from . import options
 
 _MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}
 

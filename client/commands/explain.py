@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.batch.records import read_records
-from client.errors import ClientError
-from client.scoring.timings import STAGES, bottleneck, total
+from ..batch.records import read_records
+from ..errors import ClientError
+from ..scoring.timings import STAGES, bottleneck, total
 
 
 def command(

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client.errors import ClientError
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe
-from client.triton.endpoint import DEFAULT_URL, Endpoint
+from ..errors import ClientError
+from ..scoring.embedding import Pace
+from ..scoring.score import Recipe
+from ..triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither writes over the other; results go to stdout.
 console = Console(stderr=True)

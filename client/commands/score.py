@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client.batch.records import SlideRecord, identify, slide_record, write_record
-from client.commands import options
-from client.outputs.hdf5 import Provenance, write_slide
-from client.outputs.thumbnail import draw_tiles, write_picture
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
-from client.scoring.timings import Ledger, bottleneck
-from client.triton.connection import Connection
-from client.triton.contract import Contract, check_same, read_contract
-from client.triton.endpoint import Endpoint
+from ..batch.records import SlideRecord, identify, slide_record, write_record
+from ..outputs.hdf5 import Provenance, write_slide
+from ..outputs.thumbnail import draw_tiles, write_picture
+from ..scoring.embedding import Pace
+from ..scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
+from ..scoring.timings import Ledger, bottleneck
+from ..triton.connection import Connection
+from ..triton.contract import Contract, check_same, read_contract
+from ..triton.endpoint import Endpoint
+from . import options
 
 
 @options.shares(endpoint=options.endpoint, recipe=options.recipe, pace=options.pace)

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.commands import options
-from client.triton.connection import Connection
-from client.triton.contract import read_contract
-from client.triton.endpoint import Endpoint
-from client.triton.parity import load_reference, verify
+from ..triton.connection import Connection
+from ..triton.contract import read_contract
+from ..triton.endpoint import Endpoint
+from ..triton.parity import load_reference, verify
+from . import options
 
 
 @options.shares(endpoint=options.endpoint)

@@ -7,9 +7,9 @@ import threading
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from client.batch.records import FAILED, OK, SlideRecord
-from client.scoring.embedding import Progress as Report
-from client.scoring.score import SlideSource
+from ..batch.records import FAILED, OK, SlideRecord
+from ..scoring.embedding import Progress as Report
+from ..scoring.score import SlideSource
 
 _COLOURS = {OK: "green", FAILED: "red"}
 

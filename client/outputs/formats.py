@@ -10,11 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from client.errors import ClientError
-from client.files import atomic_path
-from client.outputs.hdf5 import StoredFeatures, new_file, read_features
-from client.outputs.layout import Layout
-from client.slides.geojson import tile_features, write_features
+from ..errors import ClientError
+from ..files import atomic_path
+from ..slides.geojson import tile_features, write_features
+from .hdf5 import StoredFeatures, new_file, read_features
+from .layout import Layout
 
 
 def export(layout: Layout, slide_id: str, kinds: frozenset[str], *, again: bool) -> None:

@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from client import __version__
-from client.errors import ClientError
-from client.files import atomic_path
-from client.scoring.score import ScoredSlide
-from client.slides.tiling import TilePlan
-from client.triton.contract import Contract
+from .. import __version__
+from ..errors import ClientError
+from ..files import atomic_path
+from ..scoring.score import ScoredSlide
+from ..slides.tiling import TilePlan
+from ..triton.contract import Contract
 
 _CHUNK_ROWS = 256
 _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of ours computes with them

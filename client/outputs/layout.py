@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.triton.contract import Contract
+from ..triton.contract import Contract
 
 
 @dataclass(frozen=True)

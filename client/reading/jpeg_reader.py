@@ -19,8 +19,8 @@ import simplejpeg
 import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
-from client.slides.slide import Pixels
-from client.slides.tiling import TilePlan
+from ..slides.slide import Pixels
+from ..slides.tiling import TilePlan
 
 VENDORS = ("aperio", "generic-tiff")  # the others overlap their tiles, shift them or draw something beneath
 BUDGET = 256 << 20  # bytes of decoded tiles kept for the next rows; beyond it some are decoded again

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import openslide
 
-from client.errors import SlideError
-from client.slides.slide import Pixels, open_handle, read_region
-from client.slides.tiling import TilePlan
+from ..errors import SlideError
+from ..slides.slide import Pixels, open_handle, read_region
+from ..slides.tiling import TilePlan
 
 
 class OpenSlideReader:

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from client.reading.tile_reader import TileReader
-from client.slides.slide import Pixels
-from client.slides.tiling import TilePlan
+from ..slides.slide import Pixels
+from ..slides.tiling import TilePlan
+from .tile_reader import TileReader
 
 STEP = 16  # tiles a thread takes at once: a small slide keeps all threads busy too
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from client.reading.jpeg_reader import JpegReader, NotDirect, StoredTiles, stored_tiles
-from client.reading.openslide_reader import OpenSlideReader
-from client.slides.slide import Pixels
-from client.slides.tiling import TilePlan
+from ..slides.slide import Pixels
+from ..slides.tiling import TilePlan
+from .jpeg_reader import JpegReader, NotDirect, StoredTiles, stored_tiles
+from .openslide_reader import OpenSlideReader
 
 log = logging.getLogger(__name__)
 

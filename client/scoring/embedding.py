@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.reading.stream import TileBatch, read_tiles
-from client.scoring.resume import Partial
-from client.scoring.timings import Ledger
-from client.slides.tiling import TilePlan
-from client.triton.connection import Connection, ServerTime
-from client.triton.contract import Contract
+from ..reading.stream import TileBatch, read_tiles
+from ..slides.tiling import TilePlan
+from ..triton.connection import Connection, ServerTime
+from ..triton.contract import Contract
+from .resume import Partial
+from .timings import Ledger
 
 Progress = Callable[[int, int], None]
 """Called with how many tiles are done, of how many."""

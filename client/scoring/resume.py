@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from client.files import output_errors
+from ..files import output_errors
 
 _RECORD = struct.Struct("<II")  # rows, CRC-32 of what follows
 _SYNC_EVERY_S = 10.0

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
-from client.errors import SlideError
-from client.scoring.embedding import Pace, Progress, embed_tiles
-from client.scoring.resume import Partial
-from client.scoring.timings import Ledger
-from client.slides.slide import Pixels, Slide, open_slide
-from client.slides.tiling import TilePlan, plan_tiles
-from client.slides.tissue import TissueMask, mask_from_file, tissue_mask
-from client.triton.connection import Array, Connection
-from client.triton.contract import Contract
+from ..errors import SlideError
+from ..slides.slide import Pixels, Slide, open_slide
+from ..slides.tiling import TilePlan, plan_tiles
+from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
+from ..triton.connection import Array, Connection
+from ..triton.contract import Contract
+from .embedding import Pace, Progress, embed_tiles
+from .resume import Partial
+from .timings import Ledger
 
 THUMBNAIL_PX = 1024
 

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from client.errors import SlideError
+from ..errors import SlideError
 
 
 def slide_files(path: Path) -> list[Path]:

@@ -16,8 +16,8 @@ import shapely
 from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
-from client.errors import MaskError
-from client.files import atomic_path
+from ..errors import MaskError
+from ..files import atomic_path
 
 Feature = dict[str, Any]
 

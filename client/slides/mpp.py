@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from client.errors import MppError
+from ..errors import MppError
 
 Properties = Mapping[str, str]
 Look = Callable[[Properties], tuple[float, float] | None]

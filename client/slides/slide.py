@@ -15,8 +15,8 @@ import numpy.typing as npt
 import openslide
 import tifffile
 
-from client.errors import MppError, SlideError
-from client.slides.mpp import Mpp, Properties, find_mpp, objective_power
+from ..errors import MppError, SlideError
+from .mpp import Mpp, Properties, find_mpp, objective_power
 
 Pixels = npt.NDArray[np.uint8]
 

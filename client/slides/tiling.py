@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import PlanError
-from client.slides.contours import Mask
-from client.slides.slide import Slide
-from client.slides.tissue import TissueMask
+from ..errors import PlanError
+from .contours import Mask
+from .slide import Slide
+from .tissue import TissueMask
 
 Coords = npt.NDArray[np.int64]
 

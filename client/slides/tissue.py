@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 from shapely.geometry import Polygon
 
-from client.errors import MaskError
-from client.slides.contours import Mask, mask_contours, rasterise
-from client.slides.geojson import is_geojson, read_annotations
-from client.slides.slide import Pixels, Slide
+from ..errors import MaskError
+from .contours import Mask, mask_contours, rasterise
+from .geojson import is_geojson, read_annotations
+from .slide import Pixels, Slide
 
 Floats = npt.NDArray[np.float32]
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from client.errors import ClientError
-from client.triton.endpoint import Endpoint
-from client.triton.shared_memory import SharedInputs, is_lost_region
+from ..errors import ClientError
+from .endpoint import Endpoint
+from .shared_memory import SharedInputs, is_lost_region
 
 logger = logging.getLogger(__name__)
 

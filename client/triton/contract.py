@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import ClientError
-from client.slides.tiling import TilePlan
-from client.triton.connection import Connection
+from ..errors import ClientError
+from ..slides.tiling import TilePlan
+from .connection import Connection
 
 SCHEMA = 1
 MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")

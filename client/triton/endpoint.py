@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from client.errors import ClientError
+from ..errors import ClientError
 
 DEFAULT_URL = "127.0.0.1:8001"
 _LARGEST_MESSAGE = 2**31 - 1  # the server's own limit, 14,266 tiles

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import ClientError
-from client.triton.connection import Connection
-from client.triton.contract import Contract
+from ..errors import ClientError
+from .connection import Connection
+from .contract import Contract
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from export.repository import copy_configs
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
 from training.models.variant import EmbeddingVariant
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Preset(
     "tiny",
     TileEncoderConfig("tiny_tile_enc", embed_dim=32, depth=1, heads=2),

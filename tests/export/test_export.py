@@ -28,7 +28,7 @@ from training.models.build import build_models
 from training.models.presets import Preset, get_preset
 from training.models.variant import EmbeddingVariant
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Files = Callable[[Path], dict[str, bytes]]
 
 

@@ -17,7 +17,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from server.local import RunningServer, run_triton
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DIMS = {"EMBEDDINGS": [128], "SLIDE": [128], "LOGITS": [2], "LAYERS": [2, 2, 128]}
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]

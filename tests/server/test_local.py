@@ -23,7 +23,7 @@ from server.errors import ServerError
 from server.local import run_triton
 from server.ports import free_port
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path(__file__).parent / "pretrained"
+FOLDER = Path(__file__).parents[1] / "pretrained"
 
 
 class Packaged(NamedTuple):

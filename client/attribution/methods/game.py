@@ -8,9 +8,9 @@ from itertools import islice
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float64, Int64, Mask, Scorer
-from client.attribution.methods.target import Target
-from client.errors import ClientError
+from ...errors import ClientError
+from .scorer import Float64, Int64, Mask, Scorer
+from .target import Target
 
 
 def _silent(count: int) -> None:

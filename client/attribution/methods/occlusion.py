@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Int64, Mask
+from .game import Game
+from .result import Attribution
+from .scorer import Int64, Mask
 
 
 def occlusion(game: Game, windows: Sequence[Int64] | None = None) -> Attribution:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.regions import Quadtree, centres, quadtree
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64, Int64, Mask
+from .game import Game
+from .regions import Quadtree, centres, quadtree
+from .result import Attribution
+from .scorer import Float64, Int64, Mask
 
 # Splits evaluated together. Fixed, so that the values don't depend on how many masks a request holds.
 SPLITS_PER_ROUND = 8

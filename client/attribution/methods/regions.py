@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float64, Int64
-from client.errors import ClientError
+from ...errors import ClientError
+from .scorer import Float64, Int64
 
 
 def grid_cells(coords: Int64, step: tuple[int, int]) -> Int64:

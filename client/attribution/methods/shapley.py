@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from client.attribution.methods.game import Game
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64, Int64, Mask
-from client.errors import ClientError
+from ...errors import ClientError
+from .game import Game
+from .result import Attribution
+from .scorer import Float64, Int64, Mask
 
 
 def shapley_sampling(game: Game, *, n_samples: int = 16, seed: int = 0) -> Attribution:

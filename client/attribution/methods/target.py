@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float32, Float64, Scores
-from client.errors import ClientError
+from ...errors import ClientError
+from .scorer import Float32, Float64, Scores
 
 Score = Literal["log_odds", "probability", "logit", "embedding"]
 HeadKind = Literal["multiclass", "multilabel", "binary"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float32, Int64, Mask, Scorer, Scores
-from client.errors import ClientError
+from ...errors import ClientError
+from ..methods.scorer import Float32, Int64, Mask, Scorer, Scores
 
 Key = bytes
 

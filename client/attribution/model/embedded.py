@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float32, Int64
-from client.errors import ClientError
-from client.outputs.hdf5 import read_features
-from client.triton.contract import Contract, ContractError
+from ...errors import ClientError
+from ...outputs.hdf5 import read_features
+from ...triton.contract import Contract, ContractError
+from ..methods.scorer import Float32, Int64
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.attribution.methods import scorer as occluders
-from client.attribution.methods.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
-from client.attribution.model.cache import Memo, MemoScorer, identify
-from client.errors import ClientError
+from ...errors import ClientError
+from ..methods import scorer as occluders
+from ..methods.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
+from .cache import Memo, MemoScorer, identify
 
 
 @dataclass(frozen=True)

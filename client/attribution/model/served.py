@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate
-from client.triton.connection import Array, Connection
-from client.triton.contract import Contract, ContractError
+from ...triton.connection import Array, Connection
+from ...triton.contract import Contract, ContractError
+from ..methods.scorer import Float32, Int64, Mask, Scores, concatenate
 
 # While the server works on one request the next one is already there; more would only hold memory.
 IN_FLIGHT = 2

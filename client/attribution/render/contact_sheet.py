@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from client.attribution.methods.scorer import Float64, Int64
-from client.attribution.render.overlay import (
+from ...files import atomic_path
+from ..methods.scorer import Float64, Int64
+from ..tile import PATCH_PX, TileMap
+from .overlay import (
     COLOURS,
     HATCH_GREY,
     OPACITY,
@@ -18,8 +20,6 @@ from client.attribution.render.overlay import (
     faded_grey,
     hatching,
 )
-from client.attribution.tile import PATCH_PX, TileMap
-from client.files import atomic_path
 
 COLUMNS = 8
 ENLARGED = 3

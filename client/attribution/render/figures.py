@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from client.attribution.explain import Explanation
-from client.attribution.render.contact_sheet import draw_tile_map, strongest, write_contact_sheet
-from client.attribution.render.overlay import Canvas, colour_limit, draw_map, save_figure
-from client.attribution.render.tiles import glass_colour, read_crops
-from client.attribution.tile import Encode, Fill, embedding_score, slide_score, tile_occlusion
-from client.files import atomic_path
-from client.slides.slide import Slide
+from ...files import atomic_path
+from ...slides.slide import Slide
+from ..explain import Explanation
+from ..tile import Encode, Fill, embedding_score, slide_score, tile_occlusion
+from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
+from .overlay import Canvas, colour_limit, draw_map, save_figure
+from .tiles import glass_colour, read_crops
 
 LONGEST_PX = 1200
 

@@ -9,12 +9,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from client.attribution.explain import Explanation, provenance
-from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64
-from client.errors import ClientError
-from client.outputs.hdf5 import new_file
-from client.slides.geojson import tile_features, write_features
+from ...errors import ClientError
+from ...outputs.hdf5 import new_file
+from ...slides.geojson import tile_features, write_features
+from ..explain import Explanation, provenance
+from ..methods.result import Attribution
+from ..methods.scorer import Float64
 
 PLAIN_GEOJSON_TILES = 20_000
 

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from client.attribution.methods.scorer import Float64, Int64
+from ..methods.scorer import Float64, Int64
 
 Pixels = NDArray[np.uint8]
 

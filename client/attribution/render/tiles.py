@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from client.attribution.methods.scorer import Int64
-from client.errors import SlideError
-from client.reading.stream import read_tiles
-from client.slides.slide import Slide
-from client.slides.tiling import plan_tiles
-from client.triton.contract import Contract
+from ...errors import SlideError
+from ...reading.stream import read_tiles
+from ...slides.slide import Slide
+from ...slides.tiling import plan_tiles
+from ...triton.contract import Contract
+from ..methods.scorer import Int64
 
 
 def read_crops(

@@ -25,7 +25,7 @@ from client.triton.contract import Contract
 from server.local import run_triton
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Small requests, one at a time: a kill finds most of a slide still to do.
 SLOWLY = ("--chunk", "1", "--in-flight", "1", "--workers", "1")
 

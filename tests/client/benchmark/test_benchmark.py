@@ -25,7 +25,7 @@ from client.triton.connection import Connection
 from client.triton.contract import Contract, read_contract
 from client.triton.endpoint import Endpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PERF_ANALYZER = (
     "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
     "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"

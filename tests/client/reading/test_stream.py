@@ -132,7 +132,7 @@ def test_ctrl_c_ends_a_run_at_once(tmp_path: Path, picture: Pixels) -> None:
         "with open_slide(Path(sys.argv[1])) as slide:\n    tiles = plan_tiles(slide, None)\n"
         "for batch in read_tiles(tiles, workers=3):\n    print(batch.start, flush=True)\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     run = subprocess.Popen(
         [sys.executable, "-c", script, path],
         cwd=root,

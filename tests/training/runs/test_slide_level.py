@@ -26,7 +26,7 @@ from training.recipe import Recipe, read_recipe
 from training.runs.checkpoint import load_run, published_state
 from training.runs.slide_level import plan_runs, run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
