@@ -25,10 +25,10 @@ import typer
 from rich.console import Console
 
 from benchmarks.pyramid import write_pyramid
-from client.batch.job import Work, process_slide
+from client.batch.job import BatchJob, process_slide
 from client.batch.records import OK
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe, SlideSource
+from client.scoring.embedding import Throughput
+from client.scoring.score import SlideSource, TilingOptions
 from client.scoring.timings import bottleneck
 from client.slides.slide import open_slide
 from client.triton.connection import Connection
@@ -104,8 +104,8 @@ def end_to_end(tiles: int, rounds: int) -> Row:
         contract, endpoint = contract_of(server.url), Endpoint(server.url, timeout=600)
         for number in range(rounds):
             folder = fresh(f"flash-{number}")
-            work = Work(folder, endpoint, contract, Recipe(tissue=False), Pace())
-            with Connection(endpoint, in_flight=work.pace.in_flight) as connection:
+            work = BatchJob(folder, endpoint, contract, TilingOptions(tissue=False), Throughput())
+            with Connection(endpoint, in_flight=work.throughput.in_flight) as connection:
                 began = time.perf_counter()
                 record = process_slide(work, SlideSource(slide, "slide"), connection)
                 whole.append(time.perf_counter() - began)

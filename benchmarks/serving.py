@@ -22,15 +22,15 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.client import fresh, slide_of
-from client.batch.job import Work, process_slide
+from client.batch.job import BatchJob, process_slide
 from client.batch.records import OK
 from client.benchmark import report
 from client.benchmark.baseline import bare_rate
 from client.benchmark.measure import Point, sweep
 from client.benchmark.workloads import LOADS, Load
 from client.reading.stream import read_tiles
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe, SlideSource
+from client.scoring.embedding import Throughput
+from client.scoring.score import SlideSource, TilingOptions
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.triton.connection import Connection
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
 MACHINE = f"{report.cpu_name()}, {os.cpu_count()} cores"
 SLIDE_TILES = 1280
-PACE = Pace()
+THROUGHPUT = Throughput()
 Edit = Callable[[str, Any], None]
 
 
@@ -146,31 +146,34 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
     with (
         tempfile.TemporaryDirectory() as logs,
         run_triton(repository, log=Path(logs) / "triton.log") as server,
-        Connection(Endpoint(server.url), in_flight=PACE.in_flight) as connection,
+        Connection(Endpoint(server.url), in_flight=THROUGHPUT.in_flight) as connection,
     ):
         contract = read_contract(connection)
         alone = bare_rate(repository, contract)
-        tiles, ensemble = (LOADS[kind](contract, PACE.chunk) for kind in ("tiles", "ensemble"))
+        tiles, ensemble = (LOADS[kind](contract, THROUGHPUT.chunk) for kind in ("tiles", "ensemble"))
 
         def read() -> None:
             assert (
-                sum(int(batch.valid.sum()) for batch in read_tiles(plan, workers=PACE.workers)) == SLIDE_TILES
+                sum(int(batch.valid.sum()) for batch in read_tiles(plan, workers=THROUGHPUT.workers))
+                == SLIDE_TILES
             )
 
         def send(load: Load) -> None:
-            requests = [load.inputs] * (SLIDE_TILES // PACE.chunk)
+            requests = [load.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
             answers = connection.infer_in_order(load.model, requests, load.outputs)
             assert sum(1 for _ in answers) == len(requests)
 
         def score() -> None:
-            work = Work(fresh("stages"), connection.endpoint, contract, Recipe(tissue=False), PACE)
+            work = BatchJob(
+                fresh("stages"), connection.endpoint, contract, TilingOptions(tissue=False), THROUGHPUT
+            )
             record = process_slide(work, SlideSource(path, "slide"), connection)
             assert (record.status, record.tiles) == (OK, SLIDE_TILES), record
 
         steps: dict[str, Callable[[], None]] = {
             "reading the slide": read,
             "tile encoder through Triton": lambda: send(tiles),
-            f"ensemble through Triton, a slide of each {PACE.chunk} tiles": lambda: send(ensemble),
+            f"ensemble through Triton, a slide of each {THROUGHPUT.chunk} tiles": lambda: send(ensemble),
             "`client score`: reading, encoding, slide encoder, writing": score,
         }
         score()
@@ -215,8 +218,8 @@ ratio is what to read here. The rates belong to a toy model on a small machine. 
 
 ## Every stage of a slide
 
-{SLIDE_TILES} tiles (256 px at 0.5 mpp), {PACE.in_flight} requests of {PACE.chunk} under way; beside the tile
-encoder's bare session.
+{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight; next to the
+tile encoder's bare session.
 
 | stage | tiles a second | of bare |
 |---|---|---|

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import ClientError
-from .methods.game import Game
+from .methods.game import CoalitionGame
 from .methods.occlusion import keep_one, occlusion
 from .methods.partition_shap import partition_shap
 from .methods.regions import coarse_regions, grid_cells, sliding_windows
@@ -19,7 +19,7 @@ from .methods.result import Attribution
 from .methods.scorer import Float32, Int64, Scorer, average, bank_draws, medoid
 from .methods.shapley import shapley_sampling
 from .methods.target import Target
-from .model.masked_slide import Subject
+from .model.masked_slide import MaskedSlide
 
 Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_sampling"]
 Occluder = Literal["mask", "mean", "medoid"]
@@ -57,7 +57,7 @@ class Settings:
 
 
 def attribute(
-    subject: Subject,
+    subject: MaskedSlide,
     target: Target,
     settings: Settings | None = None,
     *,
@@ -83,7 +83,7 @@ def attribute(
                 progress_callback(masks)
 
             return attribute(subject, target, settings, focus=focus, step=step, progress_callback=count)
-    game = Game(
+    game = CoalitionGame(
         scorer_for(subject, settings.baselines, settings.seed),
         target,
         _players(subject, settings),
@@ -104,7 +104,7 @@ def attribute(
             raise ClientError(f"no method {unknown!r}: choose one of {', '.join(get_args(Method))}")
 
 
-def planned_masks(subject: Subject, settings: Settings, step: tuple[int, int] = (256, 256)) -> int:
+def planned_masks(subject: MaskedSlide, settings: Settings, step: tuple[int, int] = (256, 256)) -> int:
     """How many masks `attribute` will score, at most."""
     players = int(_players(subject, settings).max()) + 1
     match settings.method:
@@ -119,7 +119,7 @@ def planned_masks(subject: Subject, settings: Settings, step: tuple[int, int] = 
             return max(2, settings.max_evals)
 
 
-def _players(subject: Subject, settings: Settings) -> Int64:
+def _players(subject: MaskedSlide, settings: Settings) -> Int64:
     if settings.feature_mask is not None:
         return settings.feature_mask
     if settings.method == "shapley_sampling":
@@ -127,14 +127,14 @@ def _players(subject: Subject, settings: Settings) -> Int64:
     return np.arange(len(subject.coords), dtype=np.int64)
 
 
-def _windows(subject: Subject, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:
+def _windows(subject: MaskedSlide, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:
     if settings.feature_mask is not None:
         return None
     cells = grid_cells(subject.coords, step)
     return sliding_windows(cells, settings.sliding_window_shapes, settings.strides)
 
 
-def scorer_for(subject: Subject, baselines: Baselines, seed: int = 0) -> Scorer:
+def scorer_for(subject: MaskedSlide, baselines: Baselines, seed: int = 0) -> Scorer:
     """The scorer that leaves tiles out as `baselines` says."""
     if isinstance(baselines, str):
         if baselines == "mask":

@@ -11,10 +11,10 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ..errors import ClientError
-from .methods.game import Game
+from .methods.game import CoalitionGame
 from .methods.scorer import Float32, Float64, Int64, Mask, bank_draws
 from .methods.target import Target
-from .model.masked_slide import Subject
+from .model.masked_slide import MaskedSlide
 
 Change = Literal["remove", "keep", "replace"]
 
@@ -42,7 +42,7 @@ class Effect:
 
 
 def counterfactual(
-    subject: Subject,
+    subject: MaskedSlide,
     target: Target,
     regions: Mapping[str, Mask],
     *,
@@ -63,12 +63,12 @@ def counterfactual(
             raise ClientError(f"region {name!r} holds no tile of this slide")
     tiles = np.arange(len(subject.coords), dtype=np.int64)
     outside = ~np.stack(list(regions.values()))
-    masked = Game(subject.masked(), target, tiles)
+    masked = CoalitionGame(subject.masked(), target, tiles)
     full = masked.values(np.ones((1, len(tiles)), dtype=bool))
     if change == "replace":
         assert bank is not None
         references = bank_draws(bank, len(tiles), n_samples, seed)
-        games = [Game(subject.replaced(reference), target, tiles) for reference in references]
+        games = [CoalitionGame(subject.replaced(reference), target, tiles) for reference in references]
         draws = np.stack([game.values(outside) for game in games], axis=1) - full
     else:
         draws = (masked.values(outside if change == "remove" else ~outside) - full)[:, None]

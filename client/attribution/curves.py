@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .methods.game import Game
+from .methods.game import CoalitionGame
 from .methods.scorer import Float64, Int64, Mask
 
 STEPS = 10
@@ -34,7 +34,7 @@ class Curves:
         return area(self.fractions, self.least_first) - area(self.fractions, self.most_first)
 
 
-def curves(game: Game, order: Int64, focus: int, steps: int = STEPS) -> Curves:
+def curves(game: CoalitionGame, order: Int64, focus: int, steps: int = STEPS) -> Curves:
     """Curves of an `order` [G] of the players, most important first, at `steps` + 1 fractions."""
     counts = np.unique(np.rint(np.linspace(0, len(order), steps + 1)).astype(np.int64))
     kept = np.concatenate([_without_first(order, counts), _without_first(order[::-1], counts)])

@@ -14,9 +14,9 @@ from .attribute import Settings, attribute, planned_masks
 from .methods.result import Attribution
 from .methods.scorer import Forward
 from .methods.target import HeadKind, Score, Target
-from .model.cache import Memo
+from .model.cache import ScoreCache
 from .model.embedded import EmbeddedSlide
-from .model.masked_slide import Subject
+from .model.masked_slide import MaskedSlide
 from .reliability import Reliability, assess, planned_checks
 
 # Bags of one tile are tiny forwards, but one request each: beside the map only where they take no time.
@@ -24,7 +24,7 @@ KEEP_ONE_TILES = 2000
 
 
 @dataclass(frozen=True)
-class Pace:
+class ExplainProgress:
     """Where an explanation stands: masks asked of how many at most, what one costs, how long the rest takes.
 
     Both times are None until a forward was measured.
@@ -47,7 +47,7 @@ class Explanation:
     settings: Settings
     score: Score
     focus: int
-    subject: Subject
+    subject: MaskedSlide
     numbers: Target
     attribution: Attribution
     keep_one: Attribution | None
@@ -68,8 +68,8 @@ def explain(
     target: str | None = None,
     score: Score = "log_odds",
     checks: bool = True,
-    memo: Memo | None = None,
-    progress: Callable[[Pace], None] = lambda pace: None,
+    memo: ScoreCache | None = None,
+    progress: Callable[[ExplainProgress], None] = lambda pace: None,
 ) -> Explanation:
     """Attribute the slide's score to its tiles.
 
@@ -83,7 +83,7 @@ def explain(
     """
     settings = settings or Settings()
     slide.check(contract)
-    subject = Subject(forward, slide.embeddings, slide.coords, model=contract.export_id, memo=memo)
+    subject = MaskedSlide(forward, slide.embeddings, slide.coords, model=contract.export_id, memo=memo)
     numbers, focus = choose_target(subject, contract, target, score)
     alone = replace(settings, method="keep_one", feature_mask=None)
     with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
@@ -99,7 +99,7 @@ def explain(
         costs = {"keep_one": subject.bag_cost.each or each}  # bags are short: too much until one was scored
         left = [(planned[name] - done[name], costs.get(name, each)) for name in planned]
         seconds = sum(max(0, masks) * cost for masks, cost in left if cost is not None) if each else None
-        progress(Pace(stage, sum(done.values()), sum(planned.values()), each, seconds))
+        progress(ExplainProgress(stage, sum(done.values()), sum(planned.values()), each, seconds))
 
     result = attribute(subject, numbers, settings, focus=focus, step=slide.step, progress_callback=count)
     planned[stage] = done[stage]  # it may have stopped early
@@ -124,7 +124,7 @@ def explain(
 
 
 def choose_target(
-    subject: Subject, contract: Contract, target: str | None, score: Score
+    subject: MaskedSlide, contract: Contract, target: str | None, score: Score
 ) -> tuple[Target, int]:
     """The explained numbers and which of them is the target."""
     scores = subject.masked()(np.ones((1, len(subject.coords)), dtype=bool))
@@ -160,7 +160,7 @@ def provenance(explanation: Explanation) -> dict[str, Any]:
     }
     if trust is not None:
         about |= {
-            "slot_noise": trust.slot_noise,
+            "position_sensitivity": trust.position_sensitivity,
             "noise_floor": trust.noise_floor,
             "other_occluder": trust.other_occluder,
             "agreement": trust.agreement,

@@ -9,12 +9,12 @@ import numpy as np
 
 from .attribute import Baselines, Method, Settings, attribute, planned_masks, scorer_for
 from .curves import STEPS, Curves, curves, descending, random_orders, spearman
-from .methods.game import Game
+from .methods.game import CoalitionGame
 from .methods.regions import coarse_regions
 from .methods.result import Attribution
 from .methods.scorer import Float64, Int64
 from .methods.target import Target
-from .model.masked_slide import Subject
+from .model.masked_slide import MaskedSlide
 
 REGIONS = 16
 ROLLS = 8
@@ -27,8 +27,8 @@ EVALS_PER_OCCLUDER = 2 * REGIONS
 class Reliability:
     """The reliability block of one map; scores are the target's.
 
-    slot_noise: root mean square change of the whole slide's score when the same tiles are rolled by 1..8
-        slots, which should mean nothing to a slide and does to dilated attention.
+    position_sensitivity: root mean square change of the whole slide's score when the same tiles are shifted
+        by 1..8 positions, which should mean nothing to a slide and does to dilated attention.
     noise_floor: the same for one tile's marginal effect in a random context; smaller values are noise.
     agreement: Spearman correlation, over coarse regions, of the map with that of `other_occluder`.
     redundancy: 1 - sum of necessity / sum of Shapley values over regions (positive parts): near 1, every
@@ -41,7 +41,7 @@ class Reliability:
     completeness_gap: float
     additive: bool
     unresolved: float
-    slot_noise: float
+    position_sensitivity: float
     noise_floor: float
     other_occluder: str
     agreement: float
@@ -62,7 +62,7 @@ class Reliability:
                 f"does not beat a random map (SRG {self.curves.gain:+.3g}, "
                 f"random up to {max(map(abs, self.random_gains)):.3g}): do not read it"
             )
-        if abs(self.full - self.base) <= self.slot_noise:
+        if abs(self.full - self.base) <= self.position_sensitivity:
             found.append(
                 "the whole slide scores like nothing at all, within the noise of slots: "
                 "sizes of values mean little; compare with another occluder"
@@ -79,7 +79,7 @@ class Reliability:
 
 
 def assess(
-    subject: Subject,
+    subject: MaskedSlide,
     target: Target,
     result: Attribution,
     settings: Settings,
@@ -90,7 +90,9 @@ def assess(
     """Measure the reliability of `result`, which `settings` made."""
     baselines, seed = settings.baselines, settings.seed
     tiles = np.arange(len(subject.coords), dtype=np.int64)
-    game = Game(scorer_for(subject, baselines, seed), target, tiles, progress_callback=progress_callback)
+    game = CoalitionGame(
+        scorer_for(subject, baselines, seed), target, tiles, progress_callback=progress_callback
+    )
     regions = coarse_regions(subject.coords, REGIONS)
 
     def on_regions(method: Method, occluder: Baselines) -> Float64:
@@ -107,7 +109,7 @@ def assess(
 
     method = settings.method
     other: Baselines = "mean" if isinstance(baselines, str) and baselines == "mask" else "mask"
-    slot_noise, noise_floor = _slot_noise(subject, game, focus, seed)
+    position_sensitivity, noise_floor = _slot_noise(subject, game, focus, seed)
     values = np.nan_to_num(result.values[:, focus])
     return Reliability(
         base=float(result.base[focus]),
@@ -115,7 +117,7 @@ def assess(
         completeness_gap=float(result.completeness_gap[focus]),
         additive=result.additive,
         unresolved=result.unresolved,
-        slot_noise=slot_noise,
+        position_sensitivity=position_sensitivity,
         noise_floor=noise_floor,
         other_occluder=str(other),
         agreement=spearman(on_regions(method, baselines), on_regions(method, other)),
@@ -129,7 +131,7 @@ def assess(
     )
 
 
-def planned_checks(subject: Subject, settings: Settings) -> int:
+def planned_checks(subject: MaskedSlide, settings: Settings) -> int:
     """How many masks `assess` will ask for, at most; many of them are already scored."""
     regions = coarse_regions(subject.coords, REGIONS)
     count = int(regions.max()) + 1
@@ -151,7 +153,7 @@ def _of_regions(values: Float64, regions: Int64, additive: bool) -> Float64:
     return sums if additive else np.asarray(sums / np.bincount(regions))
 
 
-def _slot_noise(subject: Subject, game: Game, focus: int, seed: int) -> tuple[float, float]:
+def _slot_noise(subject: MaskedSlide, game: CoalitionGame, focus: int, seed: int) -> tuple[float, float]:
     """RMS change under rolls of v(everything) and of single tiles' marginals in random contexts."""
     rng = np.random.default_rng(seed)
     tiles = len(subject.coords)
@@ -164,7 +166,7 @@ def _slot_noise(subject: Subject, game: Game, focus: int, seed: int) -> tuple[fl
         rows += [context, without]
     kept = np.stack(rows)
 
-    def measure(one: Game) -> Float64:
+    def measure(one: CoalitionGame) -> Float64:
         values = one.values(kept)[:, focus]
         return np.concatenate([values[:1], values[1::2] - values[2::2]])
 

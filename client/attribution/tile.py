@@ -14,7 +14,7 @@ from ..errors import ClientError
 from .curves import spearman
 from .methods.scorer import Float32, Float64
 from .methods.target import Target
-from .model.masked_slide import Subject
+from .model.masked_slide import MaskedSlide
 
 Pixels = NDArray[np.uint8]
 Fill = Literal["glass", "blur", "mean"]
@@ -82,7 +82,7 @@ def embedding_score(encode: Encode, pixels: Pixels) -> Callable[[Float32], Float
     return score
 
 
-def slide_score(subject: Subject, tile: int, target: Target, focus: int) -> Callable[[Float32], Float64]:
+def slide_score(subject: MaskedSlide, tile: int, target: Target, focus: int) -> Callable[[Float32], Float64]:
     """The slide's score with the tile's embedding put back at its place: from pixels to the slide."""
     everyone = np.ones((1, len(subject.coords)), dtype=bool)
 

@@ -80,7 +80,7 @@ def check_versions() -> Check:
 
 
 def check_contract(connection: Connection, contract: Contract) -> Iterator[Check]:
-    """The export, its models' readiness, and whether the ledger can tell queue from compute."""
+    """The export, its models' readiness, and whether the timings can tell queue from compute."""
     head = f"classes {', '.join(contract.head.classes)}" if contract.head else "no head"
     detail = (
         f"export {contract.export_id}, preset {contract.preset}, {contract.precision}, "

@@ -14,10 +14,10 @@ from ..outputs.formats import export
 from ..outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
 from ..outputs.layout import Layout
 from ..outputs.thumbnail import draw_tiles, write_picture
-from ..scoring.embedding import Pace, Progress, chunk_size
-from ..scoring.resume import Partial
-from ..scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
-from ..scoring.timings import Ledger
+from ..scoring.embedding import Progress, Throughput, chunk_size
+from ..scoring.resume import EmbeddingCheckpoint
+from ..scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
+from ..scoring.timings import StageTimer
 from ..slides.geojson import tissue_features
 from ..slides.geojson import write_features as write_geojson
 from ..slides.tiling import TilePlan
@@ -36,14 +36,14 @@ from .records import (
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchJob:
     """What is to be done with every slide of a batch; picklable, so that it can travel to a worker."""
 
     out: Path
     endpoint: Endpoint
     contract: Contract
-    recipe: Recipe
-    pace: Pace
+    tiling: TilingOptions
+    throughput: Throughput
     exports: frozenset[str] = frozenset()
 
     @property
@@ -53,7 +53,7 @@ class Work:
 
 
 def process_slide(
-    work: Work,
+    work: BatchJob,
     source: SlideSource,
     connection: Connection,
     progress: Progress = lambda done, total: None,
@@ -83,44 +83,44 @@ def process_slide(
 
 
 def _process(
-    work: Work, source: SlideSource, connection: Connection, progress: Progress, began: float
+    work: BatchJob, source: SlideSource, connection: Connection, progress: Progress, began: float
 ) -> SlideRecord:
-    ledger = Ledger()
+    timer = StageTimer()
     known = read_record(work.out, source.slide_id)
-    with ledger.time("digest"):
-        identity = identify(source, work.contract, work.recipe, known)
+    with timer.time("digest"):
+        identity = identify(source, work.contract, work.tiling, known)
     outputs = work.layout.base(source.slide_id)
     if known and known.key == identity.key and all(path.exists() for path in outputs):
         export(work.layout, source.slide_id, work.exports, again=False)
         return dataclasses.replace(known, path=str(source.path), reused=True)
 
-    def partial(plan: TilePlan) -> Partial:
-        rows = [identity.key, plan.recipe, chunk_size(work.pace, work.contract)]
+    def partial(plan: TilePlan) -> EmbeddingCheckpoint:
+        rows = [identity.key, plan.fingerprint, chunk_size(work.throughput, work.contract)]
         path = work.out / ".partial" / f"{source.slide_id}.part"
-        return Partial(path, rows, work.contract.tile_encoder.embed_dim)
+        return EmbeddingCheckpoint(path, rows, work.contract.tile_encoder.embed_dim)
 
     scored = score_slide(
         source,
         connection,
         work.contract,
-        work.recipe,
-        work.pace,
-        ledger=ledger,
+        work.tiling,
+        work.throughput,
+        timer=timer,
         partial=partial,
         progress=progress,
     )
     check_same(connection, work.contract)
-    with ledger.time("write"):
+    with timer.time("write"):
         # Without its record a slide counts as not done: a kill between two outputs leaves no mixture.
         record_path(work.out, source.slide_id).unlink(missing_ok=True)
         _write(work, source.slide_id, scored, Provenance(work.contract, identity.slide_sha256, identity.key))
-    record = slide_record(source, identity, scored, ledger, seconds=time.perf_counter() - began)
+    record = slide_record(source, identity, scored, timer, seconds=time.perf_counter() - began)
     write_record(work.out, record)
     (work.out / ".partial" / f"{source.slide_id}.part").unlink(missing_ok=True)
     return record
 
 
-def _write(work: Work, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
+def _write(work: BatchJob, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
     layout = work.layout
     write_patches(layout.patches(slide_id), scored)
     write_features(layout.features(slide_id), scored, provenance)

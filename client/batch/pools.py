@@ -15,12 +15,12 @@ from ..scoring.embedding import Progress
 from ..scoring.score import SlideSource
 from ..triton.connection import Cancelled, Connection
 from ..triton.endpoint import Endpoint
-from .job import Work, process_slide
+from .job import BatchJob, process_slide
 from .records import FAILED, SlideRecord
 
 logger = logging.getLogger(__name__)
 
-Watch = Callable[[SlideSource], Progress]
+ProgressFactory = Callable[[SlideSource], Progress]
 """Makes the progress callback of a slide that begins."""
 
 
@@ -43,7 +43,7 @@ class Pool(Protocol):
 
 
 def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
-    """Work on all slides, at most `pool.size` at a time, and yield their records as they come.
+    """BatchJob on all slides, at most `pool.size` at a time, and yield their records as they come.
 
     Once no server answers any more, slides that have not begun fail with that reason, in no time.
     """
@@ -68,11 +68,11 @@ def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
 class LocalPool:
     """Threads of this process, over one connection: the next slide opens while the last one finishes."""
 
-    def __init__(self, work: Work, size: int, watch: Watch) -> None:
+    def __init__(self, work: BatchJob, size: int, watch: ProgressFactory) -> None:
         self.size = size
         self._work = work
         self._watch = watch
-        self._connection = Connection(work.endpoint, in_flight=work.pace.in_flight)
+        self._connection = Connection(work.endpoint, in_flight=work.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
 
     def submit(self, source: SlideSource) -> Future[SlideRecord]:
@@ -103,7 +103,7 @@ class LocalPool:
 class RayPool:
     """Tasks on a Ray cluster, which shares the slides and `out`; `address` "local" starts one here."""
 
-    def __init__(self, work: Work, size: int | None, address: str) -> None:
+    def __init__(self, work: BatchJob, size: int | None, address: str) -> None:
         try:
             import ray
         except ImportError as error:
@@ -115,7 +115,7 @@ class RayPool:
         except Exception as error:  # a node that is slow to start is a bare one
             raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cores = work.pace.workers
+        cores = work.throughput.workers
         self.size = size or max(1, int(resources.get("CPU", 1)) // cores)
         # A task that died with its worker is tried again: it resumes where the worker stopped.
         self._task = ray.remote(num_cpus=cores, max_retries=2)(_process_on_ray)
@@ -155,8 +155,8 @@ def _check_reachable(address: str) -> None:
         raise ClientError(f"no Ray cluster at {address} ({error}): give auto, host:port or local") from error
 
 
-def _process_on_ray(work: Work, source: SlideSource) -> SlideRecord:
-    return process_slide(work, source, _connection(work.endpoint, work.pace.in_flight))
+def _process_on_ray(work: BatchJob, source: SlideSource) -> SlideRecord:
+    return process_slide(work, source, _connection(work.endpoint, work.throughput.in_flight))
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What is known of each slide of a run: its outcome, the key of what was computed, its ledger."""
+"""What is known of each slide of a run: its outcome, the key of what was computed, its timer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from .. import __version__
 from ..errors import ClientError
 from ..files import write_text
-from ..scoring.score import Recipe, ScoredSlide, SlideSource
-from ..scoring.timings import Ledger
+from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
+from ..scoring.timings import StageTimer
 from ..slides.fingerprint import slide_sha256, slide_stamp
 from ..triton.contract import Contract
 
@@ -24,7 +24,7 @@ OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 class SlideRecord:
     """The outcome of one slide, kept as `records/<slide_id>.json`.
 
-    `key` names what was computed (see `recipe_hash`) and `stamp` the slide's files with size and time, so
+    `key` names what was computed (see `result_key`) and `stamp` the slide's files with size and time, so
     that an unchanged slide needs no hashing. `reused` tells that this run found everything done.
     """
 
@@ -46,12 +46,12 @@ class SlideRecord:
     reused: bool = False
 
 
-def recipe_hash(source: SlideSource, content: str, contract: Contract, recipe: Recipe) -> str:
-    """16 hex digits of what decides a slide's outputs: content, contract, recipe, mpp, mask, our version."""
+def result_key(source: SlideSource, content: str, contract: Contract, tiling: TilingOptions) -> str:
+    """16 hex digits of what decides a slide's outputs: content, contract, tiling, mpp, mask, our version."""
     parts = {
         "slide_sha256": content,
         "export_id": contract.export_id,
-        "recipe": dataclasses.asdict(recipe),
+        "tiling": dataclasses.asdict(tiling),
         "mpp": source.mpp,
         "mask_sha256": slide_sha256(source.mask) if source.mask else None,
         "version": __version__,
@@ -69,7 +69,7 @@ class Identity:
 
 
 def identify(
-    source: SlideSource, contract: Contract, recipe: Recipe, known: SlideRecord | None = None
+    source: SlideSource, contract: Contract, tiling: TilingOptions, known: SlideRecord | None = None
 ) -> Identity:
     """Hash a slide, or take the digest that is `known` of files that nobody wrote to since.
 
@@ -78,11 +78,11 @@ def identify(
     """
     stamp = slide_stamp(source.path)
     content = known.slide_sha256 if known and known.stamp == stamp else slide_sha256(source.path)
-    return Identity(stamp, content, recipe_hash(source, content, contract, recipe))
+    return Identity(stamp, content, result_key(source, content, contract, tiling))
 
 
 def slide_record(
-    source: SlideSource, identity: Identity, scored: ScoredSlide, ledger: Ledger, *, seconds: float
+    source: SlideSource, identity: Identity, scored: ScoredSlide, timer: StageTimer, *, seconds: float
 ) -> SlideRecord:
     """The record of a slide that was scored."""
     return SlideRecord(
@@ -99,7 +99,7 @@ def slide_record(
         key=identity.key,
         slide_sha256=identity.slide_sha256,
         stamp=identity.stamp,
-        stages=ledger.as_dict(),
+        stages=timer.as_dict(),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ClientError
 from ..files import output_errors
-from .job import Work
+from .job import BatchJob
 from .manifest import WorkList
 from .pools import Pool, run
 from .records import FAILED, SlideRecord
@@ -17,9 +17,9 @@ from .tables import write_scores, write_status
 
 
 def run_batch(
-    todo: WorkList, work: Work, pool: Pool, report: Callable[[SlideRecord], None]
+    todo: WorkList, work: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
 ) -> list[SlideRecord]:
-    """Work through a list; `report` gets every slide's record as it comes.
+    """BatchJob through a list; `report` gets every slide's record as it comes.
 
     `status.csv` is written however the batch ends, the score tables when it ends by itself. Returns the
     records in the list's order.
@@ -44,7 +44,7 @@ def run_batch(
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
+def exclusive_output(out: Path) -> Iterator[None]:
     """Hold an output folder: two batches at a time would undo each other's work.
 
     Raises:

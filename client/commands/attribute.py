@@ -16,18 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from ..attribution.attribute import Method, Occluder, Settings
-from ..attribution.explain import Explanation, Pace, explain
+from ..attribution.explain import ExplainProgress, Explanation, explain
 from ..attribution.methods.target import Score
-from ..attribution.model.cache import Memo
+from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.tile import Encode, Fill
-from ..batch.records import recipe_hash
+from ..batch.records import result_key
 from ..files import output_errors
 from ..outputs.hdf5 import Provenance, read_features, write_slide
-from ..scoring.embedding import Pace as ScorePace
-from ..scoring.score import Recipe, SlideSource, score_slide
-from ..scoring.timings import Ledger
+from ..scoring.embedding import Throughput
+from ..scoring.score import SlideSource, TilingOptions, score_slide
+from ..scoring.timings import StageTimer
 from ..slides.fingerprint import slide_sha256
 from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
@@ -39,7 +39,7 @@ from .score import progress_bar
 TileScore = Literal["slide", "embedding"]
 
 
-@options.shares(endpoint=options.endpoint, recipe=options.recipe, pace=options.pace)
+@options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
 def command(
     source: Annotated[
         Path,
@@ -50,8 +50,8 @@ def command(
         ),
     ],
     endpoint: Endpoint,
-    recipe: Recipe,
-    pace: ScorePace,
+    tiling: TilingOptions,
+    throughput: Throughput,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outputs [default: the H5's, or out].")
     ] = None,
@@ -108,20 +108,20 @@ def command(
         seed=seed,
     )
     with ExitStack() as stack:
-        connection = stack.enter_context(Connection(endpoint, in_flight=pace.in_flight))
+        connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
         contract = read_contract(connection)
         if source.is_file() and h5py.is_hdf5(source):
             h5 = source
         else:
             slide, h5 = source, (out or Path("out")) / f"{source.stem}.h5"
-            _score_if_new(SlideSource(source, source.stem, mpp), h5, connection, contract, recipe, pace)
+            _score_if_new(SlideSource(source, source.stem, mpp), h5, connection, contract, tiling, throughput)
         embedded = read_embedded(h5)
         forward = ServedForward(connection, contract, partial(embedded.frame, contract))
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         folder = out or h5.parent
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        memo = stack.enter_context(Memo(folder / f"{embedded.slide_id}-masks.sqlite"))
+        memo = stack.enter_context(ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite"))
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
             with ForwardBar() as bar:
@@ -158,13 +158,19 @@ class ForwardBar(Progress):
         )
         self._task = self.add_task("first forward", total=None, left="")
 
-    def show(self, pace: Pace) -> None:
+    def show(self, progress: ExplainProgress) -> None:
         """Draw where an explanation stands."""
         left = ""
-        if pace.seconds_left is not None and pace.seconds_a_forward is not None:
-            minutes, seconds = divmod(round(pace.seconds_left), 60)
-            left = f"at {pace.seconds_a_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
-        self.update(self._task, description=pace.stage, completed=pace.done, total=pace.planned, left=left)
+        if progress.seconds_left is not None and progress.seconds_a_forward is not None:
+            minutes, seconds = divmod(round(progress.seconds_left), 60)
+            left = f"at {progress.seconds_a_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
+        self.update(
+            self._task,
+            description=progress.stage,
+            completed=progress.done,
+            total=progress.planned,
+            left=left,
+        )
 
 
 def _score_if_new(
@@ -172,15 +178,15 @@ def _score_if_new(
     h5: Path,
     connection: Connection,
     contract: Contract,
-    recipe: Recipe,
-    pace: ScorePace,
+    tiling: TilingOptions,
+    throughput: Throughput,
 ) -> None:
-    """Score the slide unless `h5` already holds what this slide, contract and recipe give."""
+    """Score the slide unless `h5` already holds what this slide, contract and tiling give."""
     with open_slide(source.path, source.mpp):
         pass  # a missing or broken slide is told before anything is hashed
     content = slide_sha256(source.path)
-    key = recipe_hash(source, content, contract, recipe)
-    if h5.exists() and read_features(h5).attributes.get("recipe_hash") == key:
+    key = result_key(source, content, contract, tiling)
+    if h5.exists() and read_features(h5).attributes.get("result_key") == key:
         return
     with progress_bar(options.console) as bar:
         task = bar.add_task(source.path.name, total=None)
@@ -188,9 +194,9 @@ def _score_if_new(
             source,
             connection,
             contract,
-            recipe,
-            pace,
-            ledger=Ledger(),
+            tiling,
+            throughput,
+            timer=StageTimer(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     check_same(connection, contract)
@@ -262,7 +268,9 @@ def _report(explanation: Explanation, forward: ServedForward, written: list[Path
         table.add_row(
             "SRG", f"{trust.curves.gain:+.4g}, random up to {max(map(abs, trust.random_gains)):.4g}"
         )
-        table.add_row("noise of slots", f"{trust.slot_noise:.2g} the slide, {trust.noise_floor:.2g} a tile")
+        table.add_row(
+            "noise of slots", f"{trust.position_sensitivity:.2g} the slide, {trust.noise_floor:.2g} a tile"
+        )
         table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
         table.add_row("redundancy", f"{trust.redundancy:.2f}")
     cost, bags = explanation.subject.cost, explanation.subject.bag_cost

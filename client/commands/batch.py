@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from ..batch.job import Work
+from ..batch.job import BatchJob
 from ..batch.manifest import read_work_list
 from ..batch.pools import LocalPool, Pool, RayPool
 from ..batch.records import FAILED
-from ..batch.run import only_one, run_batch
+from ..batch.run import exclusive_output, run_batch
 from ..errors import ClientError
 from ..outputs.formats import require
-from ..scoring.embedding import Pace
-from ..scoring.score import Recipe
+from ..scoring.embedding import Throughput
+from ..scoring.score import TilingOptions
 from ..scoring.timings import bottleneck, total
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
@@ -27,15 +27,17 @@ from .view import BatchView
 
 
 @options.shares(
-    endpoint=functools.partial(options.endpoint, retry_for=300.0), recipe=options.recipe, pace=options.pace
+    endpoint=functools.partial(options.endpoint, retry_for=300.0),
+    tiling=options.tiling,
+    throughput=options.throughput,
 )
 def command(
     source: Annotated[
         Path, typer.Argument(help="A folder of slides, or a CSV or TSV that lists them.", show_default=False)
     ],
     endpoint: Endpoint,
-    recipe: Recipe,
-    pace: Pace,
+    tiling: TilingOptions,
+    throughput: Throughput,
     out: Annotated[Path, typer.Option(help="Folder for the outputs; run again to resume.")] = Path("out"),
     wsi_dir: Annotated[
         Path | None,
@@ -54,7 +56,7 @@ def command(
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: auto, host:port or local."),
+        typer.Option(metavar="ADDRESS", help="BatchJob on a Ray cluster: auto, host:port or local."),
     ] = None,
 ) -> None:
     """Score many slides into TRIDENT's layout, with status.csv and scores.csv. Run it again to resume.
@@ -76,8 +78,8 @@ def command(
     console = options.console
     if not contract.trained:
         console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
-    work = Work(out.resolve(), endpoint, contract, recipe, pace, kinds)
-    with only_one(out), BatchView(console, todo.slides) as view:
+    work = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
+    with exclusive_output(out), BatchView(console, todo.slides) as view:
         pool: Pool = RayPool(work, slides, ray) if ray else LocalPool(work, slides or 2, view.watch)
         try:
             records = run_batch(todo, work, pool, view.ended)

@@ -16,9 +16,9 @@ from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_i
 from ..attribution.explain import choose_target
 from ..attribution.methods.scorer import Mask
 from ..attribution.methods.target import Score
-from ..attribution.model.cache import Memo
+from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
-from ..attribution.model.masked_slide import Subject
+from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
 from ..files import output_errors, write_text
 from ..slides.geojson import read_annotations
@@ -64,11 +64,13 @@ def command(
     folder = out or h5.parent
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with Connection(endpoint) as connection, Memo(folder / f"{embedded.slide_id}-masks.sqlite") as memo:
+    with Connection(endpoint) as connection, ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite") as memo:
         contract = read_contract(connection)
         embedded.check(contract)
         forward = ServedForward(connection, contract, partial(embedded.frame, contract))
-        subject = Subject(forward, embedded.embeddings, embedded.coords, model=contract.export_id, memo=memo)
+        subject = MaskedSlide(
+            forward, embedded.embeddings, embedded.coords, model=contract.export_id, memo=memo
+        )
         numbers, _ = choose_target(subject, contract, None, score)
         with options.console.status("scoring changed slides"):
             effects = counterfactual(

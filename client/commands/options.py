@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from ..errors import ClientError
-from ..scoring.embedding import Pace
-from ..scoring.score import Recipe
+from ..scoring.embedding import Throughput
+from ..scoring.score import TilingOptions
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither writes over the other; results go to stdout.
@@ -67,7 +67,7 @@ def endpoint(
     )
 
 
-def pace(
+def throughput(
     workers: Annotated[
         int, typer.Option(min=1, help="Decoding threads a slide.", rich_help_panel=_SPEED)
     ] = min(8, os.cpu_count() or 1),
@@ -78,12 +78,12 @@ def pace(
         int,
         typer.Option(min=1, help="Requests under way at a time, for each server.", rich_help_panel=_SPEED),
     ] = 4,
-) -> Pace:
+) -> Throughput:
     """The speed."""
-    return Pace(workers, chunk, in_flight)
+    return Throughput(workers, chunk, in_flight)
 
 
-def recipe(
+def tiling(
     min_tissue: Annotated[
         float,
         typer.Option(min=0, max=1, help="Part of a tile that must be tissue.", rich_help_panel=_TILES),
@@ -91,9 +91,9 @@ def recipe(
     all_tiles: Annotated[
         bool, typer.Option("--all-tiles", help="Keep tiles without tissue too.", rich_help_panel=_TILES)
     ] = False,
-) -> Recipe:
+) -> TilingOptions:
     """The tiles."""
-    return Recipe(tissue=not all_tiles, min_tissue=min_tissue)
+    return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue)
 
 
 def shares(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

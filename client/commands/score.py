@@ -14,21 +14,21 @@ from rich.table import Table
 from ..batch.records import SlideRecord, identify, slide_record, write_record
 from ..outputs.hdf5 import Provenance, write_slide
 from ..outputs.thumbnail import draw_tiles, write_picture
-from ..scoring.embedding import Pace
-from ..scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
-from ..scoring.timings import Ledger, bottleneck
+from ..scoring.embedding import Throughput
+from ..scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
+from ..scoring.timings import StageTimer, bottleneck
 from ..triton.connection import Connection
 from ..triton.contract import Contract, check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 
 
-@options.shares(endpoint=options.endpoint, recipe=options.recipe, pace=options.pace)
+@options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
 def command(
     slide: Annotated[Path, typer.Argument(help="A slide in any format OpenSlide reads.", show_default=False)],
     endpoint: Endpoint,
-    recipe: Recipe,
-    pace: Pace,
+    tiling: TilingOptions,
+    throughput: Throughput,
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")] = Path("out"),
     mpp: Annotated[
         float | None, typer.Option(help="Microns per level-0 pixel, where the file doesn't tell.")
@@ -41,28 +41,28 @@ def command(
 
     Example: `python -m client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
-    console, ledger, began = Console(), Ledger(), time.perf_counter()
+    console, timer, began = Console(), StageTimer(), time.perf_counter()
     source = SlideSource(slide, slide.stem, mpp, mask)
     h5, png = out / f"{source.slide_id}.h5", out / f"{source.slide_id}-tiles.png"
-    with Connection(endpoint, in_flight=pace.in_flight) as connection, progress_bar(console) as bar:
+    with Connection(endpoint, in_flight=throughput.in_flight) as connection, progress_bar(console) as bar:
         contract = read_contract(connection)
-        with ledger.time("digest"):
-            identity = identify(source, contract, recipe)
+        with timer.time("digest"):
+            identity = identify(source, contract, tiling)
         task = bar.add_task(slide.name, total=None)
         scored = score_slide(
             source,
             connection,
             contract,
-            recipe,
-            pace,
-            ledger=ledger,
+            tiling,
+            throughput,
+            timer=timer,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
         check_same(connection, contract)
-    with ledger.time("write"):
+    with timer.time("write"):
         write_slide(h5, scored, Provenance(contract, identity.slide_sha256, identity.key))
         write_picture(png, draw_tiles(scored))
-    record = slide_record(source, identity, scored, ledger, seconds=time.perf_counter() - began)
+    record = slide_record(source, identity, scored, timer, seconds=time.perf_counter() - began)
     write_record(out, record)
     _report(console, scored, contract, record)
     console.print(f"\n{h5}\n{png}", highlight=False, soft_wrap=True)

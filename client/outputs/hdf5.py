@@ -29,11 +29,11 @@ _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result was made from: the served contract, the slide's content and the recipe with all of it."""
+    """What a result was made from: the served contract, the slide's content and the tiling with all of it."""
 
     contract: Contract
     slide_sha256: str
-    recipe_hash: str
+    result_key: str
 
     def attributes(self, plan: TilePlan) -> dict[str, Any]:
         """Attributes that let anyone say what a number means and make it again."""
@@ -49,7 +49,7 @@ class Provenance:
             "export_id": contract.export_id,
             "contract": contract.text,
             "slide_sha256": self.slide_sha256,
-            "recipe_hash": self.recipe_hash,
+            "result_key": self.result_key,
             "mpp_level0_x": plan.mpp_level0[0],
             "mpp_level0_y": plan.mpp_level0[1],
             "mpp_target": plan.mpp_requested,

@@ -14,15 +14,15 @@ from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection, ServerTime
 from ..triton.contract import Contract
-from .resume import Partial
-from .timings import Ledger
+from .resume import EmbeddingCheckpoint
+from .timings import StageTimer
 
 Progress = Callable[[int, int], None]
 """Called with how many tiles are done, of how many."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What makes a run fast or small: decoding threads, tiles a request, requests in flight."""
 
     workers: int = 2
@@ -34,10 +34,10 @@ def embed_tiles(
     plan: TilePlan,
     connection: Connection,
     contract: Contract,
-    pace: Pace,
+    throughput: Throughput,
     *,
-    ledger: Ledger,
-    partial: Partial | None = None,
+    timer: StageTimer,
+    partial: EmbeddingCheckpoint | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
@@ -55,7 +55,7 @@ def embed_tiles(
     if partial:
         embeddings[:done], valid[:done] = partial.embeddings, partial.valid
     progress(done, len(plan))
-    asked = Ledger()
+    asked = StageTimer()
 
     def ask(batch: TileBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         rows = np.full((len(batch.valid), dim), np.nan, np.float32)
@@ -67,7 +67,7 @@ def embed_tiles(
         return rows, batch.valid
 
     before, began = connection.server_time(model, version), time.perf_counter()
-    tiles = read_tiles(plan, workers=pace.workers, batch=chunk_size(pace, contract), start=start)
+    tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
     with contextlib.closing(_timed(tiles, asked)) as batches:
         for rows, good in connection.in_order(ask, batches):
             embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
@@ -76,29 +76,29 @@ def embed_tiles(
                 partial.append(rows, good)
             progress(done, len(plan))
     elapsed = time.perf_counter() - began
-    ledger.merge(asked)
-    ledger.add("wait-server", elapsed - asked.seconds("wait-read"))
+    timer.merge(asked)
+    timer.add("wait-server", elapsed - asked.seconds("wait-read"))
     served = _server_time(connection, model, version, before, sent=int(valid[start:].sum()))
     if served:
-        ledger.add("queue", served.queue_s)
-        ledger.add("compute", served.compute_s)
-        ledger.add("send", -min(served.request_s, asked.seconds("send")))
+        timer.add("queue", served.queue_s)
+        timer.add("compute", served.compute_s)
+        timer.add("send", -min(served.request_s, asked.seconds("send")))
     return embeddings, valid
 
 
-def chunk_size(pace: Pace, contract: Contract) -> int:
+def chunk_size(throughput: Throughput, contract: Contract) -> int:
     """Tiles a request: what was asked for, at most what the model takes."""
-    return min(pace.chunk, contract.tile.max_batch)
+    return min(throughput.chunk, contract.tile.max_batch)
 
 
-def _timed(tiles: Iterator[TileBatch], ledger: Ledger) -> Generator[TileBatch]:
+def _timed(tiles: Iterator[TileBatch], timer: StageTimer) -> Generator[TileBatch]:
     while True:
-        with ledger.time("wait-read"):
+        with timer.time("wait-read"):
             batch = next(tiles, None)
         if batch is None:
             return
-        ledger.add("read", batch.read_seconds, batch.pixels.nbytes)
-        ledger.add("resize", batch.resize_seconds)
+        timer.add("read", batch.read_seconds, batch.pixels.nbytes)
+        timer.add("resize", batch.resize_seconds)
         yield batch
 
 

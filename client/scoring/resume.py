@@ -25,7 +25,7 @@ _RECORD = struct.Struct("<II")  # rows, CRC-32 of what follows
 _SYNC_EVERY_S = 10.0
 
 
-class Partial:
+class EmbeddingCheckpoint:
     """The rows of one slide, [n, D] float32 and [n] valid, in a file that only grows.
 
     `identity` is anything JSON-able that decides the rows; a file of another identity is begun anew.

@@ -17,9 +17,9 @@ from ..slides.tiling import TilePlan, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Array, Connection
 from ..triton.contract import Contract
-from .embedding import Pace, Progress, embed_tiles
-from .resume import Partial
-from .timings import Ledger
+from .embedding import Progress, Throughput, embed_tiles
+from .resume import EmbeddingCheckpoint
+from .timings import StageTimer
 
 THUMBNAIL_PX = 1024
 
@@ -35,7 +35,7 @@ class SlideSource:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TilingOptions:
     """What decides which tiles are scored, apart from the contract; changed, everything is computed again.
 
     `tissue` False keeps every tile; else a tile needs at least `min_tissue` (0 to 1) of tissue.
@@ -73,25 +73,25 @@ def score_slide(
     source: SlideSource,
     connection: Connection,
     contract: Contract,
-    recipe: Recipe,
-    pace: Pace,
+    tiling: TilingOptions,
+    throughput: Throughput,
     *,
-    ledger: Ledger,
-    partial: Callable[[TilePlan], Partial] | None = None,
+    timer: StageTimer,
+    partial: Callable[[TilePlan], EmbeddingCheckpoint] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ScoredSlide:
     """Open, find tissue, plan, embed the tiles and encode the slide.
 
-    `partial` opens what an earlier run left of this plan. Stages are added to `ledger`.
+    `partial` opens what an earlier run left of this plan. Stages are added to `timer`.
 
     Raises:
         ClientError: the slide, its mask, its scale, the contract or the server; one line.
     """
-    with ledger.time("open"):
+    with timer.time("open"):
         slide = open_slide(source.path, source.mpp)
-    with slide, ledger.time("tissue"):
-        tissue = find_tissue(slide, source, recipe)
-        plan = plan_slide(slide, tissue, contract, recipe)
+    with slide, timer.time("tissue"):
+        tissue = find_tissue(slide, source, tiling)
+        plan = plan_slide(slide, tissue, contract, tiling)
         contours = tissue.contours() if tissue else []
         thumbnail = _thumbnail(slide)
     contract.check_plan(plan)
@@ -100,7 +100,7 @@ def score_slide(
     )
     with partial(plan) if partial else nullcontext() as begun:
         embeddings, valid = embed_tiles(
-            plan, connection, contract, pace, ledger=ledger, partial=begun, progress=progress
+            plan, connection, contract, throughput, timer=timer, partial=begun, progress=progress
         )
     if len(valid) and not valid.any():
         raise SlideError(
@@ -108,7 +108,7 @@ def score_slide(
         )
     layers = embedding = logits = None
     if valid.any():
-        with ledger.time("slide", embeddings.nbytes):
+        with timer.time("slide", embeddings.nbytes):
             layers, embedding, logits = encode_slide(connection, contract, embeddings[valid], frame[valid])
     return ScoredSlide(
         plan=plan,
@@ -133,14 +133,16 @@ def _thumbnail(slide: Slide) -> Pixels:
         return np.full((height, width, 3), 255, np.uint8)
 
 
-def find_tissue(slide: Slide, source: SlideSource, recipe: Recipe) -> TissueMask | None:
+def find_tissue(slide: Slide, source: SlideSource, tiling: TilingOptions) -> TissueMask | None:
     """The tissue as the source's mask says, else by colour; None where every tile is wanted."""
     if source.mask:
         return mask_from_file(source.mask, slide)
-    return tissue_mask(slide) if recipe.tissue else None
+    return tissue_mask(slide) if tiling.tissue else None
 
 
-def plan_slide(slide: Slide, tissue: TissueMask | None, contract: Contract, recipe: Recipe) -> TilePlan:
+def plan_slide(
+    slide: Slide, tissue: TissueMask | None, contract: Contract, tiling: TilingOptions
+) -> TilePlan:
     """Tiles as the contract wants them."""
     return plan_tiles(
         slide,
@@ -148,7 +150,7 @@ def plan_slide(slide: Slide, tissue: TissueMask | None, contract: Contract, reci
         tile_px=contract.tile.size_px,
         crop_px=contract.tile.crop_px,
         mpp=contract.tile.mpp,
-        min_tissue=recipe.min_tissue,
+        min_tissue=tiling.min_tissue,
     )
 
 

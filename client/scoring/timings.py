@@ -35,7 +35,7 @@ class Stage:
     calls: int = 0
 
 
-class Ledger:
+class StageTimer:
     """Adds up stages; any thread may add."""
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Ledger:
         """What a stage took so far."""
         return self.stages[stage].seconds if stage in self.stages else 0.0
 
-    def merge(self, other: Ledger) -> None:
-        """Add another ledger's stages to this one."""
+    def merge(self, other: StageTimer) -> None:
+        """Add another timer's stages to this one."""
         with self._lock:
             for name, theirs in other.stages.items():
                 mine = self.stages.setdefault(name, Stage())
@@ -90,7 +90,7 @@ def total(ledgers: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
     """The sum of several `as_dict`s."""
     summed: dict[str, dict[str, float]] = {}
     for name in STAGES:
-        found = [ledger[name] for ledger in ledgers if name in ledger]
+        found = [timer[name] for timer in ledgers if name in timer]
         if found:
             summed[name] = {key: sum(entry[key] for entry in found) for key in ("seconds", "bytes", "calls")}
     return summed
@@ -107,17 +107,17 @@ def bottleneck(stages: dict[str, dict[str, float]]) -> str:
     worst = max(serial, key=lambda name: serial[name])
     share = f"{serial[worst] / max(everything, 1e-9):.0%} of the time"
     if worst != "wait-server":
-        return f"bottleneck: {_SAYS[worst][0]} ({share}): {_SAYS[worst][1]}"
+        return f"bottleneck: {_ADVICE[worst][0]} ({share}): {_ADVICE[worst][1]}"
     if "compute" not in stages:
         return f"bottleneck: the server ({share}); its statistics are not readable, so not known what in it"
     # Requests overlap, so their sums don't compare with the clock; the encoder's executions on one server do.
     inside = {name: seconds(name) for name in ("compute", "send")}
     busy = seconds("compute") / max(1e-9, seconds("wait-read") + seconds("wait-server"))
     part = "compute" if busy >= 0.7 or inside["compute"] >= inside["send"] else "send"
-    return f"bottleneck: {_SAYS[part][0]} ({share}, encoder busy {min(busy, 1):.0%}): {_SAYS[part][1]}"
+    return f"bottleneck: {_ADVICE[part][0]} ({share}, encoder busy {min(busy, 1):.0%}): {_ADVICE[part][1]}"
 
 
-_SAYS = {
+_ADVICE = {
     "digest": ("hashing the slides", "the storage is slow; copy the slides nearer"),
     "open": ("opening the slides", "the storage is slow; copy the slides nearer"),
     "tissue": (

@@ -183,12 +183,12 @@ def read_region(
         SlideError: OpenSlide cannot decode it; the handle is of no use any more.
     """
     try:
-        return on_white(np.asarray(handle.read_region(position, level, size)))
+        return flatten_alpha(np.asarray(handle.read_region(position, level, size)))
     except openslide.OpenSlideError as error:
         raise SlideError(f"cannot decode level {level} at {position} ({_one_line(error)})") from None
 
 
-def on_white(rgba: Pixels) -> Pixels:
+def flatten_alpha(rgba: Pixels) -> Pixels:
     """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest."""
     alpha = rgba[..., 3:]
     if alpha.min() == 255:

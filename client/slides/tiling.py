@@ -45,7 +45,7 @@ class TilePlan:
     mpp_source: str
     mpp_requested: float
     mpp_effective: tuple[float, float]
-    recipe: dict[str, Any]  # JSON-able: what decides the pixels, for the key of a resume
+    fingerprint: dict[str, Any]  # JSON-able: what decides the pixels, for the key of a resume
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -141,7 +141,7 @@ def plan_tiles(
         mpp_effective=_float_pair(
             own * downsample * read / crop_px for own, read in zip(slide.mpp, read_size, strict=True)
         ),
-        recipe={
+        fingerprint={
             "tile_px": tile_px,
             "crop_px": crop_px,
             "mpp": mpp,

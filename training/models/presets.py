@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from training.errors import TrainingError
-from training.models.variant import RECIPES, EmbeddingVariant, get_recipe
+from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Preset:
     variant: EmbeddingVariant = field(default_factory=EmbeddingVariant)
 
     def with_recipe(self, name: str) -> Preset:
-        """This preset set up as a public code path (see `training.models.variant.RECIPES`) has it."""
+        """This preset set up as a public code path (see `training.models.variant.KNOWN_VARIANTS`) has it."""
         recipe = get_recipe(name)
         recipe.variant.check_depth(self.slide.depth)
         return replace(
@@ -121,13 +121,13 @@ PRESETS: dict[str, Preset] = {
             "gigapath",
             TileEncoderConfig("gigapath_tile_enc_vitg", embed_dim=1536, depth=40, heads=24),
             SlideEncoderConfig("gigapath_slide_enc12l768d", in_chans=1536, embed_dim=768, depth=12),
-            variant=RECIPES["upstream-readme"].variant,
+            variant=KNOWN_VARIANTS["upstream-readme"].variant,
         ),
         Preset(
             "gigapath-flash",
             TileEncoderConfig("gigapath_tile_enc_dinov2s", embed_dim=384, depth=12, heads=6),
             SlideEncoderConfig("gigapath_slide_enc12l384d", in_chans=384, embed_dim=384, depth=12),
-            variant=RECIPES["upstream-readme"].variant,
+            variant=KNOWN_VARIANTS["upstream-readme"].variant,
         ),
         Preset(
             "demo",

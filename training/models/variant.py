@@ -69,7 +69,7 @@ class Recipe:
     max_wsi_size: int = 262_144
 
 
-RECIPES: dict[str, Recipe] = {
+KNOWN_VARIANTS: dict[str, Recipe] = {
     "upstream-readme": Recipe(
         EmbeddingVariant("cls", 12, "encoder_norm+norm", "level0/256"),
         "prov-gigapath README: slide_encoder(tile_embed, coordinates)",
@@ -101,6 +101,8 @@ RECIPES: dict[str, Recipe] = {
 def get_recipe(name: str) -> Recipe:
     """The recipe of that name; a `TrainingError` lists the names."""
     try:
-        return RECIPES[name]
+        return KNOWN_VARIANTS[name]
     except KeyError:
-        raise TrainingError(f"no embedding recipe {name!r}; choose one of {', '.join(RECIPES)}") from None
+        raise TrainingError(
+            f"no embedding recipe {name!r}; choose one of {', '.join(KNOWN_VARIANTS)}"
+        ) from None

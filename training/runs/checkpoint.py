@@ -23,7 +23,7 @@ TILE_MODEL = "tile_encoder.safetensors"
 CARD = "run.json"
 
 
-class RunCard(BaseModel):
+class CheckpointMetadata(BaseModel):
     """`run.json`: how to build the model that `model.safetensors` fits.
 
     Attributes:
@@ -57,12 +57,12 @@ def published_state(model: SlideModel) -> dict[str, Tensor]:
     return state | (model.head.state_dict() if model.head is not None else {})
 
 
-def save_run(folder: Path, preset: Preset, model: SlideModel) -> RunCard:
+def save_run(folder: Path, preset: Preset, model: SlideModel) -> CheckpointMetadata:
     """Write `model.safetensors` and `run.json` into `folder`."""
     if model.head is None:
         raise TrainingError("a run without a classification head has nothing to serve")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in published_state(model).items()}
-    card = RunCard(
+    card = CheckpointMetadata(
         preset=preset.name,
         variant=model.variant,
         max_wsi_size=preset.slide.max_wsi_size,
@@ -75,11 +75,11 @@ def save_run(folder: Path, preset: Preset, model: SlideModel) -> RunCard:
     return card
 
 
-def read_card(folder: Path) -> RunCard:
+def read_card(folder: Path) -> CheckpointMetadata:
     """`run.json` of a finished run; a TrainingError says what is missing or wrong with it."""
     path = folder / CARD
     try:
-        return RunCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return CheckpointMetadata.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
             f"{folder} is not a finished fine-tuning run (no {CARD}): give the folder that "

@@ -18,7 +18,7 @@ def _silent(count: int) -> None:
 
 
 @dataclass(frozen=True)
-class Game:
+class CoalitionGame:
     """v(S): the explained numbers [K] of the slide of which only the players in S are kept.
 
     feature_mask: player of every tile, int64 [N], 0..G-1 (Captum's word; one player a tile if None).

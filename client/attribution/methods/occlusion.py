@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .game import Game
+from .game import CoalitionGame
 from .result import Attribution
 from .scorer import Int64, Mask
 
 
-def occlusion(game: Game, windows: Sequence[Int64] | None = None) -> Attribution:
+def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> Attribution:
     """n_w = v(everything) - v(everything but w): what the slide's score loses without w.
 
     windows: player indices of each region to leave out (`regions.sliding_windows`); overlaps are averaged.
@@ -39,7 +39,7 @@ def occlusion(game: Game, windows: Sequence[Int64] | None = None) -> Attribution
     )
 
 
-def keep_one(game: Game, bags: Game | None = None) -> Attribution:
+def keep_one(game: CoalitionGame, bags: CoalitionGame | None = None) -> Attribution:
     """s_i = v(only i) - v(nothing): what one region says by itself. Not additive.
 
     bags: the game that scores the kept regions, with the `drop` scorer for bags of one tile (a sequence

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .game import Game
+from .game import CoalitionGame
 from .regions import Quadtree, centres, quadtree
 from .result import Attribution
 from .scorer import Float64, Int64, Mask
@@ -103,7 +103,7 @@ class _Frontier:
 
 
 def partition_shap(
-    game: Game,
+    game: CoalitionGame,
     positions: Float64 | Int64,
     *,
     max_evals: int = 512,
@@ -172,7 +172,7 @@ def _split(
     )
 
 
-def _spread(tree: Quadtree, marginals: list[_Marginal], game: Game) -> tuple[Float64, Float64]:
+def _spread(tree: Quadtree, marginals: list[_Marginal], game: CoalitionGame) -> tuple[Float64, Float64]:
     """Values of the players [G, K] and the mean tile count of the nodes they were resolved to [G]."""
     sizes = game.sizes
     values = np.zeros((game.players, len(game.target.names)))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import ClientError
-from .game import Game
+from .game import CoalitionGame
 from .result import Attribution
 from .scorer import Float64, Int64, Mask
 
 
-def shapley_sampling(game: Game, *, n_samples: int = 16, seed: int = 0) -> Attribution:
+def shapley_sampling(game: CoalitionGame, *, n_samples: int = 16, seed: int = 0) -> Attribution:
     """phi_g = mean marginal of g over `n_samples` random orders and their reverses.
 
     The pair's two estimates of a player err in opposite directions wherever players substitute for or
@@ -44,7 +44,7 @@ def shapley_sampling(game: Game, *, n_samples: int = 16, seed: int = 0) -> Attri
     )
 
 
-def _marginals(game: Game, order: Int64, base: Float64, full: Float64) -> Float64:
+def _marginals(game: CoalitionGame, order: Int64, base: Float64, full: Float64) -> Float64:
     prefixes = game.values(_prefixes(order))
     steps = np.diff(np.concatenate([base[None], prefixes, full[None]]), axis=0)
     marginals = np.empty_like(steps)

@@ -17,7 +17,7 @@ from ..methods.scorer import Float32, Int64, Mask, Scorer, Scores
 Key = bytes
 
 
-class Memo:
+class ScoreCache:
     """Scores by mask in SQLite, in `path` or, without one, in memory; every batch is committed.
 
     A run that is started again with the same file asks the same masks in the same order, gets those
@@ -49,7 +49,7 @@ class Memo:
                 [(key, logits.tobytes(), slide.tobytes()) for key, logits, slide in rows],
             )
 
-    def __enter__(self) -> Memo:
+    def __enter__(self) -> ScoreCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,14 +73,14 @@ class Memo:
             raise ClientError(f"{self._path}: no file of saved masks ({error}): delete it") from error
 
 
-class MemoScorer:
+class CachedScorer:
     """A scorer that asks `scorer` only for masks not yet in `memo`.
 
     identity: what, besides the mask, decides the scores: see `identify`.
     forwards, seconds: masks really scored here and the time it took, for the cost of a forward.
     """
 
-    def __init__(self, scorer: Scorer, memo: Memo, identity: bytes) -> None:
+    def __init__(self, scorer: Scorer, memo: ScoreCache, identity: bytes) -> None:
         self._scorer = scorer
         self._memo = memo
         self._identity = identity

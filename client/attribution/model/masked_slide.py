@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import ClientError
 from ..methods import scorer as occluders
 from ..methods.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
-from .cache import Memo, MemoScorer, identify
+from .cache import CachedScorer, ScoreCache, identify
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cost:
         return self.seconds / self.forwards if self.forwards else None
 
 
-class Subject:
+class MaskedSlide:
     """A slide's tiles in slot order (row-major) and the model that scores them; every mask is scored once.
 
     embeddings: float32 [N, D]. coords: int64 [N, 2] level-0 px. model: what tells one model's scores from
@@ -39,7 +39,7 @@ class Subject:
         coords: Int64,
         *,
         model: str = "",
-        memo: Memo | None = None,
+        memo: ScoreCache | None = None,
     ) -> None:
         if not len(embeddings):
             raise ClientError("nothing to explain: the slide has no tiles")
@@ -50,10 +50,10 @@ class Subject:
         self.forward = forward
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.coords = coords
-        self._memo = memo or Memo()
+        self._memo = memo or ScoreCache()
         self._identity = identify(model, self.embeddings, coords).hex()
-        self._whole: list[MemoScorer] = []
-        self._bags: list[MemoScorer] = []
+        self._whole: list[CachedScorer] = []
+        self._bags: list[CachedScorer] = []
 
     def masked(self) -> Scorer:
         """In place: the default occluder."""
@@ -88,11 +88,11 @@ class Subject:
         """The same of bags of tiles."""
         return _sum(self._bags)
 
-    def _remembered(self, scorer: Scorer, occluder: str, kind: list[MemoScorer] | None = None) -> Scorer:
-        remembered = MemoScorer(scorer, self._memo, identify(self._identity, occluder))
+    def _remembered(self, scorer: Scorer, occluder: str, kind: list[CachedScorer] | None = None) -> Scorer:
+        remembered = CachedScorer(scorer, self._memo, identify(self._identity, occluder))
         (self._whole if kind is None else kind).append(remembered)
         return remembered
 
 
-def _sum(scorers: list[MemoScorer]) -> Cost:
+def _sum(scorers: list[CachedScorer]) -> Cost:
     return Cost(sum(scorer.forwards for scorer in scorers), sum(scorer.seconds for scorer in scorers))

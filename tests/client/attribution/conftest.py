@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from client.attribution.methods.game import Game
+from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.scorer import Float64, Int64, Mask, Scores
 from client.attribution.methods.target import Target
 from client.triton.contract import (
@@ -26,14 +26,14 @@ Rule = Callable[[Mask], Float64]
 
 
 class MakeGame(Protocol):
-    def __call__(self, rule: Rule, players: int, feature_mask: Int64 | None = None) -> Game: ...
+    def __call__(self, rule: Rule, players: int, feature_mask: Int64 | None = None) -> CoalitionGame: ...
 
 
 @pytest.fixture
 def toy_game() -> MakeGame:
     """A game whose value is exactly `rule(keep [M, N]) -> [M]`, as the raw first logit of two classes."""
 
-    def make(rule: Rule, players: int, feature_mask: Int64 | None = None) -> Game:
+    def make(rule: Rule, players: int, feature_mask: Int64 | None = None) -> CoalitionGame:
         def scorer(keep: Mask) -> Scores:
             value = rule(keep).astype(np.float32)
             return Scores(
@@ -41,7 +41,7 @@ def toy_game() -> MakeGame:
             )
 
         mask = np.arange(players) if feature_mask is None else feature_mask
-        return Game(scorer, Target(("tumour", "normal"), score="log_odds"), mask)
+        return CoalitionGame(scorer, Target(("tumour", "normal"), score="log_odds"), mask)
 
     return make
 

@@ -10,11 +10,11 @@ import torch
 
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import spearman
-from client.attribution.methods.game import Game
+from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.occlusion import occlusion
 from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate, drop, in_place
 from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
+from client.attribution.model.masked_slide import MaskedSlide
 from training.models.build import build_models
 from training.models.slide_model import SlideModel
 
@@ -98,7 +98,9 @@ def test_masking_a_tile_that_means_nothing_changes_nothing_and_dropping_it_does(
     without_it = np.ones((2, TILES), dtype=bool)
     without_it[1, NULL] = False
     dropped = target(drop(forward, embeddings, coords)(without_it))[:, 1]
-    masked = occlusion(Game(in_place(forward, embeddings, coords), target, np.arange(TILES))).values[:, 1]
+    masked = occlusion(CoalitionGame(in_place(forward, embeddings, coords), target, np.arange(TILES))).values[
+        :, 1
+    ]
     typical = np.median(np.abs(np.delete(masked, NULL)))
     assert typical > 1e-3  # the other tiles do matter
     assert abs(masked[NULL]) < 1e-5
@@ -120,6 +122,6 @@ def test_head_randomisation_changes_the_map(tiles: tuple[Float32, Int64], target
     maps = []
     settings = Settings(method="occlusion", feature_mask=np.arange(TILES))
     for seed in (3, 4):
-        subject = Subject(TorchForward(build_models("demo", seed=seed).slide_model.eval()), *tiles)
+        subject = MaskedSlide(TorchForward(build_models("demo", seed=seed).slide_model.eval()), *tiles)
         maps.append(attribute(subject, target, settings).values[:, 1])
     assert abs(spearman(np.abs(maps[0]), np.abs(maps[1]))) < 0.5

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from client.attribution.attribute import Settings, attribute, scorer_for
-from client.attribution.methods.game import Game
+from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, medoid
 from client.attribution.methods.target import Target
-from client.attribution.model.cache import Memo
-from client.attribution.model.masked_slide import Subject
+from client.attribution.model.cache import ScoreCache
+from client.attribution.model.masked_slide import MaskedSlide
 from client.errors import ClientError
 
 
@@ -45,7 +45,7 @@ def masks(count: int, tiles: int = 30) -> Mask:
 
 def test_a_mask_is_scored_once(tiles: tuple[Float32, Int64]) -> None:
     model = Counting()
-    subject = Subject(model, *tiles)
+    subject = MaskedSlide(model, *tiles)
     keep = masks(10)
     first = subject.masked()(np.concatenate([keep, keep]))
     again = subject.masked()(keep[::-1])
@@ -58,17 +58,17 @@ def test_a_mask_is_scored_once(tiles: tuple[Float32, Int64]) -> None:
 def test_an_interrupted_run_goes_on_where_it_stopped(tiles: tuple[Float32, Int64], tmp_path: Path) -> None:
     path, keep = tmp_path / "masks.sqlite", masks(40)
     dying = Counting(fail_after=24)
-    with Memo(path) as memo, pytest.raises(ClientError, match="gone"):
-        Game(
-            Subject(dying, *tiles, memo=memo).masked(),
+    with ScoreCache(path) as memo, pytest.raises(ClientError, match="gone"):
+        CoalitionGame(
+            MaskedSlide(dying, *tiles, memo=memo).masked(),
             Target(("a", "b")),
             np.arange(30),
             perturbations_per_eval=8,
         ).values(keep)
     assert dying.forwards == 24
     healthy = Counting()
-    with Memo(path) as memo:
-        resumed = Subject(healthy, *tiles, memo=memo).masked()(keep)
+    with ScoreCache(path) as memo:
+        resumed = MaskedSlide(healthy, *tiles, memo=memo).masked()(keep)
     assert healthy.forwards == 40 - 24
     np.testing.assert_array_equal(resumed.logits, Counting()(*tiles, keep).logits)
 
@@ -78,12 +78,12 @@ def test_scores_of_another_model_slide_or_occluder_are_not_mixed_up(
 ) -> None:
     embeddings, coords = tiles
     model, keep = Counting(), masks(5)
-    with Memo(tmp_path / "masks.sqlite") as memo:
-        Subject(model, embeddings, coords, model="v1", memo=memo).masked()(keep)
-        Subject(model, embeddings, coords, model="v2", memo=memo).masked()(keep)
-        Subject(model, embeddings + 1, coords, model="v1", memo=memo).masked()(keep)
-        Subject(model, embeddings, coords + 256, model="v1", memo=memo).masked()(keep)
-        subject = Subject(model, embeddings, coords, model="v1", memo=memo)
+    with ScoreCache(tmp_path / "masks.sqlite") as memo:
+        MaskedSlide(model, embeddings, coords, model="v1", memo=memo).masked()(keep)
+        MaskedSlide(model, embeddings, coords, model="v2", memo=memo).masked()(keep)
+        MaskedSlide(model, embeddings + 1, coords, model="v1", memo=memo).masked()(keep)
+        MaskedSlide(model, embeddings, coords + 256, model="v1", memo=memo).masked()(keep)
+        subject = MaskedSlide(model, embeddings, coords, model="v1", memo=memo)
         subject.rolled(1)(keep)
         scorer_for(subject, "mean")(keep)
         assert model.forwards == 30
@@ -95,16 +95,16 @@ def test_a_file_that_is_no_memo_is_named(tmp_path: Path) -> None:
     path = tmp_path / "masks.sqlite"
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(ClientError, match=r"masks\.sqlite.*delete it"):
-        Memo(path)
+        ScoreCache(path)
     with pytest.raises(ClientError, match="can't be used"):
-        Memo(tmp_path / "no folder" / "masks.sqlite")
+        ScoreCache(tmp_path / "no folder" / "masks.sqlite")
     sqlite3.connect(tmp_path / "empty.sqlite").close()
-    Memo(tmp_path / "empty.sqlite").close()
+    ScoreCache(tmp_path / "empty.sqlite").close()
 
 
 def test_occluders_replace_what_is_left_out(tiles: tuple[Float32, Int64]) -> None:
     embeddings, _ = tiles
-    subject, keep = Subject(Counting(), *tiles), masks(6)
+    subject, keep = MaskedSlide(Counting(), *tiles), masks(6)
     kept = keep @ embeddings[:, 0].astype(np.float64)
     absent = (~keep).sum(axis=1)
     expected = {
@@ -126,7 +126,7 @@ def test_occluders_replace_what_is_left_out(tiles: tuple[Float32, Int64]) -> Non
 
 
 def test_rolling_moves_tiles_and_masks_together(tiles: tuple[Float32, Int64]) -> None:
-    subject, keep = Subject(Counting(), *tiles), masks(6)
+    subject, keep = MaskedSlide(Counting(), *tiles), masks(6)
     np.testing.assert_allclose(subject.rolled(3)(keep).logits, subject.masked()(keep).logits, atol=1e-5)
 
 
@@ -170,20 +170,20 @@ def test_scores_are_what_they_are_called() -> None:
 def test_bad_input_is_told_in_one_line(tiles: tuple[Float32, Int64]) -> None:
     embeddings, coords = tiles
     with pytest.raises(ClientError, match="no tiles"):
-        Subject(Counting(), embeddings[:0], coords[:0])
+        MaskedSlide(Counting(), embeddings[:0], coords[:0])
     with pytest.raises(ClientError, match="NaN"):
-        Subject(Counting(), np.full_like(embeddings, np.nan), coords)
-    scorer = Subject(Counting(), embeddings, coords).masked()
+        MaskedSlide(Counting(), np.full_like(embeddings, np.nan), coords)
+    scorer = MaskedSlide(Counting(), embeddings, coords).masked()
     with pytest.raises(ClientError, match="without a gap"):
-        Game(scorer, Target(("a", "b")), np.array([0, 2]))
+        CoalitionGame(scorer, Target(("a", "b")), np.array([0, 2]))
     with pytest.raises(ClientError, match="at least 1"):
-        Game(scorer, Target(("a", "b")), np.arange(30), perturbations_per_eval=0)
+        CoalitionGame(scorer, Target(("a", "b")), np.arange(30), perturbations_per_eval=0)
 
 
 def test_two_thousand_masks_of_twenty_thousand_tiles_take_little_memory() -> None:
     rows, columns = np.divmod(np.arange(20_000), 160)
     embeddings = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
-    subject = Subject(Counting(), embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
+    subject = MaskedSlide(Counting(), embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
     tracemalloc.start()
     result = attribute(subject, Target(("a", "b")), Settings(max_evals=2000))
     _, peak = tracemalloc.get_traced_memory()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.attribution.attribute import Settings
-from client.attribution.explain import Explanation, Pace, explain
+from client.attribution.explain import ExplainProgress, Explanation, explain
 from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
@@ -231,7 +231,7 @@ def test_the_strongest_tiles_are_shown_once_each(
 
 
 def test_progress_tells_the_cost_of_a_forward(slide: EmbeddedSlide, toy_contract: Contract) -> None:
-    told: list[Pace] = []
+    told: list[ExplainProgress] = []
     explain(slide, forward, toy_contract, progress=told.append)
     assert [pace.done for pace in told] == sorted(pace.done for pace in told)
     assert {pace.stage for pace in told} == {"partition_shap", "keep_one", "reliability"}

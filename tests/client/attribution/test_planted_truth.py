@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from client.attribution.methods.game import Game
+from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.occlusion import keep_one, occlusion
 from client.attribution.methods.partition_shap import partition_shap
 from client.attribution.methods.result import Attribution
@@ -23,7 +23,7 @@ Square = Callable[[int], Int64]
 
 
 class MakeGame(Protocol):
-    def __call__(self, rule: Rule, players: int, feature_mask: Int64 | None = None) -> Game: ...
+    def __call__(self, rule: Rule, players: int, feature_mask: Int64 | None = None) -> CoalitionGame: ...
 
 
 def stderrs(result: Attribution) -> Float64:
@@ -36,7 +36,7 @@ def leaf_sizes(result: Attribution) -> Float64:
     return result.leaf_size
 
 
-def methods(game: Game, coords: Int64) -> dict[str, Attribution]:
+def methods(game: CoalitionGame, coords: Int64) -> dict[str, Attribution]:
     return {
         "occlusion": occlusion(game),
         "keep_one": keep_one(game),
@@ -201,7 +201,7 @@ def test_paired_orders_are_exact_for_interactions_of_two(toy_game: MakeGame) -> 
 def test_values_do_not_depend_on_masks_per_request(toy_game: MakeGame, square: Square, batch: int) -> None:
     weights = np.random.default_rng(4).integers(-64, 64, 16) / 64
     game = toy_game(lambda keep: (keep @ weights) ** 2, 16)
-    parts = Game(game.scorer, game.target, game.feature_mask, perturbations_per_eval=batch)
+    parts = CoalitionGame(game.scorer, game.target, game.feature_mask, perturbations_per_eval=batch)
     found = methods(parts, square(4))
     for name, result in methods(game, square(4)).items():
         np.testing.assert_array_equal(result.values, found[name].values, err_msg=name)

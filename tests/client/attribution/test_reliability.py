@@ -9,11 +9,11 @@ import pytest
 
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import area, curves, descending, random_orders, spearman
-from client.attribution.methods.game import Game
+from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.regions import coarse_regions
 from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, Scores
 from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
+from client.attribution.model.masked_slide import MaskedSlide
 from client.attribution.reliability import Reliability, assess, redundancy_index
 
 Square = Callable[[int], Int64]
@@ -44,16 +44,16 @@ def evidence(tiles: Mask, amount: float = 1.0) -> Float32:
     return (amount * tiles[:, None]).astype(np.float32)
 
 
-def check(subject: Subject, method: str = "partition_shap") -> Reliability:
+def check(subject: MaskedSlide, method: str = "partition_shap") -> Reliability:
     settings = Settings(method=method)  # type: ignore[arg-type]
     result = attribute(subject, TARGET, settings, focus=0)
     return assess(subject, TARGET, result, settings, focus=0)
 
 
 def test_a_true_map_beats_random_and_a_slotless_model_has_no_slot_noise(square: Square) -> None:
-    trust = check(Subject(Bag(lambda x: x), evidence(TUMOUR), square(12)))
+    trust = check(MaskedSlide(Bag(lambda x: x), evidence(TUMOUR), square(12)))
     assert trust.beats_random
-    assert trust.slot_noise == 0
+    assert trust.position_sensitivity == 0
     assert trust.noise_floor == 0
     assert trust.completeness_gap < 1e-9
     assert trust.redundancy == pytest.approx(0, abs=1e-6)  # additive: necessity is the Shapley value
@@ -62,24 +62,24 @@ def test_a_true_map_beats_random_and_a_slotless_model_has_no_slot_noise(square: 
 
 
 def test_slots_that_matter_are_measured(square: Square) -> None:
-    trust = check(Subject(Slotted(lambda x: x), evidence(TUMOUR), square(12)))
+    trust = check(MaskedSlide(Slotted(lambda x: x), evidence(TUMOUR), square(12)))
     tiles = np.flatnonzero(TUMOUR)
     weight = 1 + 0.1 * np.cos(np.arange(144))
     changes = [weight[(tiles + roll) % 144].sum() - weight[tiles].sum() for roll in range(1, 9)]
-    assert trust.slot_noise == pytest.approx(np.sqrt(np.mean(np.square(changes))), rel=1e-4)
+    assert trust.position_sensitivity == pytest.approx(np.sqrt(np.mean(np.square(changes))), rel=1e-4)
 
 
 def test_redundant_evidence_has_a_redundancy_near_one_and_needed_pairs_below_zero(square: Square) -> None:
-    either = check(Subject(Bag(lambda x: np.minimum(x, 1)), evidence(TUMOUR), square(12)))
+    either = check(MaskedSlide(Bag(lambda x: np.minimum(x, 1)), evidence(TUMOUR), square(12)))
     assert either.redundancy > 0.9
     corners = np.isin(np.arange(144), [0, 143])
-    both = check(Subject(Bag(lambda x: np.maximum(x - 1, 0)), evidence(corners), square(12)))
+    both = check(MaskedSlide(Bag(lambda x: np.maximum(x - 1, 0)), evidence(corners), square(12)))
     assert both.redundancy == pytest.approx(-1, abs=1e-6)
     assert redundancy_index(np.array([1.0, 1.0]), np.array([0.5, 0.5])) == -1
 
 
 def test_a_map_of_a_blind_model_does_not_beat_random_and_says_so(square: Square) -> None:
-    trust = check(Subject(Bag(lambda x: 0 * x), evidence(TUMOUR), square(12)))
+    trust = check(MaskedSlide(Bag(lambda x: 0 * x), evidence(TUMOUR), square(12)))
     assert not trust.beats_random
     assert any("does not beat a random map" in warning for warning in trust.warnings())
     assert any("scores like nothing" in warning for warning in trust.warnings())
@@ -87,7 +87,7 @@ def test_a_map_of_a_blind_model_does_not_beat_random_and_says_so(square: Square)
 
 def test_the_leave_one_out_map_of_redundant_evidence_is_caught(square: Square) -> None:
     # Two of six tumour tiles suffice: leaving any one out changes nothing, and the map is noise.
-    subject = Subject(Bag(lambda x: np.minimum(x, 2)), evidence(TUMOUR), square(12))
+    subject = MaskedSlide(Bag(lambda x: np.minimum(x, 2)), evidence(TUMOUR), square(12))
     settings = Settings(method="occlusion", sliding_window_shapes=1, strides=1)
     result = attribute(subject, TARGET, settings, focus=0)
     assert (result.values == 0).all()
@@ -98,8 +98,8 @@ def test_the_leave_one_out_map_of_redundant_evidence_is_caught(square: Square) -
 def test_gain_is_odd_and_random_orders_have_none(square: Square) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=144)
-    game = Game(
-        Subject(Bag(np.tanh), (values[:, None] / 9).astype(np.float32), square(12)).masked(),
+    game = CoalitionGame(
+        MaskedSlide(Bag(np.tanh), (values[:, None] / 9).astype(np.float32), square(12)).masked(),
         TARGET,
         np.arange(144),
     )
@@ -113,8 +113,8 @@ def test_gain_is_odd_and_random_orders_have_none(square: Square) -> None:
 
 
 def test_curves_start_at_the_slide_and_end_at_nothing(square: Square) -> None:
-    game = Game(
-        Subject(Bag(lambda x: x + 0.5), evidence(TUMOUR), square(12)).masked(), TARGET, np.arange(144)
+    game = CoalitionGame(
+        MaskedSlide(Bag(lambda x: x + 0.5), evidence(TUMOUR), square(12)).masked(), TARGET, np.arange(144)
     )
     found = curves(game, descending(TUMOUR.astype(np.float64)), 0)
     assert found.fractions[0] == 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.attribution.counterfactual import counterfactual, tiles_inside
 from client.attribution.methods.scorer import Float32, Int64, Mask, Scores
 from client.attribution.methods.target import Target
-from client.attribution.model.masked_slide import Subject
+from client.attribution.model.masked_slide import MaskedSlide
 from client.attribution.render.contact_sheet import ENLARGED, draw_tile_map
 from client.attribution.render.tiles import glass_colour, read_crops
 from client.attribution.tile import embedding_score, slide_score, tile_occlusion
@@ -64,7 +64,7 @@ def test_only_patches_near_what_the_encoder_sees_matter(tile: Pixels, window: in
 def test_a_patch_inside_a_tile_is_traced_to_the_slide_s_score(tile: Pixels) -> None:
     embeddings = np.concatenate([encode(tile[None]), np.ones((3, 2), np.float32)])
     coords = np.arange(8).reshape(4, 2) * 256
-    subject = Subject(additive, embeddings, coords)
+    subject = MaskedSlide(additive, embeddings, coords)
     found = tile_occlusion(tile, encode, slide_score(subject, 0, TARGET, 0), window=1, fill="mean")
     mean_red = round(float(tile[..., 0].mean())) / 255
     assert found.values[4, 7] == pytest.approx(1 - mean_red, abs=1e-5)
@@ -108,14 +108,14 @@ def test_crops_are_the_pixels_that_were_scored(real_slide: Path, toy_contract: C
 
 
 @pytest.fixture
-def subject() -> Subject:
+def subject() -> MaskedSlide:
     rows, columns = np.divmod(np.arange(16), 4)
     embeddings = np.zeros((16, 2), np.float32)
     embeddings[:, 0] = np.arange(16)
-    return Subject(additive, embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
+    return MaskedSlide(additive, embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
 
 
-def test_counterfactuals_remove_keep_and_replace(subject: Subject) -> None:
+def test_counterfactuals_remove_keep_and_replace(subject: MaskedSlide) -> None:
     inside = np.isin(np.arange(16), [14, 15])
     (removed,) = counterfactual(subject, TARGET, {"tumour": inside})
     assert removed.mean[0] == -29
@@ -134,7 +134,7 @@ def test_counterfactuals_remove_keep_and_replace(subject: Subject) -> None:
     assert swapped.stderr[0] == pytest.approx(np.sqrt(2) / np.sqrt(200), rel=0.2)
 
 
-def test_counterfactuals_refuse_what_makes_no_sense(subject: Subject) -> None:
+def test_counterfactuals_refuse_what_makes_no_sense(subject: MaskedSlide) -> None:
     inside = np.isin(np.arange(16), [14, 15])
     with pytest.raises(ClientError, match="bank"):
         counterfactual(subject, TARGET, {"tumour": inside}, change="replace")
@@ -142,7 +142,7 @@ def test_counterfactuals_refuse_what_makes_no_sense(subject: Subject) -> None:
         counterfactual(subject, TARGET, {"stroma": ~np.ones(16, bool)})
 
 
-def test_a_tile_belongs_to_the_annotation_that_holds_its_centre(subject: Subject) -> None:
+def test_a_tile_belongs_to_the_annotation_that_holds_its_centre(subject: MaskedSlide) -> None:
     area = shapely.box(0, 0, 256 + 129, 256)
     assert np.flatnonzero(tiles_inside(area, subject.coords, (256, 256))).tolist() == [0, 1]
     assert np.flatnonzero(tiles_inside(shapely.box(0, 0, 383, 256), subject.coords, (256, 256))).tolist() == [

@@ -247,9 +247,9 @@ def test_a_manifests_own_columns_stand_beside_the_scores(
 def test_two_batches_do_not_share_a_folder(
     slides: Path, triton_url: str, run_client: Run, tmp_path: Path
 ) -> None:
-    from client.batch.run import only_one
+    from client.batch.run import exclusive_output
 
-    with only_one(tmp_path):
+    with exclusive_output(tmp_path):
         done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url)
     assert done.code == 1
     assert "another batch is writing to" in done.err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.scoring.resume import Partial
+from client.scoring.resume import EmbeddingCheckpoint
 
 ROWS = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 VALID = np.array([True, True, False, True, True, True, True, False, True, True])
@@ -16,7 +16,7 @@ VALID = np.array([True, True, False, True, True, True, True, False, True, True])
 def fill(path: Path) -> list[int]:
     """Ten rows in four records; returns the file's size after each."""
     sizes = []
-    with Partial(path, "key", 3) as partial:
+    with EmbeddingCheckpoint(path, "key", 3) as partial:
         sizes.append(path.stat().st_size)
         for start, end in ((0, 4), (4, 5), (5, 9), (9, 10)):
             partial.append(ROWS[start:end], VALID[start:end])
@@ -25,7 +25,7 @@ def fill(path: Path) -> list[int]:
 
 
 def kept(path: Path) -> int:
-    with Partial(path, "key", 3) as partial:
+    with EmbeddingCheckpoint(path, "key", 3) as partial:
         n = len(partial.valid)
         np.testing.assert_array_equal(partial.embeddings, ROWS[:n])
         np.testing.assert_array_equal(partial.valid, VALID[:n])
@@ -50,7 +50,7 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     damaged[sizes[1] + 20] ^= 1
     path.write_bytes(damaged)
     assert kept(path) == 4
-    with Partial(path, "key", 3) as partial:
+    with EmbeddingCheckpoint(path, "key", 3) as partial:
         partial.append(ROWS[4:10], VALID[4:10])
     assert kept(path) == 10
 
@@ -59,7 +59,7 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
 def test_rows_of_something_else_are_dropped(tmp_path: Path, identity: str, dim: int) -> None:
     path = tmp_path / "a.part"
     fill(path)
-    with Partial(path, identity, dim) as partial:
+    with EmbeddingCheckpoint(path, identity, dim) as partial:
         assert partial.embeddings.shape == (0, dim)
-    with Partial(path, "key", 3) as partial:
+    with EmbeddingCheckpoint(path, "key", 3) as partial:
         assert len(partial.valid) == 0

@@ -19,24 +19,24 @@ import tritonclient.grpc as triton
 from benchmarks.pyramid import write_pyramid
 from client.outputs.hdf5 import Provenance, read_features, write_slide
 from client.reading.stream import read_tiles
-from client.scoring.embedding import Pace
-from client.scoring.score import Recipe, ScoredSlide, SlideSource, score_slide
-from client.scoring.timings import Ledger
+from client.scoring.embedding import Throughput
+from client.scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
+from client.scoring.timings import StageTimer
 from client.triton.connection import Connection
 from client.triton.contract import Contract
 from client.triton.endpoint import Endpoint
 from server.local import run_triton
 
 Array = npt.NDArray[Any]
-PACE = Pace()
+THROUGHPUT = Throughput()
 TISSUE = np.random.default_rng(1).integers(90, 200, (256, 256, 3), np.uint8)
 
 
 def score(
-    path: Path, connection: Connection, contract: Contract, pace: Pace = PACE, **recipe: Any
+    path: Path, connection: Connection, contract: Contract, throughput: Throughput = THROUGHPUT, **tiling: Any
 ) -> ScoredSlide:
     source = SlideSource(path, path.stem)
-    return score_slide(source, connection, contract, Recipe(**recipe), pace, ledger=Ledger())
+    return score_slide(source, connection, contract, TilingOptions(**tiling), throughput, timer=StageTimer())
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +82,16 @@ def test_bytes_are_the_same_however_it_was_done(
     write_slide(tmp_path / "one" / "a.h5", scored, provenance)
     expected = (tmp_path / "one" / "a.h5").read_bytes()
     with run_triton(demo_repository, log=tmp_path / "log") as second:
-        for number, (endpoint, pace) in enumerate(
+        for number, (endpoint, throughput) in enumerate(
             [
-                (Endpoint(triton_url), Pace(workers=1)),
-                (Endpoint(triton_url), Pace(workers=4)),
-                (Endpoint(f"{triton_url},{second.url}"), Pace(workers=4, in_flight=1)),
-                (Endpoint(triton_url, shared_memory=True), Pace()),
+                (Endpoint(triton_url), Throughput(workers=1)),
+                (Endpoint(triton_url), Throughput(workers=4)),
+                (Endpoint(f"{triton_url},{second.url}"), Throughput(workers=4, in_flight=1)),
+                (Endpoint(triton_url, shared_memory=True), Throughput()),
             ]
         ):
             with Connection(endpoint) as connection:
-                again = score(real_slide, connection, contract, pace)
+                again = score(real_slide, connection, contract, throughput)
             path = tmp_path / str(number) / "a.h5"
             write_slide(path, again, provenance)
             assert path.read_bytes() == expected, endpoint
@@ -156,7 +156,7 @@ def test_a_tile_that_cannot_be_decoded_stays_out(
     content[start : start + size] = bytes(size)
     damaged = tmp_path / "b.tif"
     damaged.write_bytes(content)
-    scored = score(damaged, connection, contract, Pace(chunk=5), tissue=False)
+    scored = score(damaged, connection, contract, Throughput(chunk=5), tissue=False)
     assert scored.degraded == "1 of 12 tiles could not be decoded"
     assert (~scored.valid).nonzero()[0].tolist() == [1]
     assert np.isnan(scored.embeddings[1]).all()
@@ -198,8 +198,8 @@ def test_a_server_killed_meanwhile_is_named_and_leaves_nothing(
 
         killer = threading.Thread(target=kill_once_busy)
         killer.start()
-        pace = ["--chunk", 1, "--in-flight", 1, "--retry-for", 0.5]
-        done = run_client("score", real_slide, "--out", tmp_path / "out", "--url", server.url, *pace)
+        throughput = ["--chunk", 1, "--in-flight", 1, "--retry-for", 0.5]
+        done = run_client("score", real_slide, "--out", tmp_path / "out", "--url", server.url, *throughput)
         killer.join()
     assert done.code == 1
     assert done.err.strip().count("\n") == 0

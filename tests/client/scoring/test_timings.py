@@ -1,17 +1,17 @@
-"""The ledger: what it adds up, and which stage it blames."""
+"""The timer: what it adds up, and which stage it blames."""
 
 from __future__ import annotations
 
 import pytest
 
-from client.scoring.timings import Ledger, bottleneck, total
+from client.scoring.timings import StageTimer, bottleneck, total
 
 
 def stages(**seconds: float) -> dict[str, dict[str, float]]:
-    ledger = Ledger()
+    timer = StageTimer()
     for name, value in seconds.items():
-        ledger.add(name.replace("_", "-"), value, 10)
-    return ledger.as_dict()
+        timer.add(name.replace("_", "-"), value, 10)
+    return timer.as_dict()
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_sums() -> None:
         "open": {"seconds": 4, "bytes": 20, "calls": 2},
         "write": {"seconds": 2, "bytes": 10, "calls": 1},
     }
-    ledger, other = Ledger(), Ledger()
-    with ledger.time("open", 5):
+    timer, other = StageTimer(), StageTimer()
+    with timer.time("open", 5):
         pass
     other.add("open", 1.5, 7)
-    ledger.merge(other)
-    assert ledger.seconds("open") >= 1.5
-    assert (ledger.stages["open"].bytes, ledger.stages["open"].calls) == (12, 2)
+    timer.merge(other)
+    assert timer.seconds("open") >= 1.5
+    assert (timer.stages["open"].bytes, timer.stages["open"].calls) == (12, 2)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pyramid import write_pyramid
 from client.errors import ClientError, MppError, SlideError
-from client.slides.slide import on_white, open_slide
+from client.slides.slide import flatten_alpha, open_slide
 
 
 def test_the_real_slide(real_slide: Path) -> None:
@@ -70,7 +70,7 @@ def test_thumbnail_fits(real_slide: Path, max_px: int) -> None:
 
 def test_transparent_is_white() -> None:
     rgba = np.array([[0, 0, 0, 0], [10, 20, 30, 255], [100, 0, 200, 51]], np.uint8)
-    assert on_white(rgba).tolist() == [[255, 255, 255], [10, 20, 30], [224, 204, 244]]
+    assert flatten_alpha(rgba).tolist() == [[255, 255, 255], [10, 20, 30], [224, 204, 244]]
 
 
 def test_outside_and_missing_tiles_are_white(tmp_path: Path, picture: NDArray[np.uint8]) -> None:

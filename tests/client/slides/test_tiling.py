@@ -202,10 +202,10 @@ def test_no_tissue_is_an_empty_plan(real_slide: Path) -> None:
     assert list(read_tiles(tiles)) == []
 
 
-def test_recipe_changes_with_what_decides_the_pixels(real_slide: Path) -> None:
-    base = plan(real_slide).recipe
+def test_fingerprint_changes_with_what_decides_the_pixels(real_slide: Path) -> None:
+    base = plan(real_slide).fingerprint
     assert json.loads(json.dumps(base)) == base
-    assert plan(real_slide).recipe == base
+    assert plan(real_slide).fingerprint == base
     for other in (
         plan(real_slide, 0.25),
         plan(real_slide, crop_px=256),
@@ -213,7 +213,7 @@ def test_recipe_changes_with_what_decides_the_pixels(real_slide: Path) -> None:
         plan(real_slide, mpp=1.0),
         plan(real_slide, 0.496, native_tolerance=0),
     ):
-        assert other.recipe != base
+        assert other.fingerprint != base
 
 
 @pytest.mark.parametrize(

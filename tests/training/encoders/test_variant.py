@@ -13,7 +13,7 @@ from training.models.presets import SlideEncoderConfig, get_preset
 from training.models.seeded import seed_weights
 from training.models.slide_encoder import LongNetSlideEncoder
 from training.models.slide_model import SlideModel, SlideOcclusion
-from training.models.variant import RECIPES, EmbeddingVariant, get_recipe
+from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def encoder() -> LongNetSlideEncoder:
 INPUTS = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), torch.arange(60).reshape(30, 2) * 256
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KNOWN_VARIANTS)
 def test_a_recipe_is_what_its_code_path_computes(name: str, encoder: LongNetSlideEncoder) -> None:
     """Each public path, spelled out on the token states as that path takes them."""
     states = []
@@ -52,7 +52,7 @@ def test_a_recipe_is_what_its_code_path_computes(name: str, encoder: LongNetSlid
 
 
 def test_recipes_name_their_coordinate_rules() -> None:
-    rules = {name: recipe.variant.coordinates for name, recipe in RECIPES.items()}
+    rules = {name: recipe.variant.coordinates for name, recipe in KNOWN_VARIANTS.items()}
     assert rules.pop("trident") == "level0/patch_size_level0"
     assert rules.pop("slide2vec") == "target-mpp/256"
     assert set(rules.values()) == {"level0/256"}
