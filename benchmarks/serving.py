@@ -218,8 +218,8 @@ ratio is what to read here. The rates belong to a toy model on a small machine. 
 
 ## Every stage of a slide
 
-{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight; next to the
-tile encoder's bare session.
+{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight;
+next to the tile encoder's bare session.
 
 | stage | tiles a second | of bare |
 |---|---|---|
