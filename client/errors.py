@@ -1,4 +1,18 @@
-"""What can go wrong on a user's side; every message is one line that names the cause and the remedy."""
+"""Every error of the client; each message is one line that names the cause and a remedy.
+
+    ClientError
+    ├── SlideError               a slide cannot be opened or read
+    │   └── MppError             its microns per pixel are unknown or implausible
+    ├── PlanError                a slide cannot be tiled with these options
+    ├── MaskError                a mask image or an annotation file cannot be used
+    ├── ManifestError            a manifest or a folder cannot be read as a list of slides
+    ├── ServerUnavailable        no server answered
+    ├── RequestRefused           a server rejected the request
+    ├── Cancelled                the connection was cancelled
+    └── OutputError              an output cannot be written
+
+`client.cli.main` prints a ClientError as one line and exits with code 1.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +26,32 @@ class SlideError(ClientError):
 
 
 class MppError(SlideError):
-    """A slide whose physical scale is unknown, or a scale that makes no sense."""
+    """A slide whose microns per pixel are unknown, or a value that is not plausible."""
 
 
 class PlanError(ClientError):
-    """A slide that cannot be tiled as asked."""
+    """A slide that cannot be tiled with the options given."""
 
 
 class MaskError(ClientError):
     """A mask image or an annotation file that cannot be used."""
+
+
+class ManifestError(ClientError):
+    """The manifest or folder cannot be read as a list of slides."""
+
+
+class ServerUnavailable(ClientError):
+    """No server answered, also after the retries."""
+
+
+class RequestRefused(ClientError):
+    """A server rejected the request; sending it again cannot help."""
+
+
+class Cancelled(ClientError):
+    """The connection was cancelled (Ctrl-C) while a request was in flight."""
+
+
+class OutputError(ClientError):
+    """An output cannot be written."""

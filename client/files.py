@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ClientError
-
-
-class OutputError(ClientError):
-    """An output can't be written."""
+from .errors import OutputError
 
 
 @contextmanager

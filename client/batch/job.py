@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ClientError
-from ..files import OutputError
+from ..errors import Cancelled, ClientError, OutputError
 from ..outputs.formats import export
 from ..outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
 from ..outputs.layout import Layout
@@ -21,7 +20,7 @@ from ..scoring.timings import StageTimer
 from ..slides.geojson import tissue_features
 from ..slides.geojson import write_features as write_geojson
 from ..slides.tiling import TilePlan
-from ..triton.connection import Cancelled, Connection
+from ..triton.connection import Connection
 from ..triton.contract import Contract, check_same
 from ..triton.endpoint import Endpoint
 from .records import (

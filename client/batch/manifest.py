@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ClientError
+from ..errors import ManifestError
 from ..scoring.score import SlideSource
 from ..slides.mpp import PLAUSIBLE
 
@@ -22,10 +22,6 @@ MASK_NAMES = ("mask_path",)
 SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"}
 )
-
-
-class ManifestError(ClientError):
-    """A manifest or folder out of which no work list can be made."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from ..errors import ClientError
+from ..errors import Cancelled, ClientError
 from ..scoring.embedding import Progress
 from ..scoring.score import SlideSource
-from ..triton.connection import Cancelled, Connection
+from ..triton.connection import Connection
 from ..triton.endpoint import Endpoint
 from .job import BatchJob, process_slide
 from .records import FAILED, SlideRecord

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ..errors import ClientError
+from ..errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
 from .endpoint import Endpoint
 from .shared_memory import SharedInputs, is_lost_region
 
@@ -29,18 +29,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _SETTLE_S = 5.0  # a server that just failed is passed over for so long, unless all have failed
-
-
-class ServerUnavailable(ClientError):
-    """No server answered, also after the retries."""
-
-
-class RequestRefused(ClientError):
-    """A server answered that it won't do this; asking again can't help."""
-
-
-class Cancelled(ClientError):
-    """The connection was cancelled (Ctrl-C) while the request was under way."""
 
 
 def is_transient(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.triton.connection import Connection, ServerUnavailable
+from client.errors import ServerUnavailable
+from client.triton.connection import Connection
 from client.triton.endpoint import Endpoint
 
 TILE = {"TILES": np.zeros((1, 224, 224, 3), np.uint8)}

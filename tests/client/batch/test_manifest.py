@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.batch.manifest import ManifestError, read_work_list
+from client.batch.manifest import read_work_list
+from client.errors import ManifestError
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import tritonclient.grpc as triton
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from client.errors import ClientError
-from client.triton.connection import Cancelled, Connection, RequestRefused, ServerUnavailable, is_transient
+from client.errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
+from client.triton.connection import Connection, is_transient
 from client.triton.contract import Contract, read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.shared_memory import SharedInputs, unregister
