@@ -19,6 +19,7 @@ from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import MODELS, Contract, read_contract
 from ..triton.endpoint import Endpoint
+from ..triton.statistics import available_statistics
 from .manifest import read_work_list
 
 GOOD, WARN, BAD = "good", "warn", "bad"
@@ -94,7 +95,7 @@ def check_contract(connection: Connection, contract: Contract) -> Iterator[Check
         unready = [server for server, ready in connection.models_ready(model).items() if not ready]
         if unready:
             yield Check(model, BAD, f"not ready at {', '.join(unready)}: see the server's log")
-    if connection.server_time("tile_encoder", contract.version) is None:
+    if available_statistics(connection, "tile_encoder", contract.version) is None:
         yield Check("statistics", WARN, "not readable: `explain` can't tell queue from compute")
 
 

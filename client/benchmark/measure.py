@@ -6,104 +6,32 @@ requests that it can't make up by itself: whole slides, and masks over a slide.
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from tritonclient.grpc import InferenceServerClient
 
 from ..triton.connection import Connection
+from ..triton.statistics import ModelStatistics, read_statistics, wait_for_statistics
 from .workloads import Load
 
 LEAST_REQUESTS = 8
 """A round goes on until it has so many answers, however long one takes."""
-BOOKED_WITHIN = 5.0
-"""Seconds that a server gets to count what it has answered: it does so milliseconds after the answer."""
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a server has counted: requests, rows and executions; times are seconds, summed over requests.
-
-    `requests`, `rows` and `executions` are of a load's first step, the one that batches, `executed` the rows
-    of these executions; `ended` are the rows of its last step.
-    """
-
-    requests: int = 0
-    rows: int = 0
-    ended: int = 0
-    executions: int = 0
-    executed: int = 0
-    queue: float = 0.0
-    compute_input: float = 0.0
-    compute_infer: float = 0.0
-    compute_output: float = 0.0
-
-    def __sub__(self, earlier: Account) -> Account:
-        return Account(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
-
-
-def read_account(connection: Connection, load: Load) -> Account:
-    """The running counts of a load's models, over all servers of the connection.
-
-    Raises:
-        ServerUnavailable, RequestRefused: also where the server restricts its statistics.
-    """
-    headers = dict(connection.endpoint.headers)
-
-    def ask(client: InferenceServerClient, *, step: str) -> list[Any]:
-        return list(client.get_inference_statistics(step, headers=headers).model_stats)
-
-    found = {
-        step: [
-            stats
-            for answer in connection.on_each(functools.partial(ask, step=step)).values()
-            for stats in answer
-        ]
-        for step in load.steps
-    }
-    first, every = found[load.steps[0]], [stats.inference_stats for step in found.values() for stats in step]
-    return Account(
-        requests=sum(stats.inference_stats.success.count for stats in first),
-        rows=sum(stats.inference_count for stats in first),
-        ended=sum(stats.inference_count for stats in found[load.steps[-1]]),
-        executions=sum(stats.execution_count for stats in first),
-        executed=sum(b.batch_size * b.compute_infer.count for stats in first for b in stats.batch_stats),
-        queue=sum(stats.queue.ns for stats in every) / 1e9,
-        compute_input=sum(stats.compute_input.ns for stats in every) / 1e9,
-        compute_infer=sum(stats.compute_infer.ns for stats in every) / 1e9,
-        compute_output=sum(stats.compute_output.ns for stats in every) / 1e9,
-    )
-
-
-def read_settled(connection: Connection, load: Load, earlier: Account, answered: int) -> Account:
-    """The running counts once they hold the `answered` requests that followed on `earlier`.
-
-    Where they don't within `BOOKED_WITHIN` (the server was restarted, say), the counts as they are then.
-    """
-    deadline = time.monotonic() + BOOKED_WITHIN
-    while True:
-        account = read_account(connection, load)
-        new = account - earlier
-        # A server counts rows request by request, and the execution with its batch's size only afterwards.
-        booked = min(new.rows, new.executed) >= answered * load.rows and new.ended >= answered
-        if booked or time.monotonic() > deadline:
-            return account
-        time.sleep(0.002)
 
 
 @dataclass(frozen=True)
 class Round:
-    """The latency of each answer and how long the round took, in seconds, with the server's account of it."""
+    """The latency of each answer and how long the round took, in seconds, and what the server counted.
+
+    `statistics` are those of the load's steps, in their order.
+    """
 
     latencies: tuple[float, ...]
     seconds: float
-    account: Account
+    statistics: tuple[ModelStatistics, ...]
 
 
 def measure_round(connection: Connection, load: Load, concurrency: int, seconds: float) -> Round:
@@ -125,14 +53,16 @@ def measure_round(connection: Connection, load: Load, concurrency: int, seconds:
         return latencies
 
     with ThreadPoolExecutor(concurrency) as pool:
-        start = read_account(connection, load)
+        start = {step: read_statistics(connection, step) for step in load.steps}
         for warm in [pool.submit(ask) for _ in range(concurrency)]:
             warm.result()
-        before, began = read_settled(connection, load, start, concurrency), time.perf_counter()
+        before = wait_for_statistics(connection, load.steps, start, concurrency)
+        began = time.perf_counter()
         asking = [pool.submit(keep_asking, began + seconds) for _ in range(concurrency)]
         latencies = tuple(latency for future in asking for latency in future.result())
         took = time.perf_counter() - began
-    return Round(latencies, took, read_settled(connection, load, before, len(latencies)) - before)
+    after = wait_for_statistics(connection, load.steps, before, len(latencies))
+    return Round(latencies, took, tuple(after[step] - before[step] for step in load.steps))
 
 
 @dataclass(frozen=True)
@@ -173,11 +103,13 @@ def summarise(
     rates = [load.items * len(r.latencies) / r.seconds for r in rounds]
     latencies = np.array([latency for r in rounds for latency in r.latencies]) * 1e6
     p50, p90, p95, p99 = np.percentile(latencies, [50, 90, 95, 99])
-    requests = sum(r.account.requests for r in rounds)
-    executions = sum(r.account.executions for r in rounds)
+    first = [r.statistics[0] for r in rounds]  # an ensemble's first step is the one that batches
+    requests, rows = sum(step.requests for step in first), sum(step.rows for step in first)
+    executions = sum(step.executions for step in first)
 
     def mean_us(name: str) -> float:
-        return float(sum(getattr(r.account, name) for r in rounds) / max(requests, 1) * 1e6)
+        seconds = sum(getattr(step, name) for r in rounds for step in r.statistics)
+        return float(seconds / max(requests, 1) * 1e6)
 
     return Point(
         target=target,
@@ -195,11 +127,11 @@ def summarise(
         p90_us=float(p90),
         p95_us=float(p95),
         p99_us=float(p99),
-        queue_us=mean_us("queue"),
-        compute_input_us=mean_us("compute_input"),
-        compute_infer_us=mean_us("compute_infer"),
-        compute_output_us=mean_us("compute_output"),
-        batch=sum(r.account.rows for r in rounds) / max(executions, 1),
+        queue_us=mean_us("queue_s"),
+        compute_input_us=mean_us("compute_input_s"),
+        compute_infer_us=mean_us("compute_infer_s"),
+        compute_output_us=mean_us("compute_output_s"),
+        batch=rows / max(executions, 1),
     )
 
 

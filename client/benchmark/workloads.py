@@ -17,7 +17,7 @@ from ..triton.contract import Contract
 class Load:
     """One kind of request: `items` (of `unit`: tiles, slides or masks) that `model` gets at once.
 
-    `steps` are the models that the server accounts for: an ensemble's are those it runs; the first batches.
+    `steps` are the models whose statistics count it: an ensemble's are those it runs; the first batches.
     """
 
     kind: str
@@ -28,11 +28,6 @@ class Load:
     items: int
     unit: str
     steps: tuple[str, ...]
-
-    @property
-    def rows(self) -> int:
-        """What the first step's batcher counts for one request."""
-        return self.items if self.unit == "tiles" else 1
 
 
 def tiles_load(contract: Contract, chunk: int) -> Load:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
-from ..triton.connection import Connection, ServerTime
+from ..triton.connection import Connection
 from ..triton.contract import Contract
+from ..triton.statistics import available_statistics
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
 
@@ -66,7 +67,7 @@ def embed_tiles(
             rows[batch.valid] = answer["EMBEDDINGS"]
         return rows, batch.valid
 
-    before, began = connection.server_time(model, version), time.perf_counter()
+    before, began = available_statistics(connection, model, version), time.perf_counter()
     tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
     with contextlib.closing(_timed(tiles, asked)) as batches:
         for rows, good in connection.in_order(ask, batches):
@@ -78,11 +79,14 @@ def embed_tiles(
     elapsed = time.perf_counter() - began
     timer.merge(asked)
     timer.add("wait-server", elapsed - asked.seconds("wait-read"))
-    served = _server_time(connection, model, version, before, sent=int(valid[start:].sum()))
-    if served:
-        timer.add("queue", served.queue_s)
-        timer.add("compute", served.compute_s)
-        timer.add("send", -min(served.request_s, asked.seconds("send")))
+    after, sent = available_statistics(connection, model, version), int(valid[start:].sum())
+    if before and after and sent:
+        served = after - before
+        if served.rows >= sent:  # fewer: the server was restarted
+            share = sent / served.rows  # of all it did meanwhile, for any client
+            timer.add("queue", share * served.queue_s)
+            timer.add("compute", share * served.execution_s)
+            timer.add("send", -min(share * served.request_s, asked.seconds("send")))
     return embeddings, valid
 
 
@@ -100,14 +104,3 @@ def _timed(tiles: Iterator[TileBatch], timer: StageTimer) -> Generator[TileBatch
         timer.add("read", batch.read_seconds, batch.pixels.nbytes)
         timer.add("resize", batch.resize_seconds)
         yield batch
-
-
-def _server_time(
-    connection: Connection, model: str, version: int, before: ServerTime | None, *, sent: int
-) -> ServerTime | None:
-    """The server's part in `sent` tiles: their share of all it did since `before`, for any client."""
-    after = connection.server_time(model, version)
-    if before is None or after is None or sent == 0:
-        return None
-    spent = after - before
-    return spent.scaled(sent / spent.rows) if spent.rows >= sent else None  # fewer: it was started anew

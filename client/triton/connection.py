@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,39 +46,6 @@ def is_transient(error: BaseException) -> bool:
     if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
         return True
     return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
-
-
-@dataclass(frozen=True)
-class ServerTime:
-    """What Triton counted for one model: rows, executions of the batcher, seconds of waiting and computing.
-
-    `request_s` and `queue_s` add up single requests, `compute_s` the executions (a merged batch counts once).
-    """
-
-    rows: int = 0
-    executions: int = 0
-    request_s: float = 0.0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-
-    def __sub__(self, earlier: ServerTime) -> ServerTime:
-        return ServerTime(
-            self.rows - earlier.rows,
-            self.executions - earlier.executions,
-            self.request_s - earlier.request_s,
-            self.queue_s - earlier.queue_s,
-            self.compute_s - earlier.compute_s,
-        )
-
-    def scaled(self, factor: float) -> ServerTime:
-        """A client's share of what was done for all of them."""
-        return ServerTime(
-            round(self.rows * factor),
-            round(self.executions * factor),
-            self.request_s * factor,
-            self.queue_s * factor,
-            self.compute_s * factor,
-        )
 
 
 class Connection:
@@ -241,32 +207,6 @@ class Connection:
             lambda client: client.is_model_ready(
                 model, headers=self._headers, client_timeout=self.endpoint.timeout
             )
-        )
-
-    def server_time(self, model: str, version: int | None = None) -> ServerTime | None:
-        """Triton's running counts for a model over all servers, None where they can't be read.
-
-        They can't behind a balanced name (each answer would be another server's) or where it is restricted.
-        """
-        if self.endpoint.balanced_by_grpc:
-            return None
-        text = "" if version is None else str(version)
-        try:
-            answers = self.on_each(
-                lambda client: client.get_inference_statistics(
-                    model, text, headers=self._headers, client_timeout=self.endpoint.timeout
-                )
-            )
-        except ClientError:
-            return None
-        models = [stats for answer in answers.values() for stats in answer.model_stats]
-        batches = [batch for stats in models for batch in stats.batch_stats]
-        return ServerTime(
-            rows=sum(stats.inference_count for stats in models),
-            executions=sum(stats.execution_count for stats in models),
-            request_s=sum(stats.inference_stats.success.ns for stats in models) / 1e9,
-            queue_s=sum(stats.inference_stats.queue.ns for stats in models) / 1e9,
-            compute_s=sum(batch.compute_infer.ns for batch in batches) / 1e9,
         )
 
     def _inputs(self, client: InferenceServerClient, inputs: Mapping[str, Array]) -> list[InferInput]:

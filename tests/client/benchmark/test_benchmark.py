@@ -10,20 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from client.benchmark.baseline import bare_rate
-from client.benchmark.measure import Account, Round, measure_round, read_settled, summarise
+from client.benchmark.measure import Round, measure_round, summarise
 from client.benchmark.workloads import LOADS
 from client.cli import app
 from client.errors import ClientError
 from client.triton.connection import Connection
-from client.triton.contract import Contract, read_contract
-from client.triton.endpoint import Endpoint
+from client.triton.contract import Contract
+from client.triton.statistics import ModelStatistics, wait_for_statistics
+from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[3]
 PERF_ANALYZER = (
@@ -34,14 +34,10 @@ QUICK = ["--seconds", "0", "--rounds", "1", "--concurrency", "1,2", "--chunk", "
 
 
 @pytest.fixture(scope="module")
-def connection(deployment: Any) -> Iterator[Connection]:
-    with Connection(Endpoint(deployment.url)) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def contract(connection: Connection) -> Contract:
-    return read_contract(connection)
+def second_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of another Triton with the same repository."""
+    with run_triton(demo_repository, log=tmp_path_factory.mktemp("second") / "log") as server:
+        yield server.url
 
 
 def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
@@ -53,12 +49,14 @@ def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
 def test_a_round_is_what_the_server_counted(connection: Connection, contract: Contract, kind: str) -> None:
     load = LOADS[kind](contract, 3)
     measured = measure_round(connection, load, concurrency=2, seconds=0.2)
-    account, count = measured.account, len(measured.latencies)
-    assert account.requests == count >= 8
-    rows_a_request = 3 if kind in ("tiles", "ensemble") else 1
-    assert account.rows == account.requests * rows_a_request
-    assert account.executions <= account.requests
-    assert 0 < account.compute_infer < 2 * measured.seconds * len(load.steps)
+    first, count = measured.statistics[0], len(measured.latencies)
+    assert all(step.requests == count >= 8 for step in measured.statistics)
+    assert all(step.executed_rows == step.rows for step in measured.statistics)
+    rows_per_request = 3 if kind in ("tiles", "ensemble") else 1
+    assert first.rows == first.requests * rows_per_request
+    assert first.executions <= first.requests
+    seconds = sum(step.compute_infer_s for step in measured.statistics)
+    assert 0 < seconds < 2 * measured.seconds * len(load.steps)
     assert measured.seconds >= max(measured.latencies)
 
 
@@ -69,27 +67,26 @@ def test_every_execution_is_of_the_round_that_it_belongs_to(
     load = LOADS["tiles"](contract, 3)
     for _ in range(3):
         measured = measure_round(connection, load, concurrency=1, seconds=0)
-        assert measured.account.executions == measured.account.requests == len(measured.latencies)
-        assert measured.account.rows == 3 * len(measured.latencies)
+        (counted,) = measured.statistics
+        assert counted.executions == counted.requests == len(measured.latencies)
+        assert counted.rows == 3 * len(measured.latencies)
 
 
-def test_counts_are_waited_for(
-    connection: Connection, contract: Contract, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_are_waited_for(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that has counted a batch's rows has still to count its execution."""
-    load = LOADS["tiles"](contract, 3)
-    states = [(0, 0, 0, 0, 0), (1, 3, 3, 0, 0), (2, 6, 6, 0, 0), (2, 6, 6, 1, 3), (2, 6, 6, 2, 6)]
-    counted = [Account(*state) for state in states]
+    states = [(0, 0, 0, 0), (1, 3, 0, 0), (2, 6, 0, 0), (2, 6, 1, 3), (2, 6, 2, 6)]
+    counted = [ModelStatistics(*state) for state in states]
     reads = iter(counted)
-    monkeypatch.setattr("client.benchmark.measure.read_account", lambda *_: next(reads))
-    assert read_settled(connection, load, Account(), 2) == counted[-1]
+    monkeypatch.setattr("client.triton.statistics.read_statistics", lambda *_: next(reads))
+    none = {"tile_encoder": ModelStatistics()}
+    assert wait_for_statistics(connection, ["tile_encoder"], none, 2) == {"tile_encoder": counted[-1]}
     assert next(reads, None) is None
 
 
 def test_a_point_is_computed_from_its_rounds(contract: Contract) -> None:
     load = LOADS["tiles"](contract, 4)
-    account = Account(requests=4, rows=16, executions=2, queue=0.4, compute_infer=0.8)
-    rounds = [Round((0.1, 0.2, 0.3, 0.4), seconds, account) for seconds in (1.0, 2.0, 4.0)]
+    counted = ModelStatistics(requests=4, rows=16, executions=2, queue_s=0.4, compute_infer_s=0.8)
+    rounds = [Round((0.1, 0.2, 0.3, 0.4), seconds, (counted,)) for seconds in (1.0, 2.0, 4.0)]
     point = summarise("here", load, 2, rounds, bare=16.0)
     assert point.rate == 4 * 4 / 2.0  # the median round
     assert point.spread == (4.0, 16.0)
@@ -102,7 +99,7 @@ def test_a_point_is_computed_from_its_rounds(contract: Contract) -> None:
 def test_requests_are_under_way_together(connection: Connection, contract: Contract) -> None:
     """At concurrency 8 the batcher joins what it never sees together at 1."""
     load = LOADS["tiles"](contract, 2)
-    alone, together = (measure_round(connection, load, c, 0.3).account for c in (1, 8))
+    alone, together = (measure_round(connection, load, c, 0.3).statistics[0] for c in (1, 8))
     assert alone.rows / alone.executions == pytest.approx(2)
     assert together.rows / together.executions > 3
 
@@ -118,9 +115,9 @@ def test_the_bare_session_computes_what_is_served(
         assert load.items / (time.perf_counter() - began) <= items < 1e6
 
 
-def test_command_writes_every_file(deployment: Any, demo_repository: Path, tmp_path: Path) -> None:
+def test_command_writes_every_file(triton_url: str, demo_repository: Path, tmp_path: Path) -> None:
     done = run(
-        *("--url", deployment.url, "--bare", str(demo_repository), "--price-per-hour", "3.6", *QUICK),
+        *("--url", triton_url, "--bare", str(demo_repository), "--price-per-hour", "3.6", *QUICK),
         out=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -129,7 +126,7 @@ def test_command_writes_every_file(deployment: Any, demo_repository: Path, tmp_p
     assert [(row["Kind"], row["Concurrency"]) for row in rows] == [(k, c) for k in LOADS for c in "12"]
     about = json.loads((tmp_path / "benchmark.json").read_text())
     assert len(about["points"]) == len(rows)
-    assert set(about["exports"]) == set(about["triton"]) == {deployment.url}
+    assert set(about["exports"]) == set(about["triton"]) == {triton_url}
     for row, point in zip(rows, about["points"], strict=True):
         assert float(row["Inferences/Second"]) == pytest.approx(point["rate"], rel=1e-3)
         assert 0 < float(row["p50 latency"]) <= float(row["p99 latency"])
@@ -148,18 +145,16 @@ def test_command_writes_every_file(deployment: Any, demo_repository: Path, tmp_p
     )
 
 
-def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path: Path) -> None:
+def test_command_compares_two_servers(triton_url: str, second_url: str, tmp_path: Path) -> None:
     done = run(
-        *("--url", deployment.url, "--against", triton_url, "--kind", "tiles", "--bare", "100", *QUICK),
+        *("--url", triton_url, "--against", second_url, "--kind", "tiles", "--bare", "100", *QUICK),
         out=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     points = json.loads((tmp_path / "benchmark.json").read_text())["points"]
-    best = {url: max(p["rate"] for p in points if p["target"] == url) for url in (deployment.url, triton_url)}
-    ratio = best[triton_url] / best[deployment.url]
-    assert (
-        f"tiles, 2 tiles: {triton_url} makes {ratio:.2f} times the tiles of {deployment.url}" in done.stdout
-    )
+    best = {url: max(p["rate"] for p in points if p["target"] == url) for url in (triton_url, second_url)}
+    ratio = best[second_url] / best[triton_url]
+    assert f"tiles, 2 tiles: {second_url} makes {ratio:.2f} times the tiles of {triton_url}" in done.stdout
     assert {p["bare"] for p in points} == {100.0}
 
 
@@ -189,8 +184,8 @@ def test_command_compares_two_servers(deployment: Any, triton_url: str, tmp_path
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(deployment: Any, tmp_path: Path, arguments: list[str], message: str) -> None:
-    arguments = ["benchmark", "--url", deployment.url, "--out", str(tmp_path), *arguments]
+def test_a_mistake_is_one_line(triton_url: str, tmp_path: Path, arguments: list[str], message: str) -> None:
+    arguments = ["benchmark", "--url", triton_url, "--out", str(tmp_path), *arguments]
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, ClientError)
     assert str(error).startswith(message)

@@ -25,6 +25,7 @@ from client.scoring.timings import StageTimer
 from client.triton.connection import Connection
 from client.triton.contract import Contract
 from client.triton.endpoint import Endpoint
+from client.triton.statistics import available_statistics
 from server.local import run_triton
 
 Array = npt.NDArray[Any]
@@ -191,8 +192,8 @@ def test_a_server_killed_meanwhile_is_named_and_leaves_nothing(
 
         def kill_once_busy() -> None:
             with Connection(Endpoint(server.url)) as connection:
-                idle = connection.server_time("tile_encoder")
-                while connection.server_time("tile_encoder") == idle:
+                idle = available_statistics(connection, "tile_encoder")
+                while available_statistics(connection, "tile_encoder") == idle:
                     time.sleep(0.005)
             server.kill()
 

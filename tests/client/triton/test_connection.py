@@ -22,6 +22,7 @@ from client.triton.connection import Connection, is_transient
 from client.triton.contract import Contract, read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.shared_memory import SharedInputs, unregister
+from client.triton.statistics import available_statistics
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
 from server.local import server_environment
 from server.ports import free_port
@@ -217,7 +218,7 @@ def test_mutual_tls_and_headers(guarded: Endpoint, contract: Contract, connectio
     with Connection(guarded) as secure:
         assert read_contract(secure) == contract
         np.testing.assert_array_equal(embed(secure), embed(connection))
-        assert secure.server_time("tile_encoder") is not None
+        assert available_statistics(secure, "tile_encoder") is not None
 
 
 def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
@@ -226,7 +227,7 @@ def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
             read_contract(connection)
         with pytest.raises(RequestRefused, match="--header"):
             connection.model_config("tile_encoder")
-        assert connection.server_time("tile_encoder") is None
+        assert available_statistics(connection, "tile_encoder") is None
         assert embed(connection).shape[0] == 7
 
 
