@@ -138,7 +138,7 @@ bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/
 	$(BIN)/python -m benchmarks.soak
 
 # --- checks ---------------------------------------------------------------------
-ROOMS := training export server client benchmarks demo tests
+ROOMS := gigapath_contract training export server client benchmarks demo tests
 .PHONY: lint pytest test
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -32,9 +32,10 @@ from client.scoring.score import SlideSource, TilingOptions
 from client.scoring.timings import bottleneck
 from client.slides.slide import open_slide
 from client.triton.connection import Connection
-from client.triton.contract import Contract, read_contract
+from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from export.repository import copy_configs, served_version
+from gigapath_contract.schema import Contract
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

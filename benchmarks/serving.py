@@ -34,8 +34,9 @@ from client.scoring.score import SlideSource, TilingOptions
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.triton.connection import Connection
-from client.triton.contract import Contract, read_contract
+from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
+from gigapath_contract.schema import Contract
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,6 +6,7 @@
     ├── PlanError                a slide cannot be tiled with these options
     ├── MaskError                a mask image or an annotation file cannot be used
     ├── ManifestError            a manifest or a folder cannot be read as a list of slides
+    ├── ContractMismatch         the model's contract is missing or unreadable, or a slide does not fit it
     ├── ServerUnavailable        no server answered
     ├── RequestRefused           a server rejected the request
     ├── Cancelled                the connection was cancelled
@@ -39,6 +40,10 @@ class MaskError(ClientError):
 
 class ManifestError(ClientError):
     """The manifest or folder cannot be read as a list of slides."""
+
+
+class ContractMismatch(ClientError):
+    """The served model's contract is missing or unreadable, or a slide's plan or embeddings do not fit it."""
 
 
 class ServerUnavailable(ClientError):

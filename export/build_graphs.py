@@ -12,14 +12,6 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.contract import (
-    Contract,
-    HeadPart,
-    OcclusionPart,
-    SlideEncoderPart,
-    TileEncoderPart,
-    VariantPart,
-)
 from export.graphs import occlusion_graph, slide_graph, tile_graph, write_graph
 from export.occlusion import max_mask_tokens
 from export.parity import GATES, Report, compare
@@ -27,6 +19,14 @@ from export.precision import halve
 from export.reference import Arrays, Reference, SlideReference
 from export.repository import HOME
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_embeddings, seeded_keep
+from gigapath_contract.schema import (
+    Contract,
+    HeadContract,
+    OcclusionContract,
+    SlideEncoderContract,
+    TileEncoderContract,
+    VariantContract,
+)
 from training.models.build import Models
 from training.models.slide_model import SlideModel
 from training.models.weights import weights_digest
@@ -129,16 +129,16 @@ def _contract(
     head = None
     if model.head is not None:
         config = model.head.config
-        head = HeadPart(weights_digest(model.head.state_dict()), config.classes, config.kind)
+        head = HeadContract(weights_digest(model.head.state_dict()), config.classes, config.kind)
     return Contract(
         export_id="",
         version=version,
         preset=preset.name,
         trained=models.trained,
-        tile_encoder=TileEncoderPart(
+        tile_encoder=TileEncoderContract(
             preset.tile.name, weights_digest(models.tile.vit.state_dict()), preset.tile.embed_dim
         ),
-        slide_encoder=SlideEncoderPart(
+        slide_encoder=SlideEncoderContract(
             preset.slide.name,
             weights_digest(model.encoder.state_dict()),
             preset.slide.embed_dim,
@@ -147,9 +147,9 @@ def _contract(
             preset.slide.dilations,
         ),
         head=head,
-        variant=VariantPart(**asdict(model.variant)),
+        variant=VariantContract(**asdict(model.variant)),
         precision=precision,
-        occlusion=OcclusionPart(occlusion_precision, max_mask_tokens(preset.slide)),
+        occlusion=OcclusionContract(occlusion_precision, max_mask_tokens(preset.slide)),
         versions=versions,
     )
 

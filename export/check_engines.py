@@ -13,10 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.contract import read_contract
 from export.engines import GRAPHS, profiles
 from export.errors import ExportError
-from export.repository import CONTRACT, home, served_version
+from export.repository import read_contract, served_version
 from export.tensorrt_builder import Profile, build_engine
 
 CAPABILITIES = ("SM80", "SM89")
@@ -44,7 +43,7 @@ def check_engines(
     version = served_version(repository)
     if version is None:
         raise ExportError(f"nothing is exported into {repository}: run make export")
-    contract = read_contract((home(repository, version) / CONTRACT).read_text())
+    contract = read_contract(repository, version)
     for model in GRAPHS:
         for capability in capabilities:
             shapes = profiles(model, contract, max_tiles, max_masks)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError
+from gigapath_contract.schema import Contract
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
@@ -30,26 +29,26 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
     return config
 
 
-def served_config(template: model_config_pb2.ModelConfig, contract: dict[str, Any]) -> str:
+def served_config(template: model_config_pb2.ModelConfig, contract: Contract) -> str:
     """`template` with exact dims, one version alone, the contract, and no LOGITS where there is no head."""
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(template)
-    embed = contract["slide_encoder"]["embed_dim"]
+    embed = contract.slide_encoder.embed_dim
     exact = {
-        "EMBEDDINGS": [contract["tile_encoder"]["embed_dim"]],
-        "LAYERS": [contract["slide_encoder"]["depth"] + 1, 2, embed],
+        "EMBEDDINGS": [contract.tile_encoder.embed_dim],
+        "LAYERS": [contract.slide_encoder.depth + 1, 2, embed],
         "SLIDE": [embed],
     }
-    if contract["head"] is None:
+    if contract.head is None:
         _drop_logits(config)
     else:
-        exact["LOGITS"] = [len(contract["head"]["classes"])]
+        exact["LOGITS"] = [len(contract.head.classes)]
     for tensor in (*config.input, *config.output):
         if tensor.name in exact:
             tensor.dims[-len(exact[tensor.name]) :] = exact[tensor.name]
     config.version_policy.Clear()
-    config.version_policy.specific.versions.append(contract["version"])
-    config.parameters["contract"].string_value = json.dumps(contract, sort_keys=True)
+    config.version_policy.specific.versions.append(contract.version)
+    config.parameters["contract"].string_value = contract.to_json()
     return str(text_format.MessageToString(config))
 
 

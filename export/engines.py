@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from export.configs import engine_config, read_config
-from export.contract import MODELS, read_contract
 from export.errors import ExportError
-from export.repository import CONTRACT, HOME, exclusive, home, serve, served_version, write_text
+from export.repository import HOME, exclusive, home, read_contract, serve, served_version, write_text
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
+from gigapath_contract.schema import MODELS, Contract
 
 GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 
@@ -118,11 +118,11 @@ def write_configs(repository: Path, version: int) -> None:
         write_text(folder / "tensorrt" / f"{model}.pbtxt", text)
 
 
-def profiles(model: str, contract: dict[str, Any], max_tiles: int, max_masks: int) -> list[Profile]:
+def profiles(model: str, contract: Contract, max_tiles: int, max_masks: int) -> list[Profile]:
     """The optimisation profiles of one model's engine."""
     if model == "tile_encoder":
         return tile_profiles()
-    width = contract["tile_encoder"]["embed_dim"]
+    width = contract.tile_encoder.embed_dim
     return slide_profiles(width, max_tiles, max_masks if model == "slide_occlusion" else None)
 
 
@@ -203,8 +203,8 @@ def import_tensorrt() -> Any:
         ) from None
 
 
-def _served(repository: Path) -> tuple[int, dict[str, Any]]:
+def _served(repository: Path) -> tuple[int, Contract]:
     version = served_version(repository)
     if version is None:
         raise ExportError(f"nothing is exported into {repository}: run make export")
-    return version, read_contract((home(repository, version) / CONTRACT).read_text())
+    return version, read_contract(repository, version)

@@ -194,7 +194,7 @@ def _code_digest() -> str:
     Read once a process: what runs is what was there when it began.
     """
     digest = hashlib.sha256()
-    for room in (ROOT / "training", ROOT / "export"):
+    for room in (ROOT / "gigapath_contract", ROOT / "training", ROOT / "export"):
         _add_files(digest, (p for p in room.rglob("*") if p.suffix in (".py", ".safetensors", ".yaml")), room)
     return digest.hexdigest()
 

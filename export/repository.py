@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.configs import read_config, served_config
-from export.contract import MODELS, Contract, read_contract
 from export.errors import ExportError
+from gigapath_contract.schema import MODELS, Contract, ContractError
 
 HOME = "slide_pipeline"
 CONTRACT, INPUTS = "contract.json", "inputs.json"
@@ -67,15 +67,15 @@ def list_versions(repository: Path) -> list[Version]:
         folders = [repository / model / str(number) for model in MODELS]
         if not all(folder.exists() for folder in folders):
             continue  # cut short by a kill: swept at the next export
-        contract = read_contract((home(repository, number) / CONTRACT).read_text())
+        contract = read_contract(repository, number)
         versions.append(
             Version(
                 number=number,
                 served=number == current,
-                export_id=contract["export_id"],
-                preset=contract["preset"],
-                precision=contract["precision"],
-                trained=contract["trained"],
+                export_id=contract.export_id,
+                preset=contract.preset,
+                precision=contract.precision,
+                trained=contract.trained,
                 size_bytes=sum(
                     p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()
                 ),
@@ -86,8 +86,17 @@ def list_versions(repository: Path) -> list[Version]:
 
 def served_version(repository: Path) -> int | None:
     """The version that the switch points at; None before the first export."""
-    contract = _switch(repository) / CONTRACT
-    return int(read_contract(contract.read_text())["version"]) if contract.exists() else None
+    path = _switch(repository) / CONTRACT
+    return _parse(path).version if path.exists() else None
+
+
+def read_contract(repository: Path, number: int) -> Contract:
+    """The contract of an installed version.
+
+    Raises:
+        ExportError: its file cannot be read as a contract.
+    """
+    return _parse(home(repository, number) / CONTRACT)
 
 
 def remove_version(repository: Path, number: int) -> None:
@@ -204,9 +213,16 @@ def home(repository: Path, number: int) -> Path:
     return repository / HOME / str(number)
 
 
+def _parse(path: Path) -> Contract:
+    try:
+        return Contract.parse(path.read_text())
+    except ContractError as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
 def _write_served(repository: Path, number: int) -> None:
     """Write `served/<model>.pbtxt` of a version from the repository's committed configs."""
-    contract = read_contract((home(repository, number) / CONTRACT).read_text())
+    contract = read_contract(repository, number)
     for model in MODELS:
         config = served_config(read_config(repository / model / "config.pbtxt"), contract)
         write_text(home(repository, number) / "served" / f"{model}.pbtxt", config)

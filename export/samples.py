@@ -9,17 +9,17 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.contract import TilePart
 from export.errors import ExportError
+from gigapath_contract.schema import TileContract
 
 SIZES = (1, 37, 1023, 1024, 1068, 5000)
 # Two short tables make every slide: tile i is rows[i % 61] + columns[i % 67]. So the reference file stays
 # small and its reader needs no random numbers, whose streams no library promises to keep.
 BASIS = (61, 67)
-TILE = TilePart()
+TILE = TileContract()
 
 
-def real_tiles(slide: Path, count: int = 4, tile: TilePart = TILE) -> NDArray[np.uint8]:
+def real_tiles(slide: Path, count: int = 4, tile: TileContract = TILE) -> NDArray[np.uint8]:
     """The `count` darkest tiles (most tissue) of a slide's grid, uint8 [count, crop, crop, 3], row-major.
 
     Raises:

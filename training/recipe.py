@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from gigapath_contract.probabilities import HeadKind
 from training.data.tables import Task
 from training.errors import TrainingError
-from training.models.head import HeadConfig, HeadKind
+from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
 from training.models.variant import EmbeddingVariant, get_recipe
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from gigapath_contract.schema import Contract
+
 from ..errors import ClientError
-from ..triton.contract import Contract
 from .attribute import Settings, attribute, planned_masks
 from .methods.result import Attribution
 from .methods.scorer import Forward
-from .methods.target import HeadKind, Score, Target
+from .methods.target import Score, Target
 from .model.cache import ScoreCache
 from .model.embedded import EmbeddedSlide
 from .model.masked_slide import MaskedSlide
@@ -137,7 +138,7 @@ def choose_target(
         if target is not None:
             raise ClientError("the embedding has no classes: leave --target out, or choose another --score")
         return Target(("embedding",), "embedding", reference=scores.slide[0]), 0
-    numbers = Target(head.classes, score, cast(HeadKind, head.kind))
+    numbers = Target(head.classes, score, head.kind)
     if target is None:
         return numbers, int(scores.logits[0].argmax())
     if target not in head.classes:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import openslide
 
+from gigapath_contract.schema import MODELS, Contract
+
 from .. import __version__
 from ..errors import ClientError
 from ..scoring.score import SlideSource
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
-from ..triton.contract import MODELS, Contract, read_contract
+from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from ..triton.statistics import available_statistics
 from .manifest import read_work_list

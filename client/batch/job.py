@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from gigapath_contract.schema import Contract
+
 from ..errors import Cancelled, ClientError, OutputError
 from ..outputs.formats import export
 from ..outputs.hdf5 import Provenance, write_features, write_patches, write_slide_features
@@ -21,7 +23,7 @@ from ..slides.geojson import tissue_features
 from ..slides.geojson import write_features as write_geojson
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
-from ..triton.contract import Contract, check_same
+from ..triton.contract import check_same
 from ..triton.endpoint import Endpoint
 from .records import (
     FAILED,

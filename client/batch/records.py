@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gigapath_contract.schema import Contract
+
 from .. import __version__
 from ..errors import ClientError
 from ..files import write_text
 from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
 from ..scoring.timings import StageTimer
 from ..slides.fingerprint import slide_sha256, slide_stamp
-from ..triton.contract import Contract
 
 OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gigapath_contract.schema import Contract
+
 from ..errors import ClientError
-from ..triton.contract import Contract
 from .workloads import Load
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..triton.contract import Contract
+from gigapath_contract.schema import Contract
+
 from .measure import Point
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gigapath_contract.schema import Contract
+
 from ..errors import ClientError
 from ..triton.connection import Array
-from ..triton.contract import Contract
 
 
 @dataclass(frozen=True)

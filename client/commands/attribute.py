@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from gigapath_contract.schema import Contract
+
 from ..attribution.attribute import Method, Occluder, Settings
 from ..attribution.explain import ExplainProgress, Explanation, explain
 from ..attribution.methods.target import Score
@@ -31,7 +33,7 @@ from ..scoring.timings import StageTimer
 from ..slides.fingerprint import slide_sha256
 from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
-from ..triton.contract import Contract, check_same, read_contract
+from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 from .score import progress_bar

@@ -12,13 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from gigapath_contract.schema import Contract
+
 from ..benchmark import report
 from ..benchmark.baseline import bare_rate
 from ..benchmark.measure import Point, sweep
 from ..benchmark.workloads import LOADS, Load
 from ..errors import ClientError
 from ..triton.connection import Connection
-from ..triton.contract import Contract, read_contract
+from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gigapath_contract.schema import Contract
+
 from ..batch.records import SlideRecord, identify, slide_record, write_record
 from ..outputs.hdf5 import Provenance, write_slide
 from ..outputs.thumbnail import draw_tiles, write_picture
@@ -18,7 +20,7 @@ from ..scoring.embedding import Throughput
 from ..scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
 from ..scoring.timings import StageTimer, bottleneck
 from ..triton.connection import Connection
-from ..triton.contract import Contract, check_same, read_contract
+from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 

@@ -16,12 +16,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.schema import Contract
+
 from .. import __version__
 from ..errors import ClientError
 from ..files import atomic_path
 from ..scoring.score import ScoredSlide
 from ..slides.tiling import TilePlan
-from ..triton.contract import Contract
 
 _CHUNK_ROWS = 256
 _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of ours computes with them
@@ -47,7 +48,7 @@ class Provenance:
             "precision": contract.precision,
             "trained": contract.trained,
             "export_id": contract.export_id,
-            "contract": contract.text,
+            "contract": contract.to_json(),
             "slide_sha256": self.slide_sha256,
             "result_key": self.result_key,
             "mpp_level0_x": plan.mpp_level0[0],

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..triton.contract import Contract
+from gigapath_contract.schema import Contract
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.schema import Contract
+
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
-from ..triton.contract import Contract
 from ..triton.statistics import available_statistics
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer

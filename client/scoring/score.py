@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
+from gigapath_contract.schema import Contract
+
 from ..errors import SlideError
 from ..slides.slide import Pixels, Slide, open_slide
 from ..slides.tiling import TilePlan, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Array, Connection
-from ..triton.contract import Contract
+from .conformance import check_plan, grid_coordinates
 from .embedding import Progress, Throughput, embed_tiles
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
@@ -94,9 +96,9 @@ def score_slide(
         plan = plan_slide(slide, tissue, contract, tiling)
         contours = tissue.contours() if tissue else []
         thumbnail = _thumbnail(slide)
-    contract.check_plan(plan)
-    frame = contract.grid_coordinates(
-        plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
+    check_plan(plan, contract)
+    frame = grid_coordinates(
+        contract, plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
     )
     with partial(plan) if partial else nullcontext() as begun:
         embeddings, valid = embed_tiles(

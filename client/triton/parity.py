@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.schema import Contract
+
 from ..errors import ClientError
 from .connection import Connection
-from .contract import Contract
 
 Array = NDArray[Any]
 

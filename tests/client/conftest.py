@@ -21,8 +21,9 @@ from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from client.triton.connection import Connection
-from client.triton.contract import Contract, read_contract
+from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
+from gigapath_contract.schema import Contract
 
 
 class Outcome(NamedTuple):

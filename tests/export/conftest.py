@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from export.contract import MODELS
 from export.export import export_preset
 from export.repository import copy_configs
+from gigapath_contract.schema import MODELS
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
 from training.models.variant import EmbeddingVariant
 

@@ -19,11 +19,11 @@ import torch
 
 from export import build_graphs as build
 from export import repository
-from export.contract import MODELS
 from export.errors import ExportError, ParityError
 from export.export import export_preset
 from export.graphs import Graph, occlusion_graph, write_graph
 from export.samples import SIZES, seeded_basis, seeded_coords, seeded_embeddings
+from gigapath_contract.schema import MODELS
 from training.models.build import build_models
 from training.models.presets import Preset, get_preset
 from training.models.variant import EmbeddingVariant

@@ -12,37 +12,37 @@ import pytest
 
 from export import repository as repo
 from export.configs import read_config
-from export.contract import (
+from export.errors import ExportError
+from gigapath_contract.schema import (
     MODELS,
     Contract,
-    HeadPart,
-    OcclusionPart,
-    SlideEncoderPart,
-    TileEncoderPart,
-    VariantPart,
+    HeadContract,
+    OcclusionContract,
+    SlideEncoderContract,
+    TileEncoderContract,
+    VariantContract,
 )
-from export.errors import ExportError
 
 Files = Callable[[Path], dict[str, bytes]]
 
 
-def contract_of(version: int, head: HeadPart | None = None) -> Contract:
+def contract_of(version: int, head: HeadContract | None = None) -> Contract:
     return Contract(
         export_id=f"{version:016x}",
         version=version,
         preset="demo",
         trained=False,
-        tile_encoder=TileEncoderPart("t", "0" * 64, 7),
-        slide_encoder=SlideEncoderPart("s", "1" * 64, 5, 3, (1024,), (1,)),
+        tile_encoder=TileEncoderContract("t", "0" * 64, 7),
+        slide_encoder=SlideEncoderContract("s", "1" * 64, 5, 3, (1024,), (1,)),
         head=head,
-        variant=VariantPart("cls", 3, "norm", "level0/256", "row-major"),
+        variant=VariantContract("cls", 3, "norm", "level0/256", "row-major"),
         precision="fp32",
-        occlusion=OcclusionPart("fp32", 1000),
+        occlusion=OcclusionContract("fp32", 1000),
         versions={},
     )
 
 
-def install(repository: Path, head: HeadPart | None = None) -> int:
+def install(repository: Path, head: HeadContract | None = None) -> int:
     """Install and serve a version whose graphs are a few bytes."""
     with repo.exclusive(repository):
         version = repo.next_version(repository)
@@ -91,7 +91,7 @@ def test_served_dims_are_exact_and_logits_need_a_head(empty_repository: Path) ->
     pipeline = read_config(empty_repository / "slide_pipeline" / "configs" / "served.pbtxt")
     assert "LOGITS" not in pipeline.ensemble_scheduling.step[1].output_map
 
-    install(empty_repository, HeadPart("2" * 64, ("a", "b", "c"), "multiclass"))
+    install(empty_repository, HeadContract("2" * 64, ("a", "b", "c"), "multiclass"))
     served = read_config(empty_repository / "slide_occlusion" / "configs" / "served.pbtxt")
     assert {t.name: list(t.dims) for t in served.output}["LOGITS"] == [-1, 3]
 

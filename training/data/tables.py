@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
-from training.models.head import HeadKind
 
 SLIDE_COLUMNS = ("slide_id", "sample_id", "slide", "image_id", "wsi", "filename")
 PATIENT_COLUMNS = ("pat_id", "case_id", "patient_id", "patient")

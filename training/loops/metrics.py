@@ -10,18 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from training.models.head import HeadKind
+from gigapath_contract.probabilities import HeadKind
 
 Array = npt.NDArray[Any]
-
-
-def probabilities(logits: Array, kind: HeadKind) -> Array:
-    """Class probabilities [n, C] of `logits` [n, C]: softmax for `multiclass`, else a sigmoid each."""
-    logits = logits.astype(np.float64)
-    if kind == "multiclass":
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
-    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 def indicator(truth: Array, classes: int, kind: HeadKind) -> Array:

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from gigapath_contract.probabilities import HeadKind, probabilities
 from training.data.bag_data import Batch
-from training.loops.metrics import evaluate, probabilities
+from training.loops.metrics import evaluate
 from training.loops.optim import learning_rate, parameter_groups, set_learning_rate
 from training.loops.trainer import seed_epoch
-from training.models.head import HeadKind
 from training.models.slide_model import SlideModel
 from training.recipe import OptimSection
 

@@ -15,7 +15,8 @@ from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from training.loops.metrics import evaluate, probabilities
+from gigapath_contract.probabilities import probabilities
+from training.loops.metrics import evaluate
 from training.loops.optim import freeze, learning_rate
 from training.loops.trainer import seed_epoch
 from training.models.tile_encoder import TileEncoder

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 
+from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
-
-HeadKind = Literal["multiclass", "multilabel", "binary"]
 
 
 @dataclass(frozen=True)

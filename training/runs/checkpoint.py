@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.models.build import Models, build_models
-from training.models.head import HeadConfig, HeadKind
+from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
 from training.models.slide_model import SlideModel
 from training.models.variant import EmbeddingVariant

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 import yaml
 
+from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.loops.metrics import evaluate, indicator, intervals
-from training.models.head import HeadKind
 from training.recipe import RunRecipe
 
 RECIPE, DATA, ENVIRONMENT = "recipe.yaml", "data.json", "environment.json"

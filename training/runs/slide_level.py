@@ -13,12 +13,13 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gigapath_contract.probabilities import probabilities
 from training.data.bag_data import Batch, EpochOrder, Share, SlideBags
 from training.data.bags import check_bags
 from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.data.tables import Slide, Table, Task, read_slides
 from training.errors import TrainingError
-from training.loops.metrics import indicator, probabilities
+from training.loops.metrics import indicator
 from training.loops.optim import freeze, freeze_unreached
 from training.loops.slide_level import SlideFineTuner, predict
 from training.loops.trainer import build_trainer, fit

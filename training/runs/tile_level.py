@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gigapath_contract.probabilities import probabilities
 from training.data.tiles import SPLITS, Tile, TileImages
 from training.errors import TrainingError
-from training.loops.metrics import probabilities
 from training.loops.tile_level import TileOrder, TileRecipe, TileTuner
 from training.loops.trainer import build_trainer, fit
 from training.models.build import build_models

@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from gigapath_contract.probabilities import HeadKind
+
 from ...errors import ClientError
 from .scorer import Float32, Float64, Scores
 
 Score = Literal["log_odds", "probability", "logit", "embedding"]
-HeadKind = Literal["multiclass", "multilabel", "binary"]
 
 
 @dataclass(frozen=True)

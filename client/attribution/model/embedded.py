@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ClientError
+from gigapath_contract.schema import Contract
+
+from ...errors import ClientError, ContractMismatch
 from ...outputs.hdf5 import read_features
-from ...triton.contract import Contract, ContractError
+from ...scoring.conformance import grid_coordinates
 from ..methods.scorer import Float32, Int64
 
 
@@ -43,26 +45,26 @@ class EmbeddedSlide:
         """Level-0 coordinates in the contract's frame.
 
         Raises:
-            ContractError: the rule needs a scale that the file doesn't tell; a tile off the grid.
+            ContractMismatch: the rule needs a scale that the file doesn't tell; a tile off the grid.
         """
         if self.mpp_level0 is None and contract.variant.coordinates.startswith("target-mpp"):
-            raise ContractError(
+            raise ContractMismatch(
                 f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which"
                 " its embeddings don't tell: attribute from the slide itself"
             )
-        return contract.grid_coordinates(
-            coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
+        return grid_coordinates(
+            contract, coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
         )
 
     def check(self, contract: Contract) -> None:
         """Refuse embeddings that the served model's tile encoder did not make."""
         width, wanted = self.embeddings.shape[1], contract.tile_encoder.embed_dim
         if width != wanted:
-            raise ContractError(
+            raise ContractMismatch(
                 f"{self.slide_id}: embeddings of width {width}; the served model takes {wanted}"
             )
         if self.encoder_sha256 not in (None, contract.tile_encoder.weights_sha256):
-            raise ContractError(
+            raise ContractMismatch(
                 f"{self.slide_id}: its embeddings come from other tile-encoder weights than the server's: "
                 "score the slide again, or serve the model it was scored with"
             )

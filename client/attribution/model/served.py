@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gigapath_contract.schema import Contract
+
+from ...errors import ContractMismatch
 from ...triton.connection import Array, Connection
-from ...triton.contract import Contract, ContractError
 from ..methods.scorer import Float32, Int64, Mask, Scores, concatenate
 
 # While the server works on one request the next one is already there; more would only hold memory.
@@ -32,7 +34,7 @@ class ServedForward:
         """How many masks of a slide of `tiles` tiles fit into one request."""
         budget = self._contract.occlusion.max_mask_tokens
         if tiles + 1 > budget:
-            raise ContractError(
+            raise ContractMismatch(
                 f"a slide of {tiles} tiles is over the server's budget of {budget} tokens a request: "
                 "export the model with a larger occlusion budget, or attribute a part of the slide"
             )

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.schema import Contract
+
 from ...errors import SlideError
 from ...reading.stream import read_tiles
 from ...slides.slide import Slide
 from ...slides.tiling import plan_tiles
-from ...triton.contract import Contract
 from ..methods.scorer import Int64
 
 

@@ -11,7 +11,7 @@ import pytest
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.scorer import Float64, Int64, Mask, Scores
 from client.attribution.methods.target import Target
-from client.triton.contract import (
+from gigapath_contract.schema import (
     Contract,
     HeadContract,
     LimitsContract,

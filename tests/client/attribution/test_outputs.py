@@ -30,9 +30,9 @@ from client.attribution.render.overlay import (
     draw_map,
     faded_grey,
 )
-from client.errors import ClientError
+from client.errors import ClientError, ContractMismatch
 from client.slides.slide import open_slide
-from client.triton.contract import Contract, ContractError
+from gigapath_contract.schema import Contract
 
 TILE = (257, 257)
 
@@ -251,12 +251,12 @@ def test_what_does_not_fit_is_refused_in_one_line(
         explain(slide, forward, toy_contract, target="tumour", score="embedding")
     with pytest.raises(ClientError, match="no classification head"):
         explain(slide, forward, replace(toy_contract, head=None))
-    with pytest.raises(ContractError, match="other tile-encoder weights"):
+    with pytest.raises(ContractMismatch, match="other tile-encoder weights"):
         explain(replace(slide, encoder_sha256="other"), forward, toy_contract)
-    with pytest.raises(ContractError, match=r"width 3.*takes 2"):
+    with pytest.raises(ContractMismatch, match=r"width 3.*takes 2"):
         explain(replace(slide, embeddings=np.ones((39, 3), np.float32)), forward, toy_contract)
     rule = replace(toy_contract, variant=replace(toy_contract.variant, coordinates="target-mpp/256"))
-    with pytest.raises(ContractError, match="mpp"):
+    with pytest.raises(ContractMismatch, match="mpp"):
         slide.frame(rule, slide.coords)
     with pytest.raises(ClientError, match="no valid tile"):
         read_embedded(write_h5(tmp_path / "nan.h5", np.full((3, 2), np.nan, np.float32), grid[1][:3]))

@@ -19,8 +19,9 @@ import torch
 from client.attribution.explain import explain
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.model.served import ServedForward
+from client.errors import ContractMismatch
 from client.triton.connection import Connection
-from client.triton.contract import Contract, ContractError
+from gigapath_contract.schema import Contract
 from training.models.build import build_models
 
 Run = Callable[..., Any]
@@ -103,7 +104,7 @@ def test_a_slide_over_the_budget_is_refused_before_anything_is_sent(
 ) -> None:
     tiny = replace(contract, occlusion=replace(contract.occlusion, max_mask_tokens=len(slide.coords)))
     served = ServedForward(connection, tiny, partial(slide.frame, tiny))
-    with pytest.raises(ContractError, match="budget"):
+    with pytest.raises(ContractMismatch, match="budget"):
         explain(slide, served, tiny)
     assert served.bytes_sent == 0
 

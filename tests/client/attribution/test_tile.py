@@ -20,7 +20,7 @@ from client.errors import ClientError
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
-from client.triton.contract import Contract
+from gigapath_contract.schema import Contract
 
 Pixels = NDArray[np.uint8]
 TARGET = Target(("tumour", "normal"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from client.triton.contract import Contract
+from gigapath_contract.schema import Contract
 
 Run = Callable[..., Any]
 

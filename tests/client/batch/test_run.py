@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from client.triton.connection import Connection
-from client.triton.contract import Contract
 from client.triton.statistics import available_statistics
+from gigapath_contract.schema import Contract
 from server.local import run_triton
 
 Run = Callable[..., Any]

@@ -21,8 +21,8 @@ from client.benchmark.workloads import LOADS
 from client.cli import app
 from client.errors import ClientError
 from client.triton.connection import Connection
-from client.triton.contract import Contract
 from client.triton.statistics import ModelStatistics, wait_for_statistics
+from gigapath_contract.schema import Contract
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parents[3]

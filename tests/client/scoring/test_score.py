@@ -23,9 +23,9 @@ from client.scoring.embedding import Throughput
 from client.scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
 from client.scoring.timings import StageTimer
 from client.triton.connection import Connection
-from client.triton.contract import Contract
 from client.triton.endpoint import Endpoint
 from client.triton.statistics import available_statistics
+from gigapath_contract.schema import Contract
 from server.local import run_triton
 
 Array = npt.NDArray[Any]

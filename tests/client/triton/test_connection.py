@@ -19,10 +19,11 @@ from tritonclient.utils import InferenceServerException
 
 from client.errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
 from client.triton.connection import Connection, is_transient
-from client.triton.contract import Contract, read_contract
+from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.shared_memory import SharedInputs, unregister
 from client.triton.statistics import available_statistics
+from gigapath_contract.schema import Contract
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
 from server.local import server_environment
 from server.ports import free_port

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from training.loops.metrics import evaluate, intervals, probabilities
+from training.loops.metrics import evaluate, intervals
 
 CLASSES = ("a", "b", "c")
 
@@ -59,13 +59,6 @@ def test_labels_by_themselves(kind: str, classes: tuple[str, ...]) -> None:
     found = evaluate(truth, np.where(truth, 0.8, 0.3), classes, kind)  # type: ignore[arg-type]
     assert found["accuracy"] == found["auroc_a"] == found["auprc_macro"] == 1
     assert "quadratic_kappa" not in found
-
-
-def test_probabilities_are_softmax_or_a_sigmoid_each() -> None:
-    logits = np.array([[0.0, 1000.0], [3.0, 3.0]])
-    np.testing.assert_allclose(probabilities(logits, "multiclass"), np.array([[0, 1], [0.5, 0.5]]))
-    sigmoid = np.array([0.5, 1 / (1 + math.exp(-2))])
-    np.testing.assert_allclose(probabilities(np.array([[0.0], [2.0]]), "binary")[:, 0], sigmoid)
 
 
 def test_intervals_cover_as_often_as_they_say_and_widen_when_patients_have_many_slides() -> None:

@@ -1,0 +1,207 @@
+"""The contract: what a served model was exported from and how its inputs and outputs are meant.
+
+One JSON document, the same in all four models of one export. The export writes it into the parameter
+`contract` of every model's configuration, where the client reads it through Triton's own API.
+`docs/export.md` explains every field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gigapath_contract.probabilities import HeadKind, probabilities
+
+SCHEMA = 1
+MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")
+
+T = TypeVar("T")
+
+
+class ContractError(ValueError):
+    """A contract that cannot be read, or positions that do not fit it; the message is one line."""
+
+
+@dataclass(frozen=True)
+class TileEncoderContract:
+    """The tile encoder's name, the digest of its weights and the width D of an embedding."""
+
+    name: str
+    weights_sha256: str
+    embed_dim: int
+
+
+@dataclass(frozen=True)
+class SlideEncoderContract:
+    """The slide encoder's name, digest, width E, depth L, and segment lengths and dilations in tokens."""
+
+    name: str
+    weights_sha256: str
+    embed_dim: int
+    depth: int
+    segment_lengths: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HeadContract:
+    """The classification head on the slide embedding; `classes` are in the order of LOGITS."""
+
+    weights_sha256: str
+    classes: tuple[str, ...]
+    kind: HeadKind
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Class probabilities float32 [..., C] of logits [..., C]."""
+        return probabilities(logits, self.kind).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TileContract:
+    """A tile: `size_px` at `mpp` (µm per pixel); the central `crop_px` are sent, `max_batch` per request."""
+
+    size_px: int = 256
+    crop_px: int = 224
+    mpp: float = 0.5
+    max_batch: int = 64
+
+
+@dataclass(frozen=True)
+class VariantContract:
+    """Which of the public "GigaPath slide embeddings" SLIDE is."""
+
+    pooling: str
+    layer: int
+    norm: str
+    coordinates: str
+    order: str
+
+
+@dataclass(frozen=True)
+class OcclusionContract:
+    """Precision of `slide_occlusion` and how many tokens, M·(N+1), one request may hold."""
+
+    precision: str
+    max_mask_tokens: int
+
+
+@dataclass(frozen=True)
+class LimitsContract:
+    """The most tiles of a slide, and the side of the position grid in tiles."""
+
+    max_tiles: int = 200_000
+    grid: int = 1000
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a client has to know about one export."""
+
+    export_id: str
+    version: int
+    preset: str
+    trained: bool
+    tile_encoder: TileEncoderContract
+    slide_encoder: SlideEncoderContract
+    head: HeadContract | None
+    variant: VariantContract
+    precision: str
+    occlusion: OcclusionContract
+    versions: dict[str, str]
+    tile: TileContract = TileContract()
+    limits: LimitsContract = LimitsContract()
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, so that equal contracts are equal bytes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def parse(text: str) -> Contract:
+        """Read a contract from JSON; every field must be there and of its type, others are ignored.
+
+        Raises:
+            ContractError: not JSON, another schema, a field missing or of another type.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ContractError(f"the contract is not JSON ({error}); export the model again") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ContractError(
+                f"the contract has schema {schema!r}, this release reads {SCHEMA}: "
+                "export the model again, or use the release that exported it"
+            )
+        return _read(Contract, data, "contract")
+
+    def grid_coordinates(
+        self, coords: NDArray[np.int64], *, tile_size_level0: tuple[int, int], mpp_level0: tuple[float, float]
+    ) -> NDArray[np.int64]:
+        """Level-0 pixels [N, 2] in the frame that COORDS is meant in, where a grid index is COORDS // 256.
+
+        Rules: `level0/256` leaves them as they are, `level0/patch_size_level0` gives
+        floor(x·256/patch_size_level0), `target-mpp/256` floor(x·mpp_level0/mpp); pairs are (x, y).
+
+        Raises:
+            ContractError: the rule is unknown, or a tile lies outside the position grid; the first is named.
+        """
+        size, rule = self.tile.size_px, self.variant.coordinates
+        if rule == "level0/256":
+            frame = coords
+        elif rule == "level0/patch_size_level0":
+            frame = coords * size // np.array(tile_size_level0)
+        elif rule == "target-mpp/256":
+            frame = np.floor(coords * (np.array(mpp_level0) / self.tile.mpp)).astype(np.int64)
+        else:
+            raise ContractError(
+                f"the contract's coordinate rule {rule!r} is unknown to this client: update it"
+            )
+        outside = ((frame < 0) | (frame // 256 >= self.limits.grid)).any(axis=1)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ContractError(
+                f"tile {i} at level-0 ({coords[i, 0]}, {coords[i, 1]}) lies outside the model's position "
+                f"grid of {self.limits.grid}x{self.limits.grid} (rule {rule}): score a smaller region"
+            )
+        return frame.astype(np.int64)
+
+
+def _read(kind: type[T], value: Any, where: str) -> T:
+    """Parsed JSON as `kind`: a dataclass, tuple[x, ...], dict[str, x], x | None, Literal or a plain type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    result: Any = value
+    if dataclasses.is_dataclass(kind):
+        _expect(isinstance(value, dict), where, "an object", value)
+        hints = typing.get_type_hints(kind)
+        missing = hints.keys() - value.keys()
+        _expect(not missing, where, f"the field(s) {', '.join(sorted(missing))}", value)
+        return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    if origin in (typing.Union, types.UnionType):
+        return typing.cast(T, None if value is None else _read(arguments[0], value, where))
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        result = tuple(_read(arguments[0], item, where) for item in value)
+    elif origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        result = {str(name): _read(arguments[1], item, where) for name, item in value.items()}
+    elif origin is Literal:
+        _expect(value in arguments, where, f"one of {', '.join(arguments)}", value)
+    elif kind is float:
+        _expect(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
+        result = float(value)
+    else:
+        _expect(type(value) is kind, where, f"a {kind.__name__}", value)
+    return typing.cast(T, result)
+
+
+def _expect(holds: bool, where: str, what: str, value: Any) -> None:
+    if not holds:
+        raise ContractError(f"{where} should be or have {what}, not {value!r:.80}; export the model again")
