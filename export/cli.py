@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from export.errors import ExportError, ParityError
-from export.export import ROOT, ExportResult, export_preset
+from export.export import ExportResult, export_preset
+from export.fingerprint import ROOT
 from export.repository import list_versions, remove_version
 from training.errors import TrainingError
 

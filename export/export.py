@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
-import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import repository as repo
 from export.errors import ExportError, ParityError
+from export.fingerprint import HUB, LIBRARIES, ROOT, input_key
 from export.parity import GATES, Report
 
 if TYPE_CHECKING:
     from training.models.build import Models
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_SLIDE = ROOT / "build" / "CMU-1-Small-Region.svs"
-LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime")
-HUB = "hf-hub:"
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +79,7 @@ def export_preset(
         )
     slide = slide or DEFAULT_SLIDE
     with repo.exclusive(repository):
-        key = _input_key(preset, precision, occlusion_precision, weights, checkpoint)
+        key = input_key(preset, precision, occlusion_precision, weights, checkpoint)
         version, report = repo.find(repository, key=key), None
         if version is None:
             progress("building the model")
@@ -158,50 +153,3 @@ def choose_models(preset: str | None, weights: str | None, checkpoint: Path | No
             f"{checkpoint} was fine-tuned from {models.preset.name}, not {preset}: leave the preset out"
         )
     return models
-
-
-def _input_key(
-    preset: str | None,
-    precision: str,
-    occlusion_precision: str,
-    weights: str | None,
-    checkpoint: Path | None,
-) -> str:
-    """Digest of everything that decides the graphs: settings, weights, this code, and the libraries'
-    versions.
-
-    It reads files only, so that an unchanged export takes no second. A hub repository counts by its name.
-    """
-    digest = hashlib.sha256()
-    hub = weights if weights is not None and weights.startswith(HUB) else None
-    settings = [preset or "demo", precision, occlusion_precision, hub]
-    settings += [importlib.metadata.version(name) for name in LIBRARIES]
-    digest.update(json.dumps(settings).encode())
-    digest.update(_code_digest().encode())
-    if weights is not None and hub is None:
-        _add_files(
-            digest, (Path(weights) / n for n in ("pytorch_model.bin", "slide_encoder.pth")), Path(weights)
-        )
-    if checkpoint is not None:
-        _add_files(digest, checkpoint.glob("*"), checkpoint)
-    return digest.hexdigest()
-
-
-@functools.cache
-def _code_digest() -> str:
-    """Digest of what decides the graphs in this repository: code, and weights that come with it.
-
-    Read once a process: what runs is what was there when it began.
-    """
-    digest = hashlib.sha256()
-    for room in (ROOT / "gigapath_contract", ROOT / "training", ROOT / "export"):
-        _add_files(digest, (p for p in room.rglob("*") if p.suffix in (".py", ".safetensors", ".yaml")), room)
-    return digest.hexdigest()
-
-
-def _add_files(digest: hashlib._Hash, files: Iterable[Path], root: Path) -> None:
-    for path in sorted(files):
-        if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(root)} {content}\n".encode())

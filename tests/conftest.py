@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+
+from tests.support.kept import copy_of_kept
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "tests"
+"""Exports that outlive a run; `make clean` removes them."""
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,21 +27,32 @@ def real_slide() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_repository(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
-    """A model repository with the `demo` preset exported into it; read only, one for all worker processes."""
+def export_kept(real_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`export_kept(preset, folder, definition="")` exports into build/tests/<folder> and returns a copy.
+
+    Unchanged input is recognised, as by every export, so a second run takes seconds. Changed input starts
+    from an empty folder: the version is always 1, and nothing old stays. `definition` is what decides the
+    preset in addition to the repository's code.
+    """
     from export.export import export_preset
+    from export.fingerprint import input_key
     from export.repository import copy_configs
 
-    shared = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        shared = shared.parent
-    repository, done = shared / "model_repository", shared / "exported"
-    with FileLock(shared / "export.lock"):
-        if not done.exists():
-            copy_configs(ROOT / "model_repository", repository)
-            export_preset("demo", repository=repository, slide=real_slide)
-            done.touch()
-    return repository
+    def export(preset: str, folder: str, definition: str = "") -> Path:
+        def fill(kept: Path) -> None:
+            copy_configs(ROOT / "model_repository", kept)
+            assert export_preset(preset, repository=kept, slide=real_slide).version == 1
+
+        key = f"{input_key(preset)} {definition}"
+        return copy_of_kept(KEPT / folder, key, fill, tmp_path_factory.mktemp("kept") / folder)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def demo_repository(export_kept: Callable[..., Path]) -> Path:
+    """A model repository with the `demo` preset exported into it; read only, one for the whole session."""
+    return export_kept("demo", "model_repository")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from export.export import export_preset
 from export.repository import copy_configs
 from gigapath_contract.schema import MODELS
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
@@ -40,13 +39,10 @@ def empty_repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _tiny_exported(tmp_path_factory: pytest.TempPathFactory, real_slide: Path) -> Path:
-    repository = tmp_path_factory.mktemp("tiny") / "repository"
-    copy_configs(ROOT / "model_repository", repository)
+def _tiny_exported(export_kept: Callable[..., Path]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, TINY.name, TINY)
-        export_preset(TINY.name, repository=repository, slide=real_slide)
-    return repository
+        return export_kept(TINY.name, "tiny_repository", definition=repr(TINY))
 
 
 @pytest.fixture
