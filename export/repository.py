@@ -25,7 +25,8 @@ from pathlib import Path
 
 from export.configs import read_config, served_config
 from export.errors import ExportError
-from gigapath_contract.schema import MODELS, Contract, ContractError
+from gigapath_contract.errors import ContractError
+from gigapath_contract.schema import MODELS, Contract
 
 HOME = "slide_pipeline"
 CONTRACT, INPUTS = "contract.json", "inputs.json"

@@ -17,16 +17,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.coordinates import LevelZeroScale, grid_coordinates
+from gigapath_contract.errors import ContractError
 from gigapath_contract.probabilities import HeadKind, probabilities
 
 SCHEMA = 1
 MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")
 
 T = TypeVar("T")
-
-
-class ContractError(ValueError):
-    """A contract that cannot be read, or positions that do not fit it; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -145,33 +143,18 @@ class Contract:
     def grid_coordinates(
         self, coords: NDArray[np.int64], *, tile_size_level0: tuple[int, int], mpp_level0: tuple[float, float]
     ) -> NDArray[np.int64]:
-        """Level-0 pixels [N, 2] in the frame that COORDS is meant in, where a grid index is COORDS // 256.
-
-        Rules: `level0/256` leaves them as they are, `level0/patch_size_level0` gives
-        floor(x·256/patch_size_level0), `target-mpp/256` floor(x·mpp_level0/mpp); pairs are (x, y).
+        """Level-0 pixels [N, 2] as COORDS [N, 2], by the variant's coordinate rule; pairs are (x, y).
 
         Raises:
-            ContractError: the rule is unknown, or a tile lies outside the position grid; the first is named.
+            CoordinateError: the rule is unknown, or a tile lies outside the position grid; it is named.
         """
-        size, rule = self.tile.size_px, self.variant.coordinates
-        if rule == "level0/256":
-            frame = coords
-        elif rule == "level0/patch_size_level0":
-            frame = coords * size // np.array(tile_size_level0)
-        elif rule == "target-mpp/256":
-            frame = np.floor(coords * (np.array(mpp_level0) / self.tile.mpp)).astype(np.int64)
-        else:
-            raise ContractError(
-                f"the contract's coordinate rule {rule!r} is unknown to this client: update it"
-            )
-        outside = ((frame < 0) | (frame // 256 >= self.limits.grid)).any(axis=1)
-        if outside.any():
-            i = int(outside.argmax())
-            raise ContractError(
-                f"tile {i} at level-0 ({coords[i, 0]}, {coords[i, 1]}) lies outside the model's position "
-                f"grid of {self.limits.grid}x{self.limits.grid} (rule {rule}): score a smaller region"
-            )
-        return frame.astype(np.int64)
+        return grid_coordinates(
+            coords,
+            self.variant.coordinates,
+            LevelZeroScale(tile_size_level0, mpp_level0),
+            target_mpp=self.tile.mpp,
+            grid=self.limits.grid,
+        )
 
 
 def _read(kind: type[T], value: Any, where: str) -> T:

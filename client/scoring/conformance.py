@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gigapath_contract.schema import Contract, ContractError
+from gigapath_contract.errors import ContractError
+from gigapath_contract.schema import Contract
 
 from ..errors import ContractMismatch
 from ..slides.tiling import TilePlan

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gigapath_contract.schema import MODELS, Contract, ContractError
+from gigapath_contract.errors import ContractError
+from gigapath_contract.schema import MODELS, Contract
 
 from ..errors import ContractMismatch
 from .connection import Connection

@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from gigapath_contract.schema import Contract, ContractError
+from gigapath_contract.errors import ContractError
+from gigapath_contract.schema import Contract
 
 
 def changed(contract: Contract, **parts: object) -> str:

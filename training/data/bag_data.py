@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from gigapath_contract.coordinates import CoordinateRule
 from training.data.bags import read_bag
 from training.data.tables import Slide
-from training.models.variant import CoordinateRule
 from training.recipe import DataSection, MaskSection
 
 

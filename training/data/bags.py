@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gigapath_contract.coordinates import CoordinateRule, grid_coordinates, read_scale
+from gigapath_contract.errors import CoordinateError
 from training.errors import TrainingError
-from training.models.variant import CoordinateRule
 
 
 class Bag(NamedTuple):
@@ -38,7 +39,7 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
                 raise TrainingError(f"{path} lacks {' and '.join(sorted(missing))}: embed the slide again")
             features, coords = file["features"][:], file["coords"][:]
             valid = file["valid"][:].astype(bool) if "valid" in file else np.ones(len(features), bool)
-            scale = _scale({**file["coords"].attrs, **file["features"].attrs}, rule, path)
+            attributes = {**file["coords"].attrs, **file["features"].attrs}
     except OSError as error:
         reason = "no such file" if not path.exists() else "not a readable HDF5 file"
         raise TrainingError(f"{path}: {reason}: embed the slide, or take it out of the splits") from error
@@ -52,23 +53,10 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
     if not finite.all():
         tile = int(np.flatnonzero(~finite)[0])
         raise TrainingError(f"{path}: tile {tile} has a NaN or infinite feature: embed the slide again")
-    return Bag(features, np.floor(coords * scale).astype(np.int64))
-
-
-def _scale(attributes: dict[str, Any], rule: CoordinateRule, path: Path) -> npt.NDArray[np.float64]:
-    """Frame pixels for one level-0 pixel, (x, y), from the attributes that the embedding tool wrote."""
     try:
-        if rule == "level0/patch_size_level0":
-            size = attributes.get("tile_size_level0", attributes.get("patch_size_level0"))
-            return np.broadcast_to(256 / np.asarray(size, np.float64), 2)
-        if rule == "target-mpp/256":
-            return np.array([attributes["mpp_level0_x"], attributes["mpp_level0_y"]], np.float64) / 0.5
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{path}: the coordinate rule {rule} needs the slide's scale among the file's attributes: "
-            "embed the slide with our client, or choose level0/256"
-        ) from error
-    return np.ones(2)
+        return Bag(features, grid_coordinates(coords, rule, read_scale(attributes)))
+    except CoordinateError as error:
+        raise TrainingError(f"{path}: {error}") from error
 
 
 def check_bags(

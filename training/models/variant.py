@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gigapath_contract.coordinates import CoordinateRule
 from training.errors import TrainingError
 
 Pooling = Literal["cls", "mean"]
 FinalNorm = Literal["norm", "encoder_norm+norm"]
-CoordinateRule = Literal["level0/256", "level0/patch_size_level0", "target-mpp/256"]
 Order = Literal["row-major"]
 
 

@@ -1,0 +1,11 @@
+"""The errors of this package."""
+
+from __future__ import annotations
+
+
+class ContractError(ValueError):
+    """A contract that cannot be read, or data that does not fit it; the message is one line."""
+
+
+class CoordinateError(ContractError):
+    """An unknown rule, a scale that the rule needs and lacks, or a tile outside the position grid."""
