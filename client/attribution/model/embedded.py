@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gigapath_contract.coordinates import read_scale
+from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 
 from ...errors import ClientError, ContractMismatch
@@ -97,12 +99,13 @@ def read_embedded(path: Path) -> EmbeddedSlide:
     coords = stored.coords[rows].astype(np.int64)
     order = np.lexsort((coords[:, 0], coords[:, 1]))
     about: dict[str, Any] = dict(stored.coords_attributes)
-    if "tile_size_level0" in about:
-        tile_size = (int(about["tile_size_level0"][0]), int(about["tile_size_level0"][1]))
-    elif "patch_size_level0" in about:
-        tile_size = (int(about["patch_size_level0"]),) * 2
-    else:
+    try:
+        scale = read_scale({**stored.attributes, **about})
+    except ContractError as error:
+        raise ClientError(f"{path}: {error}") from error
+    if scale.tile_size is None:
         raise ClientError(f"{path}: `coords` has no attribute patch_size_level0, so tiles have no size")
+    tile_size = scale.tile_size
     overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
     features = stored.attributes
     return EmbeddedSlide(
@@ -113,11 +116,7 @@ def read_embedded(path: Path) -> EmbeddedSlide:
         total=len(stored.valid),
         tile_size=tile_size,
         step=(max(1, round(tile_size[0] * (1 - overlap))), max(1, round(tile_size[1] * (1 - overlap)))),
-        mpp_level0=(
-            (float(features["mpp_level0_x"]), float(features["mpp_level0_y"]))
-            if "mpp_level0_x" in features and "mpp_level0_y" in features
-            else None
-        ),
+        mpp_level0=scale.mpp,
         dimensions=(
             (int(about["level0_width"]), int(about["level0_height"]))
             if "level0_width" in about and "level0_height" in about
