@@ -71,7 +71,9 @@ def in_onnx_runtime(graph: Path, device: str) -> Encode:
     """
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise ExportError("this onnxruntime has no CUDA: install the extra `server-gpu` in its place")
+        raise ExportError(
+            "this onnxruntime has no CUDA: uninstall it, then .venv/bin/uv pip install --group server-gpu"
+        )
     session = onnxruntime.InferenceSession(graph, providers=[provider])
     return lambda tiles: session.run(["EMBEDDINGS"], {"TILES": tiles})[0]
 
@@ -85,7 +87,7 @@ def in_tensorrt(graph: Path, batch: int, width: int) -> Encode:
     try:
         trt = importlib.import_module("tensorrt")
     except ImportError:
-        raise ExportError("tensorrt is not installed: install the extra `engines`") from None
+        raise ExportError("tensorrt is not installed: .venv/bin/uv pip install --group engines") from None
     plan = build_engine(trt, graph, tile_profiles()[-1:]).plan
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()

@@ -65,6 +65,8 @@ def _build(onnx_file: Path, shapes: list[Profile], capability: str) -> tuple[int
     try:
         trt = importlib.import_module("tensorrt_rtx_bindings")
     except ImportError:
-        raise ExportError("TensorRT-RTX is not installed: install the extra `check-engines`") from None
+        raise ExportError(
+            "TensorRT-RTX is not installed: .venv/bin/uv pip install --group check-engines"
+        ) from None
     engine = build_engine(trt, onnx_file, shapes, compute_capability=capability)
     return engine.layers, len(engine.plan)

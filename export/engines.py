@@ -199,7 +199,7 @@ def import_tensorrt() -> Any:
         return importlib.import_module("tensorrt")
     except ImportError:
         raise ExportError(
-            "the tensorrt package is not installed: install the extra `engines`, in the version Triton has"
+            "the tensorrt package is not installed: pip install tensorrt, in the version that Triton has"
         ) from None
 
 
