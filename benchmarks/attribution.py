@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import psutil
@@ -22,9 +23,6 @@ from rich.console import Console
 from benchmarks.attribution_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
 from client.attribution.model.embedded import EmbeddedSlide
 from server.local import RunningServer, run_triton
-
-if TYPE_CHECKING:
-    from training.models.slide_model import SlideModel
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
@@ -132,23 +130,21 @@ def _in_pytorch(slide: EmbeddedSlide) -> tuple[ScoreOne, ScoreOne]:
     """One forward a mask: with plain attention, and with our encoder as it is."""
     import torch
 
-    from benchmarks.plain_longnet import plain_attention
+    from benchmarks.plain_longnet import PlainAttention
     from training.models.build import build_models
+    from training.models.slide_model import SlideModel
 
-    model: SlideModel = build_models("demo").slide_model.eval()
+    ours: SlideModel = build_models("demo").slide_model.eval()
+    plain = SlideModel(ours.encoder.with_attention(PlainAttention), ours.head, ours.variant).eval()
     embeddings, coords = torch.from_numpy(slide.embeddings), torch.from_numpy(slide.coords)
 
     @torch.inference_mode()
-    def ours(keep: Mask) -> Float32:
+    def score(model: SlideModel, keep: Mask) -> Float32:
         logits = model(embeddings, coords, torch.from_numpy(keep)).logits
         assert logits is not None
         return np.asarray(logits.numpy())
 
-    def plain(keep: Mask) -> Float32:
-        with plain_attention():
-            return ours(keep)
-
-    return plain, ours
+    return partial(score, plain), partial(score, ours)
 
 
 def _time_one_by_one(way: Way, score: ScoreOne, masks: range, tiles: int) -> None:

@@ -1,48 +1,46 @@
-"""LongNet's dilated attention as matmul and softmax: how the field's tools run it where no flash kernel is.
+"""LongNet's dilated attention as matmul and softmax: how it runs where there is no flash kernel.
 
-The baseline of `make bench-attribution`. Written from the published definition
-(see `training.models.branches`): score matrices in memory, every token of every layer computed, left-out
-keys at minus infinity.
+The baseline of the attribution and slide encoder benchmarks. Written from the published definition
+(see `training.models.branches`): score matrices in memory, every token computed, left-out keys at minus
+infinity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.models import slide_encoder
-
 UNCOVERED = -1e8
 
 
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Within, the slide encoder attends by matmul and softmax."""
+@dataclass(frozen=True)
+class PlainAttention:
+    """An attention backend of `training.models.slide_encoder.LongNetSlideEncoder`."""
 
-    def branches(
-        tokens: int, lengths: tuple[int, ...], dilations: tuple[int, ...], *_: object
-    ) -> list[tuple[int, int]]:
-        return [(min(length, tokens), dilation) for length, dilation in zip(lengths, dilations, strict=True)]
+    tokens: int
+    segment_lengths: tuple[int, ...]
+    dilations: tuple[int, ...]
+    heads: int
+    device: torch.device
 
-    with (
-        mock.patch.object(slide_encoder, "plan_branches", branches),
-        mock.patch.object(slide_encoder, "dilated_attention", dilated_attention),
-    ):
-        yield
+    def class_token_only(self) -> PlainAttention:
+        return self
 
-
-def dilated_attention(
-    q: Tensor, k: Tensor, v: Tensor, branches: list[tuple[int, int]], visible: Tensor
-) -> Tensor:
-    """Merge branches (segment, dilation) of q, k, v [M, T, H, d] under `visible` [M, T] into [M, T, H, d]."""
-    parts = [_branch(q, k, v, visible, segment, dilation) for segment, dilation in branches]
-    weights = torch.stack([lse for _, lse in parts]).softmax(dim=0)
-    return torch.stack([out for out, _ in parts]).mul(weights.unsqueeze(-1)).sum(dim=0)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """Merged branches [M, Q, H, d] of q [M, Q, H, d], k and v [M, T, H, d] under `visible` [M, T]."""
+        queries = q.shape[1]
+        if queries < self.tokens:  # the class token alone
+            q = F.pad(q, (0, 0, 0, 0, 0, self.tokens - queries))
+        parts = [
+            _branch(q, k, v, visible, min(length, self.tokens), dilation)
+            for length, dilation in zip(self.segment_lengths, self.dilations, strict=True)
+        ]
+        weights = torch.stack([lse for _, lse in parts]).softmax(dim=0)
+        merged = torch.stack([out for out, _ in parts]).mul(weights.unsqueeze(-1)).sum(dim=0)
+        return merged[:, :queries]
 
 
 def _branch(

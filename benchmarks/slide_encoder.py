@@ -6,7 +6,6 @@ its own, so that a peak is that row's.
 
 from __future__ import annotations
 
-import math
 import platform
 import resource
 import subprocess
@@ -15,18 +14,13 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from training.models import slide_encoder
-from training.models.branches import Branch
-from training.models.dilated_attention import dilated_attention
-from training.models.fused_attention import UNCOVERED
+from benchmarks.plain_longnet import PlainAttention
+from training.models.dilated_attention import plan_fused_attention
 from training.models.presets import get_preset
 from training.models.seeded import seed_weights
 from training.models.slide_encoder import LongNetSlideEncoder
@@ -36,35 +30,18 @@ REPORT = Path("docs/benchmarks/slide-encoder.md")
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], visible: Tensor) -> Tensor:
-    """What `dilated_attention` computes for one mask that keeps all, with score matrices in memory."""
-    d = q.shape[-1]
-    tables = [F.pad(x[0], (0, 0, 0, 0, 0, 1)).reshape(-1, d) for x in (q, k, v)]
-    outs, lses = [], []
-    for branch in branches:
-        qs, ks, vs = (x[branch.queries].transpose(1, 2) for x in tables)  # [n, H, m, d]
-        scores = qs @ ks.mT / math.sqrt(d)
-        lse = scores.logsumexp(dim=-1, keepdim=True)
-        out = ((scores - lse).exp() @ vs).transpose(1, 2).reshape(-1, d)
-        landed = lse.transpose(1, 2).reshape(-1)[branch.outputs]
-        outs.append(out[branch.outputs])
-        lses.append(torch.where(branch.covered & (landed != 0), landed, UNCOVERED))
-    weights = torch.stack(lses).softmax(dim=0).unsqueeze(-1)
-    return (weights * torch.stack(outs)).sum(dim=0)[None]
-
-
 @app.command()
 def measure(tiles: int, out: Path, plain: bool = False) -> None:
     """One row: print seconds and peak GiB, and write the pooled states to `out`."""
     torch.manual_seed(0)
-    model = LongNetSlideEncoder(get_preset("gigapath").slide).eval()
+    attention = PlainAttention if plain else plan_fused_attention
+    model = LongNetSlideEncoder(get_preset("gigapath").slide, attention).eval()
     seed_weights(model, 0)
     cells = torch.arange(tiles)
     coords = torch.stack([cells % 1000, cells // 1000], dim=1) * 256
     embeddings = torch.randn(tiles, 1536)
-    attention = plain_attention if plain else dilated_attention
     start = time.perf_counter()
-    with torch.inference_mode(), mock.patch.object(slide_encoder, "dilated_attention", attention):
+    with torch.inference_mode():
         layers = model(embeddings, coords).layers
     seconds = time.perf_counter() - start
     torch.save(layers, out)

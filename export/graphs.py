@@ -90,7 +90,7 @@ def tile_graph(encoder: TileEncoder) -> Graph:
 def slide_graph(model: SlideModel) -> Graph:
     """The graph of `slide_encoder`."""
     outputs = ("LAYERS", "SLIDE") if model.head is None else ("LAYERS", "SLIDE", "LOGITS")
-    return Graph(SlideGraph(model), _slide(model), outputs, ({0: "N"}, {0: "N"}))
+    return Graph(SlideGraph(_traceable(model)), _slide(model), outputs, ({0: "N"}, {0: "N"}))
 
 
 def occlusion_graph(model: SlideModel) -> Graph:
@@ -98,7 +98,13 @@ def occlusion_graph(model: SlideModel) -> Graph:
     inputs = _slide(model)
     inputs["KEEP"] = torch.ones(3, len(inputs["COORDS"]), dtype=torch.bool)
     outputs = ("SLIDE",) if model.head is None else ("SLIDE", "LOGITS")
-    return Graph(OcclusionGraph(model), inputs, outputs, ({0: "N"}, {0: "N"}, {0: "M", 1: "N"}))
+    return Graph(OcclusionGraph(_traceable(model)), inputs, outputs, ({0: "N"}, {0: "N"}, {0: "M", 1: "N"}))
+
+
+def _traceable(model: SlideModel) -> SlideModel:
+    """The same weights with the attention that is written in ONNX."""
+    encoder = model.encoder.with_attention(longnet.OperatorAttention)
+    return SlideModel(encoder, model.head, model.variant)
 
 
 def _slide(model: SlideModel, tiles: int = 40) -> dict[str, Tensor]:
@@ -147,7 +153,7 @@ def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
     translations = dict(_TRANSLATIONS)
     if not fused:
         del translations[torch.ops.aten.scaled_dot_product_attention.default]
-    with torch.no_grad(), longnet.traced(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(

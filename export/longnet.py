@@ -1,8 +1,8 @@
 """Dilated attention in ONNX: laid out once a forward, few nodes a layer, no score matrix.
 
 Tracing `training.models.dilated_attention` itself gives the same numbers, but several times the nodes, and
-its symbolic shape arithmetic takes minutes. So while the encoder is traced (`traced`) its two entry points
-are operators of our own, and `TRANSLATIONS` writes those in ONNX. The method is the null key of
+its symbolic shape arithmetic takes minutes. So the encoder is traced with another backend,
+`OperatorAttention`, whose operators `TRANSLATIONS` writes in ONNX. The method is the null key of
 `training.models.fused_attention` (read it there); the layout is this module's:
 
 * Row numbers count (token, head) pairs, so that one Gather brings a branch's slots into the
@@ -17,11 +17,9 @@ The parity report holds the result to PyTorch at every export.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import onnx
 import onnxscript
@@ -29,7 +27,6 @@ import torch
 from torch import Tensor
 
 from export.attention import multi_head_attention
-from training.models import slide_encoder
 from training.models.fused_attention import NULL_LOGIT, UNCOVERED
 
 op: Any = onnxscript.opset18
@@ -91,57 +88,42 @@ for _name, _fake in (
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Stands for the encoder's branches while it is traced; what the operators made is shared by all
-    layers.
+class OperatorAttention:
+    """The `training.models.dilated_attention.AttentionBackend` to trace with, as calls of our operators.
+
+    What the operators made of a forward is shared by all layers.
     """
 
     tokens: int
-    lengths: Sequence[int]
-    dilations: Sequence[int]
+    lengths: tuple[int, ...]
+    dilations: tuple[int, ...]
+    heads: int
+    device: torch.device
     first_only: bool = False
     made: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def class_token_only(self) -> _Layout:
+    def class_token_only(self) -> OperatorAttention:
         return replace(self, first_only=True)
 
-    def plan(self, heads: int, head_dim: int) -> list[Tensor]:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        head_dim = q.shape[3]
+        attended: Tensor = torch.ops.gigapath.dilated_attention(
+            q, k, v, self._plan(head_dim), self._channels(visible, head_dim)
+        )
+        return attended
+
+    def _plan(self, head_dim: int) -> list[Tensor]:
         key = f"plan {self.first_only}"
         if key not in self.made:
             self.made[key] = torch.ops.gigapath.plan(
-                self.tokens, self.lengths, self.dilations, heads, head_dim, self.first_only
+                self.tokens, self.lengths, self.dilations, self.heads, head_dim, self.first_only
             )
         return self.made[key]
 
-    def channels(self, visible: Tensor, heads: int, head_dim: int) -> list[Tensor]:
+    def _channels(self, visible: Tensor, head_dim: int) -> list[Tensor]:
         if "channels" not in self.made:
-            self.made["channels"] = torch.ops.gigapath.channels(visible, heads, head_dim)
+            self.made["channels"] = torch.ops.gigapath.channels(visible, self.heads, head_dim)
         return self.made["channels"]
-
-
-def _plan_branches(
-    tokens: int, lengths: Sequence[int], dilations: Sequence[int], heads: int, device: torch.device
-) -> list[_Layout]:
-    return [_Layout(tokens, lengths, dilations)]
-
-
-def _dilated_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[_Layout], visible: Tensor) -> Tensor:
-    (layout,) = branches
-    shape = q.shape[2], q.shape[3]
-    attended: Tensor = torch.ops.gigapath.dilated_attention(
-        q, k, v, layout.plan(*shape), layout.channels(visible, *shape)
-    )
-    return attended
-
-
-@contextmanager
-def traced() -> Iterator[None]:
-    """Within, the slide encoder's dilated attention is this module's operators; for `torch.export` only."""
-    with (
-        mock.patch.object(slide_encoder, "plan_branches", _plan_branches),
-        mock.patch.object(slide_encoder, "dilated_attention", _dilated_attention),
-    ):
-        yield
 
 
 def channel_width(head_dim: int) -> int:

@@ -6,11 +6,55 @@ within dilated segments, and branches are merged, per token and head, by their s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from training.models.branches import Branch
+from training.models.branches import Branch, plan_branches
 from training.models.fused_attention import UNCOVERED, kernel_attention, lse_kernel, null_key_attention
+
+
+class DilatedAttention(Protocol):
+    """Dilated attention laid out for one number of tokens; all layers of a forward share it."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """`q` [M, Q, H, d] attended over `k` and `v` [M, T, H, d] under `visible` bool [M, T]."""
+        ...
+
+    def class_token_only(self) -> DilatedAttention:
+        """The same for token 0's query alone, Q = 1."""
+        ...
+
+
+AttentionBackend = Callable[[int, tuple[int, ...], tuple[int, ...], int, torch.device], DilatedAttention]
+"""Lays dilated attention out: tokens, segment lengths, dilations (one per branch), heads and device."""
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """`dilated_attention` over branches that are laid out."""
+
+    branches: list[Branch]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        return dilated_attention(q, k, v, self.branches, visible)
+
+    def class_token_only(self) -> FusedAttention:
+        return FusedAttention([branch.class_token_only() for branch in self.branches])
+
+
+def plan_fused_attention(
+    tokens: int,
+    segment_lengths: tuple[int, ...],
+    dilations: tuple[int, ...],
+    heads: int,
+    device: torch.device,
+) -> FusedAttention:
+    """The default `AttentionBackend`: PyTorch's fused kernels."""
+    return FusedAttention(plan_branches(tokens, segment_lengths, dilations, heads, device))
 
 
 def dilated_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], visible: Tensor) -> Tensor:

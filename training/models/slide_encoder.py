@@ -7,6 +7,7 @@ load.
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.branches import Branch, plan_branches
-from training.models.dilated_attention import dilated_attention
+from training.models.dilated_attention import AttentionBackend, DilatedAttention, plan_fused_attention
 from training.models.positions import check_grid, embed_positions, sine_table
 from training.models.presets import SlideEncoderConfig
 from training.models.variant import EmbeddingVariant
@@ -62,13 +62,15 @@ class _SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.inner_attn_ln = nn.LayerNorm(width, eps=BLOCK_EPS)
 
-    def forward(self, queries: Tensor, tokens: Tensor, branches: list[Branch], visible: Tensor) -> Tensor:
+    def forward(
+        self, queries: Tensor, tokens: Tensor, attention: DilatedAttention, visible: Tensor
+    ) -> Tensor:
         """[M, Q, E] attended over [M, T, E]."""
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1))
             for projected in (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
         )
-        merged = dilated_attention(q, k, v, branches, visible).flatten(2)
+        merged = attention(q, k, v, visible).flatten(2)
         out: Tensor = self.out_proj(self.inner_attn_ln(merged))
         return out
 
@@ -103,12 +105,12 @@ class _Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, tokens: Tensor, branches: list[Branch], visible: Tensor, queries: int | None = None
+        self, tokens: Tensor, attention: DilatedAttention, visible: Tensor, queries: int | None = None
     ) -> Tensor:
         """[M, T, E] to the next state of the first `queries` tokens (None: of all)."""
         normed = self.self_attn_layer_norm(tokens)
         tokens = tokens[:, :queries]
-        attended = self.self_attn(normed[:, :queries], normed, branches, visible)
+        attended = self.self_attn(normed[:, :queries], normed, attention, visible)
         tokens = tokens + self.drop_path(self.dropout(attended))
         out: Tensor = tokens + self.drop_path(self.dropout(self.ffn(self.final_layer_norm(tokens))))
         return out
@@ -126,13 +128,19 @@ class _Encoder(nn.Module):
 
 
 class LongNetSlideEncoder(nn.Module):
-    """LongNet over the tiles of one slide, with a class token before them and 2-D sine positions."""
+    """LongNet over the tiles of one slide, with a class token before them and 2-D sine positions.
+
+    `attention` computes the same numbers whichever backend it is; the export has one of its own.
+    """
 
     position_table: Tensor
 
-    def __init__(self, config: SlideEncoderConfig) -> None:
+    def __init__(
+        self, config: SlideEncoderConfig, attention: AttentionBackend = plan_fused_attention
+    ) -> None:
         super().__init__()
         self.config = config
+        self.attention = attention
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.patch_embed = _TileEmbedding(config)
         self.encoder = _Encoder(config)
@@ -141,6 +149,12 @@ class LongNetSlideEncoder(nn.Module):
         self.register_buffer(
             "position_table", sine_table(config.grid, config.embed_dim // 2), persistent=False
         )
+
+    def with_attention(self, attention: AttentionBackend) -> LongNetSlideEncoder:
+        """This encoder with another attention; the two share their weights."""
+        twin = copy.copy(self)
+        twin.attention = attention
+        return twin
 
     def forward(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None = None) -> SlideOutput:
         """All pooled states of a slide.
@@ -156,8 +170,8 @@ class LongNetSlideEncoder(nn.Module):
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.
         """
-        tokens, visible, branches = self._embed(embeddings, coords, keep)
-        parts = [self._states(tokens, masks, branches) for masks in one_by_one(visible)]
+        tokens, visible, attention = self._embed(embeddings, coords, keep)
+        parts = [self._states(tokens, masks, attention) for masks in one_by_one(visible)]
         layers, encoder_norm = (torch.cat(states) for states in zip(*parts, strict=True))
         return (
             SlideOutput(layers, encoder_norm) if keep is not None else SlideOutput(layers[0], encoder_norm[0])
@@ -171,31 +185,31 @@ class LongNetSlideEncoder(nn.Module):
         Blocks beyond the variant's layer aren't computed, and for CLS pooling the last block has the one
         query. Arguments and errors as for `forward`; the numbers are the same.
         """
-        tokens, visible, branches = self._embed(embeddings, coords, keep)
-        vectors = torch.cat([self._vector(tokens, m, branches, variant) for m in one_by_one(visible)])
+        tokens, visible, attention = self._embed(embeddings, coords, keep)
+        vectors = torch.cat([self._vector(tokens, m, attention, variant) for m in one_by_one(visible)])
         return vectors if keep is not None else vectors[0]
 
-    def _states(self, tokens: Tensor, visible: Tensor, branches: list[Branch]) -> tuple[Tensor, Tensor]:
+    def _states(self, tokens: Tensor, visible: Tensor, attention: DilatedAttention) -> tuple[Tensor, Tensor]:
         """The output [M, ...], from h_0 `tokens` [T, E] under `visible` [M, T]."""
         tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
         pooled = [_pool(tokens, visible)]
         for block in self.encoder.layers:
-            tokens = block(tokens, branches, visible)
+            tokens = block(tokens, attention, visible)
             pooled.append(_pool(tokens, visible))
         encoder_norm = self.norm(_pool(self.encoder.layer_norm(tokens), visible))
         return self.norm(torch.stack(pooled, dim=1)), encoder_norm
 
     def _vector(
-        self, tokens: Tensor, visible: Tensor, branches: list[Branch], variant: EmbeddingVariant
+        self, tokens: Tensor, visible: Tensor, attention: DilatedAttention, variant: EmbeddingVariant
     ) -> Tensor:
         """The variant's vectors [M, E] of h_0 `tokens` [T, E] under `visible` [M, T]."""
         tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
         blocks = list(self.encoder.layers[: variant.layer])
         last = blocks.pop() if blocks and variant.pooling == "cls" else None
         for block in blocks:
-            tokens = block(tokens, branches, visible)
+            tokens = block(tokens, attention, visible)
         if last is not None:
-            tokens = last(tokens, [branch.class_token_only() for branch in branches], visible, queries=1)
+            tokens = last(tokens, attention.class_token_only(), visible, queries=1)
         if variant.norm == "encoder_norm+norm":
             tokens = self.encoder.layer_norm(tokens)
         vector = tokens[:, 0] if variant.pooling == "cls" else _mean(tokens, visible)
@@ -204,8 +218,8 @@ class LongNetSlideEncoder(nn.Module):
 
     def _embed(
         self, embeddings: Tensor, coords: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Branch]]:
-        """Tokens h_0 [T, E], which of them each mask sees [M, T], and the branches over T = N + 1 tokens."""
+    ) -> tuple[Tensor, Tensor, DilatedAttention]:
+        """Tokens h_0 [T, E], which of them each mask sees [M, T], and attention over T = N + 1 tokens."""
         config = self.config
         if not torch.compiler.is_exporting():
             self._check(embeddings, coords, keep)
@@ -215,10 +229,10 @@ class LongNetSlideEncoder(nn.Module):
         # The class token's place is all zeros.
         tokens = torch.cat([self.cls_token[0], tiles])
         visible = F.pad(keep, (1, 0), value=True)
-        branches = plan_branches(
+        attention = self.attention(
             embeddings.shape[0] + 1, config.segment_lengths, config.dilations, config.heads, embeddings.device
         )
-        return tokens, visible, branches
+        return tokens, visible, attention
 
     def _check(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None) -> None:
         """Raise a `TrainingError` for what can't be a slide."""
