@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.pyramid import write_pyramid
 from client.batch.job import BatchJob, process_slide
-from client.batch.records import OK
+from client.outputs.records import OK
 from client.scoring.embedding import Throughput
 from client.scoring.score import SlideSource, TilingOptions
 from client.scoring.timings import bottleneck

@@ -23,11 +23,11 @@ from tritonclient.grpc import model_config_pb2
 
 from benchmarks.client import fresh, slide_of
 from client.batch.job import BatchJob, process_slide
-from client.batch.records import OK
 from client.benchmark import report
 from client.benchmark.baseline import bare_rate
 from client.benchmark.measure import Point, sweep
 from client.benchmark.workloads import LOADS, Load
+from client.outputs.records import OK
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput
 from client.scoring.score import SlideSource, TilingOptions

@@ -11,12 +11,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from ..errors import Cancelled, ClientError
+from ..outputs.records import FAILED, SlideRecord
 from ..scoring.embedding import Progress
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
 from ..triton.endpoint import Endpoint
 from .job import BatchJob, process_slide
-from .records import FAILED, SlideRecord
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Pool(Protocol):
 
 
 def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
-    """BatchJob on all slides, at most `pool.size` at a time, and yield their records as they come.
+    """Score all slides, at most `pool.size` at a time, and yield their records as they come.
 
     Once no server answers any more, slides that have not begun fail with that reason, in no time.
     """
@@ -59,7 +59,7 @@ def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
                 yield SlideRecord(source.slide_id, str(source.path), FAILED, f"not begun: {lost}")
             for handle in pool.wait(list(running)) if running else []:
                 record = pool.result(handle, running.pop(handle))
-                lost = lost or (record.reason if record.error == "ServerUnavailable" else "")
+                lost = lost or (record.reason if record.server_lost else "")
                 yield record
     finally:
         pool.close()
@@ -68,16 +68,16 @@ def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
 class LocalPool:
     """Threads of this process, over one connection: the next slide opens while the last one finishes."""
 
-    def __init__(self, work: BatchJob, size: int, watch: ProgressFactory) -> None:
+    def __init__(self, job: BatchJob, size: int, watch: ProgressFactory) -> None:
         self.size = size
-        self._work = work
+        self._job = job
         self._watch = watch
-        self._connection = Connection(work.endpoint, in_flight=work.throughput.in_flight)
+        self._connection = Connection(job.endpoint, in_flight=job.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
 
     def submit(self, source: SlideSource) -> Future[SlideRecord]:
         """Begin a slide."""
-        return self._threads.submit(process_slide, self._work, source, self._connection, self._watch(source))
+        return self._threads.submit(process_slide, self._job, source, self._connection, self._watch(source))
 
     def wait(self, handles: list[Future[SlideRecord]]) -> list[Future[SlideRecord]]:
         """Block until a slide is done."""
@@ -103,7 +103,7 @@ class LocalPool:
 class RayPool:
     """Tasks on a Ray cluster, which shares the slides and `out`; `address` "local" starts one here."""
 
-    def __init__(self, work: BatchJob, size: int | None, address: str) -> None:
+    def __init__(self, job: BatchJob, size: int | None, address: str) -> None:
         try:
             import ray
         except ImportError as error:
@@ -115,15 +115,15 @@ class RayPool:
         except Exception as error:  # a node that is slow to start is a bare one
             raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cores = work.throughput.workers
+        cores = job.throughput.workers
         self.size = size or max(1, int(resources.get("CPU", 1)) // cores)
         # A task that died with its worker is tried again: it resumes where the worker stopped.
         self._task = ray.remote(num_cpus=cores, max_retries=2)(_process_on_ray)
-        self._work = ray.put(work)
+        self._job = ray.put(job)
 
     def submit(self, source: SlideSource) -> Any:
         """Begin a slide."""
-        return self._task.remote(self._work, source)
+        return self._task.remote(self._job, source)
 
     def wait(self, handles: list[Any]) -> list[Any]:
         """Block until a slide is done."""
@@ -155,8 +155,8 @@ def _check_reachable(address: str) -> None:
         raise ClientError(f"no Ray cluster at {address} ({error}): give auto, host:port or local") from error
 
 
-def _process_on_ray(work: BatchJob, source: SlideSource) -> SlideRecord:
-    return process_slide(work, source, _connection(work.endpoint, work.throughput.in_flight))
+def _process_on_ray(job: BatchJob, source: SlideSource) -> SlideRecord:
+    return process_slide(job, source, _connection(job.endpoint, job.throughput.in_flight))
 
 
 @functools.lru_cache(maxsize=1)

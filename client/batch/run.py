@@ -9,17 +9,17 @@ from pathlib import Path
 
 from ..errors import ClientError
 from ..files import output_errors
+from ..outputs.records import FAILED, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
 from .pools import Pool, run
-from .records import FAILED, SlideRecord
 from .tables import write_scores, write_status
 
 
 def run_batch(
-    todo: WorkList, work: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
+    todo: WorkList, job: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
 ) -> list[SlideRecord]:
-    """BatchJob through a list; `report` gets every slide's record as it comes.
+    """Run a job on a list; `report` gets every slide's record as it comes.
 
     `status.csv` is written however the batch ends, the score tables when it ends by itself. Returns the
     records in the list's order.
@@ -27,7 +27,7 @@ def run_batch(
     Raises:
         Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
     """
-    records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason, error="BadRow") for bad in todo.bad]
+    records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in todo.bad]
     for record in records:
         report(record)
     order = {slide.slide_id: number for number, slide in enumerate(todo.slides)}
@@ -37,9 +37,8 @@ def run_batch(
             report(record)
     finally:
         records.sort(key=lambda record: order.get(record.slide_id, -1))
-        write_status(work.out / "status.csv", records)
-    good = [record for record in records if record.error != "BadRow"]
-    write_scores(work.layout, good, todo.columns)
+        write_status(job.out / "status.csv", records)
+    write_scores(job.layout, records, todo.columns)
     return records
 
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from ..files import atomic_path, write_text
 from ..outputs.layout import Layout
-from .records import FAILED, SlideRecord
+from ..outputs.records import FAILED, SlideRecord
 
 STATUS_COLUMNS = [
     *("slide_id", "path", "status", "reason", "tiles", "invalid_tiles", "resumed_tiles", "reused"),
-    *("mpp", "mpp_source", "seconds", "key"),
+    *("mpp", "mpp_source", "seconds", "result_key"),
 ]
 
 

@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from gigapath_contract.schema import Contract
-
 from ..attribution.attribute import Method, Occluder, Settings
 from ..attribution.explain import ExplainProgress, Explanation, explain
 from ..attribution.methods.target import Score
@@ -24,19 +22,16 @@ from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.tile import Encode, Fill
-from ..batch.records import result_key
 from ..files import output_errors
-from ..outputs.hdf5 import Provenance, read_features, write_slide
+from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
-from ..scoring.score import SlideSource, TilingOptions, score_slide
-from ..scoring.timings import StageTimer
-from ..slides.fingerprint import slide_sha256
+from ..scoring.score import SlideSource, TilingOptions
 from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .score import progress_bar
+from .view import tile_progress
 
 TileScore = Literal["slide", "embedding"]
 
@@ -115,8 +110,11 @@ def command(
         if source.is_file() and h5py.is_hdf5(source):
             h5 = source
         else:
-            slide, h5 = source, (out or Path("out")) / f"{source.stem}.h5"
-            _score_if_new(SlideSource(source, source.stem, mpp), h5, connection, contract, tiling, throughput)
+            slide, outputs = source, SingleFile(out or Path("out"))
+            h5 = outputs.paths(source.stem)[0]
+            with tile_progress(source.name) as progress:
+                to_score = SlideSource(source, source.stem, mpp)
+                score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
         embedded = read_embedded(h5)
         forward = ServedForward(connection, contract, partial(embedded.frame, contract))
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
@@ -173,36 +171,6 @@ class ForwardBar(Progress):
             total=progress.planned,
             left=left,
         )
-
-
-def _score_if_new(
-    source: SlideSource,
-    h5: Path,
-    connection: Connection,
-    contract: Contract,
-    tiling: TilingOptions,
-    throughput: Throughput,
-) -> None:
-    """Score the slide unless `h5` already holds what this slide, contract and tiling give."""
-    with open_slide(source.path, source.mpp):
-        pass  # a missing or broken slide is told before anything is hashed
-    content = slide_sha256(source.path)
-    key = result_key(source, content, contract, tiling)
-    if h5.exists() and read_features(h5).attributes.get("result_key") == key:
-        return
-    with progress_bar(options.console) as bar:
-        task = bar.add_task(source.path.name, total=None)
-        scored = score_slide(
-            source,
-            connection,
-            contract,
-            tiling,
-            throughput,
-            timer=StageTimer(),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    check_same(connection, contract)
-    write_slide(h5, scored, Provenance(contract, content, key))
 
 
 def _write(

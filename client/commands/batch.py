@@ -12,10 +12,10 @@ import typer
 from ..batch.job import BatchJob
 from ..batch.manifest import read_work_list
 from ..batch.pools import LocalPool, Pool, RayPool
-from ..batch.records import FAILED
 from ..batch.run import exclusive_output, run_batch
 from ..errors import ClientError
-from ..outputs.formats import require
+from ..outputs.formats import check_dependencies
+from ..outputs.records import FAILED
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
 from ..scoring.timings import bottleneck, total
@@ -71,18 +71,18 @@ def command(
     kinds = frozenset(
         kind for kind, on in (("clam", layout == "clam"), ("pt", pt), ("geojson", geojson)) if on
     )
-    require(kinds)
+    check_dependencies(kinds)
     todo = read_work_list(source, wsi_dir)
     with Connection(endpoint) as connection:
         contract = read_contract(connection)
     console = options.console
     if not contract.trained:
         console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
-    work = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
+    job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
     with exclusive_output(out), BatchView(console, todo.slides) as view:
-        pool: Pool = RayPool(work, slides, ray) if ray else LocalPool(work, slides or 2, view.watch)
+        pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.watch)
         try:
-            records = run_batch(todo, work, pool, view.ended)
+            records = run_batch(todo, job, pool, view.ended)
         except KeyboardInterrupt:
             console.print(f"interrupted; the same command goes on where it stopped ({out}/status.csv)")
             raise

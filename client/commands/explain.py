@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..batch.records import read_records
 from ..errors import ClientError
+from ..outputs.records import read_records
 from ..scoring.timings import STAGES, bottleneck, total
 
 

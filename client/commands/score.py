@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gigapath_contract.schema import Contract
 
-from ..batch.records import SlideRecord, identify, slide_record, write_record
-from ..outputs.hdf5 import Provenance, write_slide
-from ..outputs.thumbnail import draw_tiles, write_picture
+from ..outputs.records import SlideRecord
+from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
-from ..scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
-from ..scoring.timings import StageTimer, bottleneck
+from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
+from ..scoring.timings import bottleneck
 from ..triton.connection import Connection
-from ..triton.contract import check_same, read_contract
+from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
+from .view import tile_progress
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -43,44 +41,24 @@ def command(
 
     Example: `python -m client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
-    console, timer, began = Console(), StageTimer(), time.perf_counter()
-    source = SlideSource(slide, slide.stem, mpp, mask)
-    h5, png = out / f"{source.slide_id}.h5", out / f"{source.slide_id}-tiles.png"
-    with Connection(endpoint, in_flight=throughput.in_flight) as connection, progress_bar(console) as bar:
+    console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)
+    with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection)
-        with timer.time("digest"):
-            identity = identify(source, contract, tiling)
-        task = bar.add_task(slide.name, total=None)
-        scored = score_slide(
-            source,
-            connection,
-            contract,
-            tiling,
-            throughput,
-            timer=timer,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-        check_same(connection, contract)
-    with timer.time("write"):
-        write_slide(h5, scored, Provenance(contract, identity.slide_sha256, identity.key))
-        write_picture(png, draw_tiles(scored))
-    record = slide_record(source, identity, scored, timer, seconds=time.perf_counter() - began)
-    write_record(out, record)
+        with tile_progress(slide.name) as progress:
+            record, scored = score_to(
+                outputs,
+                source,
+                connection,
+                contract,
+                tiling,
+                throughput,
+                overwrite=True,
+                progress=progress,
+            )
+    assert scored is not None  # with overwrite
     _report(console, scored, contract, record)
-    console.print(f"\n{h5}\n{png}", highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console) -> Progress:
-    """Tiles done, of how many, and how long it will take."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tiles"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    for path in outputs.paths(source.slide_id):
+        console.print(path, highlight=False, soft_wrap=True)
 
 
 def _report(console: Console, scored: ScoredSlide, contract: Contract, record: SlideRecord) -> None:

@@ -1,17 +1,36 @@
-"""What a batch looks like while it runs."""
+"""Progress bars of a slide and of a batch."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from ..batch.records import FAILED, OK, SlideRecord
+from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
+from . import options
 
 _COLOURS = {OK: "green", FAILED: "red"}
+
+
+@contextmanager
+def tile_progress(name: str) -> Iterator[Report]:
+    """A bar of one slide's tiles with the time left; yields the callback that moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"))
+    with Progress(*columns, TimeRemainingColumn(), console=options.console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class BatchView(Progress):

@@ -12,21 +12,21 @@ import numpy as np
 
 from ..errors import ClientError
 from ..files import atomic_path
-from ..slides.geojson import tile_features, write_features
+from ..slides.geojson import tile_features, write_feature_collection
 from .hdf5 import StoredFeatures, new_file, read_features
 from .layout import Layout
 
 
-def export(layout: Layout, slide_id: str, kinds: frozenset[str], *, again: bool) -> None:
-    """Write those of `kinds` (keys of `EXPORTS`) that are missing, or all `again`.
+def write_formats(layout: Layout, slide_id: str, kinds: frozenset[str], *, overwrite: bool) -> None:
+    """Write those of `kinds` (keys of `FORMATS`) that are missing, or with `overwrite` all of them.
 
     Raises:
         ClientError: one can't be written, or needs a package that isn't there.
     """
     stored: StoredFeatures | None = None
     for kind in sorted(kinds):
-        for path, write in EXPORTS[kind](layout, slide_id).items():
-            if again or not path.exists():
+        for path, write in FORMATS[kind](layout, slide_id).items():
+            if overwrite or not path.exists():
                 stored = stored or read_features(layout.features(slide_id))
                 write(path, stored)
 
@@ -45,7 +45,7 @@ def write_clam_patches(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_pt(path: Path, stored: StoredFeatures) -> None:
-    """The valid tiles' embeddings as one torch tensor [N, D]; the only use of PyTorch, see `require`."""
+    """The valid tiles' embeddings as one torch tensor [N, D]; the client's only use of PyTorch."""
     import torch
 
     buffer = io.BytesIO()
@@ -66,10 +66,10 @@ def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
         measurements={"tissue": [round(part, 4) for part in stored.tissue[valid].tolist()]},
         origin=(x, y),
     )
-    write_features(path, features)
+    write_feature_collection(path, features)
 
 
-def require(kinds: frozenset[str]) -> None:
+def check_dependencies(kinds: frozenset[str]) -> None:
     """Fail now, not after hours, where a package that `kinds` need is missing."""
     if kinds & {"clam", "pt"} and importlib.util.find_spec("torch") is None:
         raise ClientError(
@@ -79,7 +79,7 @@ def require(kinds: frozenset[str]) -> None:
 
 Writer = Callable[[Path, StoredFeatures], None]
 
-EXPORTS: dict[str, Callable[[Layout, str], dict[Path, Writer]]] = {
+FORMATS: dict[str, Callable[[Layout, str], dict[Path, Writer]]] = {
     "clam": lambda layout, slide_id: {
         layout.clam("patches", slide_id): write_clam_patches,
         layout.clam("h5_files", slide_id): write_clam_features,

@@ -64,7 +64,7 @@ class Provenance:
         }
 
 
-def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+def write_slide_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """All of a slide in one file: a TRIDENT feature file with further arrays beside its two."""
     with new_file(path) as file:
         _write_coords(file, scored, ".")
@@ -72,20 +72,20 @@ def write_slide(path: Path, scored: ScoredSlide, provenance: Provenance) -> None
         _write_slide_arrays(file, scored, provenance, "slide_features", ".")
 
 
-def write_patches(path: Path, scored: ScoredSlide) -> None:
+def write_patches_h5(path: Path, scored: ScoredSlide) -> None:
     """TRIDENT's `<slide>_patches.h5`: coordinates alone."""
     with new_file(path) as file:
         _write_coords(file, scored, path.parent.name)
 
 
-def write_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+def write_features_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates."""
     with new_file(path) as file:
         _write_coords(file, scored, path.parent.name)
         _write_features(file, scored, provenance, path.parent.name)
 
 
-def write_slide_features(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `slide_features_<encoder>/<slide>.h5`: slide embedding, every layer, scores, coordinates."""
     with new_file(path) as file:
         _write_coords(file, scored, path.parent.name)
@@ -177,7 +177,9 @@ def _write_slide_arrays(
     variant, head = provenance.contract.variant, provenance.contract.head
     width = provenance.contract.slide_encoder.embed_dim
     nothing = np.empty((0, width), np.float32)
-    embedding = file.create_dataset(name, data=nothing if scored.slide is None else scored.slide)
+    embedding = file.create_dataset(
+        name, data=nothing if scored.slide_embedding is None else scored.slide_embedding
+    )
     embedding.attrs.update({"name": scored.plan.slide_id, "savetodir": folder})
     embedding.attrs.update(provenance.attributes(scored.plan))
     embedding.attrs.update(

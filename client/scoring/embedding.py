@@ -39,12 +39,12 @@ def embed_tiles(
     throughput: Throughput,
     *,
     timer: StageTimer,
-    partial: EmbeddingCheckpoint | None = None,
+    checkpoint: EmbeddingCheckpoint | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
 
-    With `partial`, the rows it holds are taken over and every answer is added to it.
+    With `checkpoint`, the rows it holds are taken over and every answer is added to it.
 
     Raises:
         SlideError: the slide can't be opened.
@@ -53,33 +53,33 @@ def embed_tiles(
     model, version, dim = "tile_encoder", contract.version, contract.tile_encoder.embed_dim
     embeddings = np.full((len(plan), dim), np.nan, np.float32)
     valid = np.zeros(len(plan), np.bool_)
-    start = done = len(partial.valid) if partial else 0
-    if partial:
-        embeddings[:done], valid[:done] = partial.embeddings, partial.valid
+    start = done = len(checkpoint.valid) if checkpoint else 0
+    if checkpoint:
+        embeddings[:done], valid[:done] = checkpoint.embeddings, checkpoint.valid
     progress(done, len(plan))
-    asked = StageTimer()
+    request_timer = StageTimer()
 
-    def ask(batch: TileBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def embed(batch: TileBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         rows = np.full((len(batch.valid), dim), np.nan, np.float32)
         if batch.valid.any():
             pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
-            with asked.time("send", pixels.nbytes):
+            with request_timer.time("send", pixels.nbytes):
                 answer = connection.infer(model, {"TILES": pixels}, ["EMBEDDINGS"], version=version)
             rows[batch.valid] = answer["EMBEDDINGS"]
         return rows, batch.valid
 
     before, began = available_statistics(connection, model, version), time.perf_counter()
     tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
-    with contextlib.closing(_timed(tiles, asked)) as batches:
-        for rows, good in connection.in_order(ask, batches):
+    with contextlib.closing(_timed(tiles, request_timer)) as batches:
+        for rows, good in connection.in_order(embed, batches):
             embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
             done += len(good)
-            if partial:
-                partial.append(rows, good)
+            if checkpoint:
+                checkpoint.append(rows, good)
             progress(done, len(plan))
     elapsed = time.perf_counter() - began
-    timer.merge(asked)
-    timer.add("wait-server", elapsed - asked.seconds("wait-read"))
+    timer.merge(request_timer)
+    timer.add("wait-server", elapsed - request_timer.seconds("wait-read"))
     after, sent = available_statistics(connection, model, version), int(valid[start:].sum())
     if before and after and sent:
         served = after - before
@@ -87,12 +87,12 @@ def embed_tiles(
             share = sent / served.rows  # of all it did meanwhile, for any client
             timer.add("queue", share * served.queue_s)
             timer.add("compute", share * served.execution_s)
-            timer.add("send", -min(share * served.request_s, asked.seconds("send")))
+            timer.add("send", -min(share * served.request_s, request_timer.seconds("send")))
     return embeddings, valid
 
 
 def chunk_size(throughput: Throughput, contract: Contract) -> int:
-    """Tiles a request: what was asked for, at most what the model takes."""
+    """Tiles a request: as many as wanted, at most what the model takes."""
     return min(throughput.chunk, contract.tile.max_batch)
 
 

@@ -58,13 +58,13 @@ class ScoredSlide:
     embeddings: NDArray[np.float32]  # [N, D], NaN where not valid
     valid: NDArray[np.bool_]  # [N]
     layers: NDArray[np.float32] | None  # [L+1, 2, E]: CLS and mean of every layer
-    slide: NDArray[np.float32] | None  # [E], the contract's variant
+    slide_embedding: NDArray[np.float32] | None  # [E], the contract's variant
     logits: NDArray[np.float32] | None  # [C], None too where the export has no head
     resumed_tiles: int = 0  # taken over from an earlier run
 
     @property
-    def degraded(self) -> str:
-        """Why the result isn't all it could be; empty where it is."""
+    def degraded_reason(self) -> str:
+        """Why the result is incomplete; empty where it is complete."""
         invalid = len(self.valid) - int(self.valid.sum())
         if len(self.valid) == 0:
             return "no tissue found: no tile, so no slide embedding and no score"
@@ -79,12 +79,12 @@ def score_slide(
     throughput: Throughput,
     *,
     timer: StageTimer,
-    partial: Callable[[TilePlan], EmbeddingCheckpoint] | None = None,
+    open_checkpoint: Callable[[TilePlan], EmbeddingCheckpoint | None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> ScoredSlide:
     """Open, find tissue, plan, embed the tiles and encode the slide.
 
-    `partial` opens what an earlier run left of this plan. Stages are added to `timer`.
+    `open_checkpoint` opens what an earlier run left of this plan. Stages are added to `timer`.
 
     Raises:
         ClientError: the slide, its mask, its scale, the contract or the server; one line.
@@ -100,9 +100,9 @@ def score_slide(
     frame = grid_coordinates(
         contract, plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
     )
-    with partial(plan) if partial else nullcontext() as begun:
+    with open_checkpoint(plan) or nullcontext() as checkpoint:
         embeddings, valid = embed_tiles(
-            plan, connection, contract, throughput, timer=timer, partial=begun, progress=progress
+            plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress
         )
     if len(valid) and not valid.any():
         raise SlideError(
@@ -120,9 +120,9 @@ def score_slide(
         embeddings=embeddings,
         valid=valid,
         layers=layers,
-        slide=embedding,
+        slide_embedding=embedding,
         logits=logits,
-        resumed_tiles=len(begun.valid) if begun else 0,
+        resumed_tiles=len(checkpoint.valid) if checkpoint else 0,
     )
 
 

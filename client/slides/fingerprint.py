@@ -1,4 +1,4 @@
-"""A slide by its content: the key of everything that is kept from one run to the next."""
+"""Content hash and modification fingerprint of a slide's files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def slide_files(path: Path) -> list[Path]:
             return [path]
 
 
-def slide_stamp(path: Path) -> list[list[Any]]:
-    """Name, size and modification time of a slide's files: the same again means that nobody wrote to it.
+def file_fingerprint(path: Path) -> list[list[Any]]:
+    """Name, size and modification time (ns) of a slide's files: unchanged while nobody writes to them.
 
     Raises:
         SlideError: a file is missing, or no file (opening a pipe would wait for ever).

@@ -55,7 +55,7 @@ def read_annotations(
     return shapely.transform(area, lambda points: points + np.array(origin))
 
 
-def write_features(path: Path, features: Iterable[Feature]) -> None:
+def write_feature_collection(path: Path, features: Iterable[Feature]) -> None:
     """Stream features into a FeatureCollection, gzipped where the name ends with .gz; whole or not at all.
 
     Raises:

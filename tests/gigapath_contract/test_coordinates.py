@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.outputs.hdf5 import Provenance, write_slide
+from client.outputs.hdf5 import Provenance, write_slide_h5
 from client.scoring.score import ScoredSlide
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
@@ -89,10 +89,10 @@ def test_training_reads_the_positions_that_are_served(
         embeddings=np.ones((len(plan), 4), np.float32),
         valid=np.ones(len(plan), np.bool_),
         layers=None,
-        slide=None,
+        slide_embedding=None,
         logits=None,
     )
-    write_slide(stored, scored, Provenance(served_as, "0" * 64, "a key"))
+    write_slide_h5(stored, scored, Provenance(served_as, "0" * 64, "a key"))
     trained = read_bag(stored, rule).coords
     np.testing.assert_array_equal(trained, served)
     if rule != "level0/256":

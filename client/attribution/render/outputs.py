@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import ClientError
 from ...outputs.hdf5 import new_file
-from ...slides.geojson import tile_features, write_features
+from ...slides.geojson import tile_features, write_feature_collection
 from ..explain import Explanation, provenance
 from ..methods.result import Attribution
 from ..methods.scorer import Float64
@@ -67,7 +67,7 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
         measurements={name: values.tolist() for name, values in measurements.items()},
         origin=origin,
     )
-    write_features(path, features)
+    write_feature_collection(path, features)
 
 
 def _datasets(

@@ -17,7 +17,7 @@ import tifffile
 import tritonclient.grpc as triton
 
 from benchmarks.pyramid import write_pyramid
-from client.outputs.hdf5 import Provenance, read_features, write_slide
+from client.outputs.hdf5 import Provenance, read_features, write_slide_h5
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput
 from client.scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
@@ -67,7 +67,11 @@ def test_numbers_equal_direct_requests(scored: ScoredSlide, direct: Callable[...
     tiles = np.concatenate([batch.pixels for batch in read_tiles(plan)])
     np.testing.assert_array_equal(scored.embeddings, direct("tile_encoder", "EMBEDDINGS", TILES=tiles))
     inputs = {"EMBEDDINGS": scored.embeddings, "COORDS": plan.coords}
-    for output, ours in (("LAYERS", scored.layers), ("SLIDE", scored.slide), ("LOGITS", scored.logits)):
+    for output, ours in (
+        ("LAYERS", scored.layers),
+        ("SLIDE", scored.slide_embedding),
+        ("LOGITS", scored.logits),
+    ):
         np.testing.assert_array_equal(ours, direct("slide_encoder", output, **inputs))
 
 
@@ -80,7 +84,7 @@ def test_bytes_are_the_same_however_it_was_done(
     tmp_path: Path,
 ) -> None:
     provenance = Provenance(contract, "sha", "key")
-    write_slide(tmp_path / "one" / "a.h5", scored, provenance)
+    write_slide_h5(tmp_path / "one" / "a.h5", scored, provenance)
     expected = (tmp_path / "one" / "a.h5").read_bytes()
     with run_triton(demo_repository, log=tmp_path / "log") as second:
         for number, (endpoint, throughput) in enumerate(
@@ -94,14 +98,14 @@ def test_bytes_are_the_same_however_it_was_done(
             with Connection(endpoint) as connection:
                 again = score(real_slide, connection, contract, throughput)
             path = tmp_path / str(number) / "a.h5"
-            write_slide(path, again, provenance)
+            write_slide_h5(path, again, provenance)
             assert path.read_bytes() == expected, endpoint
 
 
 def test_a_file_as_trident_and_prov_gigapath_read_it(
     scored: ScoredSlide, contract: Contract, tmp_path: Path
 ) -> None:
-    write_slide(tmp_path / "s.h5", scored, Provenance(contract, "sha", "key"))
+    write_slide_h5(tmp_path / "s.h5", scored, Provenance(contract, "sha", "key"))
     with h5py.File(tmp_path / "s.h5") as file:
         assets = {key: file[key][:] for key in file}  # prov-gigapath's way: every key must be an array
         features, coords = file["features"], file["coords"]
@@ -138,8 +142,8 @@ def test_a_slide_without_tissue_is_an_empty_file_not_a_missing_one(
 ) -> None:
     slide = write_pyramid(tmp_path / "white.tif", np.full((512, 512, 3), 255, np.uint8))
     scored = score(slide, connection, contract)
-    assert scored.degraded.startswith("no tissue found")
-    write_slide(tmp_path / "white.h5", scored, Provenance(contract, "sha", "key"))
+    assert scored.degraded_reason.startswith("no tissue found")
+    write_slide_h5(tmp_path / "white.h5", scored, Provenance(contract, "sha", "key"))
     stored = read_features(tmp_path / "white.h5")
     assert stored.embeddings.shape == (0, contract.tile_encoder.embed_dim)
     assert stored.coords.shape == (0, 2)
@@ -158,13 +162,13 @@ def test_a_tile_that_cannot_be_decoded_stays_out(
     damaged = tmp_path / "b.tif"
     damaged.write_bytes(content)
     scored = score(damaged, connection, contract, Throughput(chunk=5), tissue=False)
-    assert scored.degraded == "1 of 12 tiles could not be decoded"
+    assert scored.degraded_reason == "1 of 12 tiles could not be decoded"
     assert (~scored.valid).nonzero()[0].tolist() == [1]
     assert np.isnan(scored.embeddings[1]).all()
     keep = scored.valid
     np.testing.assert_array_equal(scored.embeddings[keep], whole.embeddings[keep])
     inputs = {"EMBEDDINGS": whole.embeddings[keep], "COORDS": whole.plan.coords[keep]}
-    np.testing.assert_array_equal(scored.slide, direct("slide_encoder", "SLIDE", **inputs))
+    np.testing.assert_array_equal(scored.slide_embedding, direct("slide_encoder", "SLIDE", **inputs))
 
 
 def test_the_command(

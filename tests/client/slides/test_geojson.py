@@ -11,7 +11,13 @@ import pytest
 from shapely.geometry import box, shape
 
 from client.errors import MaskError
-from client.slides.geojson import is_geojson, read_annotations, tile_features, tissue_features, write_features
+from client.slides.geojson import (
+    is_geojson,
+    read_annotations,
+    tile_features,
+    tissue_features,
+    write_feature_collection,
+)
 
 
 def polygon(*corners: tuple[float, float], name: str | None = None) -> dict[str, object]:
@@ -106,8 +112,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.geojson", "a.geojson.gz"])
 def test_tissue_there_and_back(tmp_path: Path, name: str) -> None:
     drawn = [box(300, 200, 400, 300).difference(box(320, 220, 340, 240)), box(500, 500, 510, 520)]
-    write_features(tmp_path / name, tissue_features(drawn, "s", origin=(300, 200)))
-    write_features(tmp_path / ("again." + name), tissue_features(drawn, "s", origin=(300, 200)))
+    write_feature_collection(tmp_path / name, tissue_features(drawn, "s", origin=(300, 200)))
+    write_feature_collection(tmp_path / ("again." + name), tissue_features(drawn, "s", origin=(300, 200)))
     data = (tmp_path / name).read_bytes()
     assert data == (tmp_path / ("again." + name)).read_bytes()
     content = json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
@@ -125,7 +131,7 @@ def test_tiles(tmp_path: Path) -> None:
     coords = np.array([[0, 0], [256, 0], [0, 250]])
     scores = {"tumour": [0.25, float("nan"), 1.0]}
     path = tmp_path / "tiles.geojson"
-    write_features(path, tile_features(coords, (256, 250), "s", measurements=scores))
+    write_feature_collection(path, tile_features(coords, (256, 250), "s", measurements=scores))
     features = json.loads(path.read_text())["features"]
     assert [shape(feature["geometry"]).bounds for feature in features] == [
         (0, 0, 256, 250),
@@ -140,5 +146,5 @@ def test_tiles(tmp_path: Path) -> None:
 
 
 def test_an_empty_collection_is_valid(tmp_path: Path) -> None:
-    write_features(tmp_path / "a.geojson", iter(()))
+    write_feature_collection(tmp_path / "a.geojson", iter(()))
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

@@ -1,22 +1,18 @@
-"""What is known of each slide of a run: its outcome, the key of what was computed, its timer."""
+"""The record of each slide: its outcome, the key of what was computed, and where the time went."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gigapath_contract.schema import Contract
-
-from .. import __version__
 from ..errors import ClientError
 from ..files import write_text
-from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
+from ..scoring.result_key import ResultKey
+from ..scoring.score import ScoredSlide, SlideSource
 from ..scoring.timings import StageTimer
-from ..slides.fingerprint import slide_sha256, slide_stamp
 
 OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 
@@ -25,81 +21,60 @@ OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 class SlideRecord:
     """The outcome of one slide, kept as `records/<slide_id>.json`.
 
-    `key` names what was computed (see `result_key`) and `stamp` the slide's files with size and time, so
-    that an unchanged slide needs no hashing. `reused` tells that this run found everything done.
+    `result_key` names what was computed (see `scoring.result_key`) and `outputs` the files, relative to the
+    output folder. `file_fingerprint` holds the slide's files with size and time, so that an unchanged slide
+    is not hashed again. `reused`: this run found everything done. `server_lost`: no server answered.
     """
 
     slide_id: str
     path: str
     status: str
     reason: str = ""
-    error: str = ""
+    server_lost: bool = False
     tiles: int = 0
     invalid_tiles: int = 0
     resumed_tiles: int = 0
     seconds: float = 0.0
     mpp: float | None = None
     mpp_source: str = ""
-    key: str = ""
+    result_key: str = ""
     slide_sha256: str = ""
-    stamp: list[list[Any]] = field(default_factory=list)
+    file_fingerprint: list[list[Any]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     reused: bool = False
 
-
-def result_key(source: SlideSource, content: str, contract: Contract, tiling: TilingOptions) -> str:
-    """16 hex digits of what decides a slide's outputs: content, contract, tiling, mpp, mask, our version."""
-    parts = {
-        "slide_sha256": content,
-        "export_id": contract.export_id,
-        "tiling": dataclasses.asdict(tiling),
-        "mpp": source.mpp,
-        "mask_sha256": slide_sha256(source.mask) if source.mask else None,
-        "version": __version__,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A slide by its files and content, and with all else that decides its outputs: `key`."""
-
-    stamp: list[list[Any]]
-    slide_sha256: str
-    key: str
-
-
-def identify(
-    source: SlideSource, contract: Contract, tiling: TilingOptions, known: SlideRecord | None = None
-) -> Identity:
-    """Hash a slide, or take the digest that is `known` of files that nobody wrote to since.
-
-    Raises:
-        SlideError: a file is missing or can't be read.
-    """
-    stamp = slide_stamp(source.path)
-    content = known.slide_sha256 if known and known.stamp == stamp else slide_sha256(source.path)
-    return Identity(stamp, content, result_key(source, content, contract, tiling))
+    @property
+    def key(self) -> ResultKey:
+        """What the result was computed from."""
+        return ResultKey(self.file_fingerprint, self.slide_sha256, self.result_key)
 
 
 def slide_record(
-    source: SlideSource, identity: Identity, scored: ScoredSlide, timer: StageTimer, *, seconds: float
+    source: SlideSource,
+    key: ResultKey,
+    scored: ScoredSlide,
+    outputs: list[str],
+    timer: StageTimer,
+    *,
+    seconds: float,
 ) -> SlideRecord:
     """The record of a slide that was scored."""
     return SlideRecord(
         slide_id=source.slide_id,
         path=str(source.path),
-        status=DEGRADED if scored.degraded else OK,
-        reason=scored.degraded,
+        status=DEGRADED if scored.degraded_reason else OK,
+        reason=scored.degraded_reason,
         tiles=len(scored.valid),
         invalid_tiles=int((~scored.valid).sum()),
         resumed_tiles=scored.resumed_tiles,
         seconds=round(seconds, 3),
         mpp=scored.plan.mpp_level0[0],
         mpp_source=scored.plan.mpp_source,
-        key=identity.key,
-        slide_sha256=identity.slide_sha256,
-        stamp=identity.stamp,
+        result_key=key.result_key,
+        slide_sha256=key.slide_sha256,
+        file_fingerprint=key.file_fingerprint,
+        outputs=outputs,
         stages=timer.as_dict(),
     )
 

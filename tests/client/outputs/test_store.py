@@ -1,0 +1,48 @@
+"""A slide is scored once, and what lies in the folder is taken only where it is that result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.outputs.layout import Layout
+from client.outputs.records import SlideRecord
+from client.outputs.store import Outputs, SingleFile, TridentFiles, score_to
+from client.scoring.embedding import Throughput
+from client.scoring.score import SlideSource, TilingOptions
+from client.triton.connection import Connection
+from gigapath_contract.schema import Contract
+
+
+def test_a_result_is_reused_only_from_the_same_options_and_the_same_files(
+    slides: Path, connection: Connection, contract: Contract, tmp_path: Path
+) -> None:
+    single, trident = SingleFile(tmp_path), TridentFiles(Layout(tmp_path, contract))
+
+    def store(outputs: Outputs, min_tissue: float, *, overwrite: bool = False) -> SlideRecord:
+        record, scored = score_to(
+            outputs,
+            SlideSource(slides / "a.tif", "a"),
+            connection,
+            contract,
+            TilingOptions(min_tissue=min_tissue),
+            Throughput(),
+            overwrite=overwrite,
+        )
+        assert (scored is None) == record.reused
+        return record
+
+    first = store(single, 0.1)
+    assert not first.reused
+    assert first.outputs == ["a.h5", "a-tiles.png"]
+    assert store(single, 0.1).reused
+    assert not store(single, 0.1, overwrite=True).reused
+    # The record now names another layout's files: the single file, of other options, is not taken for them.
+    other = store(trident, 0.5)
+    assert not other.reused
+    assert other.tiles < first.tiles
+    assert not store(single, 0.5).reused
+    assert not list(tmp_path.glob(".partial/*"))
+    # The record is right, but a file is missing.
+    (tmp_path / "a-tiles.png").unlink()
+    assert not store(single, 0.5).reused
+    assert store(single, 0.5).reused
