@@ -28,7 +28,9 @@ _COLOURS = {OK: "green", FAILED: "red"}
 def tile_progress(name: str) -> Iterator[Report]:
     """A bar of one slide's tiles with the time left; yields the callback that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"))
-    with Progress(*columns, TimeRemainingColumn(), console=options.console, transient=True) as bar:
+    console = options.console
+    hidden = not console.is_terminal  # else it would leave an empty line
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

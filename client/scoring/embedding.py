@@ -80,8 +80,11 @@ def embed_tiles(
     elapsed = time.perf_counter() - began
     timer.merge(request_timer)
     timer.add("wait-server", elapsed - request_timer.seconds("wait-read"))
-    after, sent = available_statistics(connection, model, version), int(valid[start:].sum())
-    if before and after and sent:
+    sent = int(valid[start:].sum())
+    if before and sent and (after := available_statistics(connection, model, version)):
+        if (after - before).rows < sent:  # Triton counts an answer milliseconds after it is sent
+            time.sleep(0.05)
+            after = available_statistics(connection, model, version) or after
         served = after - before
         if served.rows >= sent:  # fewer: the server was restarted
             share = sent / served.rows  # of all it did meanwhile, for any client
