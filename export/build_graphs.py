@@ -14,11 +14,11 @@ import torch
 
 from export.graphs import occlusion_graph, slide_graph, tile_graph, write_graph
 from export.occlusion import max_mask_tokens
-from export.parity import GATES, Report, compare
+from export.parity import GATES, Report, make_report
 from export.precision import halve
-from export.reference import Arrays, Reference, SlideReference
 from export.repository import HOME
-from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_embeddings, seeded_keep
+from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
+from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
 from gigapath_contract.schema import (
     Contract,
     HeadContract,
@@ -74,10 +74,10 @@ def build(
 
     progress("comparing ONNX Runtime with PyTorch")
     gates = {model: GATES[precisions[model]] for model in GRAPHS}
-    report = compare(reference.cases(), Sessions(stage), precision, gates)
+    report = make_report(reference.cases(), Sessions(stage), precision, gates)
     contract = replace(contract, export_id=_export_id(contract, stage))
     (stage / HOME / "parity.json").write_text(report.to_json() + "\n")
-    reference.save(stage / HOME / "reference.npz", contract=contract.to_json(), gates=gates)
+    write_reference(stage / HOME / "reference.npz", reference, contract, gates)
     return contract, report
 
 

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from export.errors import ExportError, ParityError
+from export.errors import ExportError
 from export.export import ExportResult, export_preset
 from export.fingerprint import ROOT
+from export.parity import ParityError, Report
 from export.repository import list_versions, remove_version
 from training.errors import TrainingError
 
@@ -73,7 +74,7 @@ def show(result: ExportResult) -> None:
     """Print the parity table and what was installed."""
     contract = json.loads(result.contract)
     if result.report is not None:
-        console.print(result.report.table())
+        console.print(parity_table(result.report))
     made = "exported" if result.report is not None else "unchanged"
     console.print(
         f"[bold]{made}[/]: {contract['preset']} {contract['precision']}, export {contract['export_id']}, "
@@ -83,6 +84,17 @@ def show(result: ExportResult) -> None:
     console.print(f"contract, parity report and reference: {result.folder}", soft_wrap=True)
     if not contract["trained"]:
         console.print("[yellow]These weights are untrained: what they return means nothing.")
+
+
+def parity_table(report: Report) -> Table:
+    """The parity report for a terminal."""
+    table = Table(title=f"Parity with PyTorch float32 ({report.precision})")
+    for title in ("model", "input", "output", "max-abs", "min cosine", ""):
+        table.add_column(title, justify="right" if title in ("max-abs", "min cosine") else "left")
+    for row in report.rows:
+        verdict = "[green]ok[/]" if row.passed else "[red]FAILED[/]"
+        table.add_row(row.model, row.case, row.output, f"{row.max_abs:.1e}", f"{row.min_cosine:.7f}", verdict)
+    return table
 
 
 @app.command("versions")
@@ -170,7 +182,7 @@ def main() -> None:
         app()
     except (ExportError, TrainingError) as error:
         if isinstance(error, ParityError):
-            console.print(error.report.table())
+            console.print(parity_table(error.report))
         stderr = Console(stderr=True, highlight=False)
         stderr.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import repository as repo
-from export.errors import ExportError, ParityError
+from export.errors import ExportError
 from export.fingerprint import HUB, LIBRARIES, ROOT, input_key
-from export.parity import GATES, Report
+from export.parity import GATES, ParityError, Report
 
 if TYPE_CHECKING:
     from training.models.build import Models

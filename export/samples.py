@@ -72,14 +72,6 @@ def seeded_basis(dim: int, seed: int = 11) -> tuple[NDArray[np.float32], NDArray
     return rows, columns
 
 
-def seeded_embeddings(
-    rows: NDArray[np.float32], columns: NDArray[np.float32], tiles: int
-) -> NDArray[np.float32]:
-    """Tile embeddings of a slide of `tiles` tiles, float32 [tiles, dim], of about unit variance."""
-    index = np.arange(tiles)
-    return rows[index % len(rows)] + columns[index % len(columns)]
-
-
 def seeded_coords(tiles: int, seed: int = 11) -> NDArray[np.int64]:
     """Row-major grid positions with gaps, int64 [tiles, 2], as COORDS wants them (grid index * 256)."""
     side = int(np.ceil(np.sqrt(1.7 * tiles)))

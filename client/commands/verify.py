@@ -44,7 +44,8 @@ def command(
     with Connection(endpoint) as connection, options.console.status("verifying"):
         contract = read_contract(connection)
         default = Path("model_repository", "slide_pipeline", str(contract.version), "reference.npz")
-        for row in verify(connection, load_reference(reference or default, contract), contract):
+        stored, gates = load_reference(reference or default, contract)
+        for row in verify(connection, stored, gates, contract):
             rows.append(row)
             verdict = "[green]ok" if row.passed else "[red]FAILED"
             numbers = f"{row.max_abs:.1e}", f"{row.min_cosine:.7f}"

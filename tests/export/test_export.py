@@ -19,10 +19,12 @@ import torch
 
 from export import build_graphs as build
 from export import repository
-from export.errors import ExportError, ParityError
+from export.errors import ExportError
 from export.export import export_preset
 from export.graphs import Graph, occlusion_graph, write_graph
-from export.samples import SIZES, seeded_basis, seeded_coords, seeded_embeddings
+from export.parity import ParityError
+from export.samples import SIZES, seeded_basis, seeded_coords
+from gigapath_contract.reference import seeded_embeddings
 from gigapath_contract.schema import MODELS
 from training.models.build import build_models
 from training.models.presets import Preset, get_preset
