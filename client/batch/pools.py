@@ -107,14 +107,14 @@ class RayPool:
         try:
             import ray
         except ImportError as error:
-            raise ClientError("--ray needs Ray: pip install 'gigapath-triton[ray]'") from error
-        self._ray = ray
+            raise ClientError("--ray needs Ray: pip install ray") from error
+        self._ray: Any = ray
         _check_reachable(address)
         try:
             ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
         except Exception as error:  # a node that is slow to start is a bare one
             raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = self._ray.cluster_resources()
         cores = job.throughput.workers
         self.size = size or max(1, int(resources.get("CPU", 1)) // cores)
         # A task that died with its worker is tried again: it resumes where the worker stopped.

@@ -273,7 +273,7 @@ class Connection:
             )
         if status == "UNAVAILABLE":
             hint = (
-                "is it running? (make serve)" if not self.endpoint.secure else "is it running, with this TLS?"
+                "is it running, with this TLS?" if self.endpoint.secure else "is it running, at this --url?"
             )
             return ServerUnavailable(
                 f"no answer from the Triton server at {server}{asked}: {message}; {hint}"
