@@ -162,7 +162,7 @@ triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
 clean:  ## remove what was built (keeps what was fetched, .venv and out/)
 	rm -rf $(filter-out $(FETCHED) build/triton build/wheels,$(wildcard build/*)) dist *.egg-info
-	rm -rf model_repository/*/[0-9]* model_repository/*/configs/{served.pbtxt,tensorrt.pbtxt,current}
+	rm -rf model_repository/*/[0-9]* model_repository/*/configs/{onnxruntime.pbtxt,tensorrt.pbtxt,current}
 
 distclean: clean  ## remove what was fetched and .venv as well
 	rm -rf build $(VENV)

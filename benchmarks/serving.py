@@ -108,7 +108,7 @@ SETTINGS: tuple[tuple[str, Edit, str, int, int], ...] = (
 def edited(repository: Path, target: Path, edit: Edit) -> Path:
     """A copy of a model repository with its served configurations changed."""
     shutil.copytree(repository, target)
-    for path in target.glob("*/configs/served.pbtxt"):
+    for path in target.glob("*/configs/onnxruntime.pbtxt"):
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         if config.platform != "ensemble":
             edit(path.parents[1].name, config)

@@ -112,7 +112,7 @@ def write_configs(repository: Path, version: int) -> None:
     """Write `tensorrt/<model>.pbtxt` of a version from its served configs."""
     folder = home(repository, version)
     for model in MODELS:
-        served = read_config(folder / "served" / f"{model}.pbtxt")
+        served = read_config(folder / "onnxruntime" / f"{model}.pbtxt")
         profiles = 3 if model == "tile_encoder" else 1
         text = engine_config(served, profiles) if model in GRAPHS else str(served)
         write_text(folder / "tensorrt" / f"{model}.pbtxt", text)

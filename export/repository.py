@@ -3,13 +3,13 @@
 An export is one version number V in all four models' folders. The ensemble has no model file, so its version
 folder holds what belongs to the export as a whole:
 
-    slide_pipeline/<V>/{contract.json, inputs.json, parity.json, reference.npz, served/<model>.pbtxt}
+    slide_pipeline/<V>/{contract.json, inputs.json, parity.json, reference.npz, onnxruntime/<model>.pbtxt}
     slide_pipeline/configs/current -> ../<V>                                  the one switch
-    <model>/configs/served.pbtxt -> ../../slide_pipeline/configs/current/served/<model>.pbtxt
+    <model>/configs/onnxruntime.pbtxt -> ../../slide_pipeline/configs/current/onnxruntime/<model>.pbtxt
 
-Triton reads `<model>/configs/served.pbtxt` (`--model-config-name=served`), which names version V alone. All
-four models change over in one `rename` of the switch; until then a new version's folders lie there,
-unserved.
+Triton reads `<model>/configs/onnxruntime.pbtxt` (`--model-config-name=onnxruntime`), which names version V
+alone. All four models change over in one `rename` of the switch; until then a new version's folders lie
+there, unserved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gigapath_contract.schema import MODELS, Contract
 
 HOME = "slide_pipeline"
 CONTRACT, INPUTS = "contract.json", "inputs.json"
-VARIANTS = ("served", "tensorrt")
+VARIANTS = ("onnxruntime", "tensorrt")
 """The configs that a version brings: for ONNX Runtime, and for the engines built from it
 (`export.engines`).
 """
@@ -222,11 +222,11 @@ def _parse(path: Path) -> Contract:
 
 
 def _write_served(repository: Path, number: int) -> None:
-    """Write `served/<model>.pbtxt` of a version from the repository's committed configs."""
+    """Write `onnxruntime/<model>.pbtxt` of a version from the repository's committed configs."""
     contract = read_contract(repository, number)
     for model in MODELS:
         config = served_config(read_config(repository / model / "config.pbtxt"), contract)
-        write_text(home(repository, number) / "served" / f"{model}.pbtxt", config)
+        write_text(home(repository, number) / "onnxruntime" / f"{model}.pbtxt", config)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -85,7 +85,7 @@ def run_triton(
         f"--model-repository={repository.resolve()}",
         f"--backend-directory={assemble_backends(triton_home, backends).resolve()}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        "--model-config-name=served",
+        "--model-config-name=onnxruntime",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",

@@ -4,14 +4,14 @@
 #   TLS          off (default) | server (encrypted, certificate of the server) | mutual (certificates of both sides)
 #   CERTS        folder with tls.crt and tls.key, for mutual also ca.crt (default /certs); not read while TLS is off
 #   MODELS       the model repository (default /models)
-#   MODEL_CONFIG served (default: ONNX Runtime) | tensorrt (the engines of `make engines`)
+#   MODEL_CONFIG onnxruntime (default) | tensorrt (the engines of `make engines`)
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
 #                without one a random value closes them to everybody
 #
 # Further flags are passed on to tritonserver and win over those below.
 set -eu
 
-models=${MODELS:-/models} config=${MODEL_CONFIG:-served} certs=${CERTS:-/certs}
+models=${MODELS:-/models} config=${MODEL_CONFIG:-onnxruntime} certs=${CERTS:-/certs}
 # Where a model lacks the named config, Triton would take another one and say nothing.
 for model in "$models"/*/; do
     [ -r "$model/configs/$config.pbtxt" ] ||

@@ -247,12 +247,12 @@ def test_a_model_of_which_nobody_knows_what_it_computes(
 ) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(demo_repository, repository, symlinks=True)
-    path = repository / "tile_encoder" / "configs" / "served.pbtxt"
+    path = repository / "tile_encoder" / "configs" / "onnxruntime.pbtxt"
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     contract = json.loads(config.parameters["contract"].string_value)
     del config.parameters["contract"]
     path.write_text(text_format.MessageToString(config))
-    path = repository / "slide_encoder" / "configs" / "served.pbtxt"
+    path = repository / "slide_encoder" / "configs" / "onnxruntime.pbtxt"
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     config.parameters["contract"].string_value = json.dumps({**contract, "schema": 2})
     path.write_text(text_format.MessageToString(config))

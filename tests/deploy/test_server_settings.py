@@ -71,9 +71,9 @@ def test_what_a_client_needs_stays_open(client: triton.InferenceServerClient) ->
 def test_a_container_serves_as_the_local_server_does() -> None:
     """What run_triton always says, start.sh says too."""
     local = set(re.findall(r'"(--[a-z-]+(?:=\w+)?)"', (START.parents[2] / "server" / "local.py").read_text()))
-    assert {"--model-config-name=served", "--model-control-mode=none"} < local
-    text = START.read_text().replace('"$config"', "served")
-    assert "config=${MODEL_CONFIG:-served}" in text
+    assert {"--model-config-name=onnxruntime", "--model-control-mode=none"} < local
+    text = START.read_text().replace('"$config"', "onnxruntime")
+    assert "config=${MODEL_CONFIG:-onnxruntime}" in text
     assert local <= set(re.findall(r"--[a-z-]+(?:=\w+)?", text))
 
 
@@ -169,7 +169,8 @@ def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
         ),
         (
             {"MODELS": "/nowhere"},
-            "start.sh: /nowhere/*/ has no configs/served.pbtxt: run make export, for tensorrt make engines\n",
+            "start.sh: /nowhere/*/ has no configs/onnxruntime.pbtxt: "
+            "run make export, for tensorrt make engines\n",
         ),
     ],
     ids=["unknown", "no certificates", "no engines", "no models"],
@@ -184,7 +185,7 @@ def test_another_config_is_served_by_its_name(
     deploy: Callable[..., Any], demo_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     models = shutil.copytree(demo_repository, tmp_path_factory.mktemp("models") / "models", symlinks=True)
-    for served in models.glob("*/configs/served.pbtxt"):
+    for served in models.glob("*/configs/onnxruntime.pbtxt"):
         text = served.read_text().replace("preferred_batch_size: 64", "preferred_batch_size: 32")
         served.with_name("other.pbtxt").write_text(text)
     client = triton.InferenceServerClient(deploy(MODELS=str(models), MODEL_CONFIG="other").url)

@@ -41,7 +41,7 @@ def test_a_stale_engine_is_named(tmp_path: Path, field: str, value: str) -> None
 
 
 def test_engine_configs_serve_the_plan_on_a_gpu(demo_repository: Path) -> None:
-    served = read_config(demo_repository / "tile_encoder" / "configs" / "served.pbtxt")
+    served = read_config(demo_repository / "tile_encoder" / "configs" / "onnxruntime.pbtxt")
     text = engine_config(served, 3)
     for line in ('backend: "tensorrt"', 'default_model_filename: "model.plan"', "KIND_GPU", 'profile: "2"'):
         assert line in text

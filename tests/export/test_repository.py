@@ -65,7 +65,7 @@ def test_a_version_is_installed_listed_and_served(empty_repository: Path) -> Non
         (2, True, "demo", False),
     ]
     for model in MODELS:
-        served = read_config(empty_repository / model / "configs" / "served.pbtxt")
+        served = read_config(empty_repository / model / "configs" / "onnxruntime.pbtxt")
         assert list(served.version_policy.specific.versions) == [2]
         contract = json.loads(served.parameters["contract"].string_value)
         assert contract == json.loads(contract_of(2).to_json())
@@ -79,7 +79,7 @@ def test_served_dims_are_exact_and_logits_need_a_head(empty_repository: Path) ->
     tensors = {
         (model, t.name): list(t.dims)
         for model in MODELS
-        for config in [read_config(empty_repository / model / "configs" / "served.pbtxt")]
+        for config in [read_config(empty_repository / model / "configs" / "onnxruntime.pbtxt")]
         for t in (*config.input, *config.output)
     }
     assert tensors["tile_encoder", "EMBEDDINGS"] == [7]
@@ -88,11 +88,11 @@ def test_served_dims_are_exact_and_logits_need_a_head(empty_repository: Path) ->
     assert tensors["slide_occlusion", "SLIDE"] == [-1, 5]
     assert tensors["slide_occlusion", "KEEP"] == [-1, -1]
     assert not [name for _, name in tensors if name == "LOGITS"]
-    pipeline = read_config(empty_repository / "slide_pipeline" / "configs" / "served.pbtxt")
+    pipeline = read_config(empty_repository / "slide_pipeline" / "configs" / "onnxruntime.pbtxt")
     assert "LOGITS" not in pipeline.ensemble_scheduling.step[1].output_map
 
     install(empty_repository, HeadContract("2" * 64, ("a", "b", "c"), "multiclass"))
-    served = read_config(empty_repository / "slide_occlusion" / "configs" / "served.pbtxt")
+    served = read_config(empty_repository / "slide_occlusion" / "configs" / "onnxruntime.pbtxt")
     assert {t.name: list(t.dims) for t in served.output}["LOGITS"] == [-1, 3]
 
 
@@ -155,7 +155,7 @@ def test_killed_at_any_moment_the_old_version_is_served(
     now = repo.served_version(empty_repository)
     assert now in (1, 2)
     for model in MODELS:
-        served = read_config(empty_repository / model / "configs" / "served.pbtxt")
+        served = read_config(empty_repository / model / "configs" / "onnxruntime.pbtxt")
         assert list(served.version_policy.specific.versions) == [now], "all four or none"
         assert (empty_repository / model / str(now)).is_dir()
     if now == 1:

@@ -29,7 +29,7 @@ def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     is 200 or more; it waits 200 ms for requests to join."""
     repository = tmp_path_factory.mktemp("toy") / "repository"
     shutil.copytree(
-        ROOT / "model_repository", repository, ignore=shutil.ignore_patterns("[0-9]*", "served.pbtxt")
+        ROOT / "model_repository", repository, ignore=shutil.ignore_patterns("[0-9]*", "onnxruntime.pbtxt")
     )
     save_model(repository, "tile_encoder", tile_graph(), external=True)
     save_model(repository, "slide_encoder", slide_graph())
@@ -43,7 +43,7 @@ def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if model.name == "tile_encoder":
             config.dynamic_batching.max_queue_delay_microseconds = 200_000
         (model / "configs").mkdir(exist_ok=True)
-        (model / "configs" / "served.pbtxt").write_text(text_format.MessageToString(config))
+        (model / "configs" / "onnxruntime.pbtxt").write_text(text_format.MessageToString(config))
     return repository
 
 

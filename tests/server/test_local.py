@@ -77,11 +77,11 @@ def garble_graph(repository: Path) -> None:
 
 
 def garble_config(repository: Path) -> None:
-    (repository / "slide_encoder/configs/served.pbtxt").write_text("nonsense {")
+    (repository / "slide_encoder/configs/onnxruntime.pbtxt").write_text("nonsense {")
 
 
 def open_dims(repository: Path) -> None:
-    (repository / "tile_encoder/configs/served.pbtxt").unlink()
+    (repository / "tile_encoder/configs/onnxruntime.pbtxt").unlink()
 
 
 def drop_member(repository: Path) -> None:
@@ -92,7 +92,7 @@ def drop_member(repository: Path) -> None:
     ("break_it", "sentence"),
     [
         (garble_graph, "model 'tile_encoder' failed to load: .*Protobuf parsing failed"),
-        (garble_config, "model 'slide_encoder' has no usable configuration: .*served.pbtxt"),
+        (garble_config, "model 'slide_encoder' has no usable configuration: .*onnxruntime.pbtxt"),
         (open_dims, r"'tile_encoder' failed to load: .*\[-1, 128\] in the graph but TYPE_FP32 \[-1, -1\]"),
         (drop_member, "ensemble slide_pipeline contains models that are not available .*slide_encoder"),
     ],

@@ -60,7 +60,7 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         f"--model-repository={demo_repository}",
         f"--backend-directory={assemble_backends(TRITON, BACKENDS).resolve()}",
         f"--backend-config=python,shm-region-prefix-name=tls_{folder.name}_",
-        "--model-config-name=served",
+        "--model-config-name=onnxruntime",
         "--allow-http=false",
         "--allow-metrics=false",
         f"--grpc-address={LOOPBACK}",
