@@ -48,10 +48,11 @@ def score_masks(url: str, slide: EmbeddedSlide, keep: Mask) -> Served:
     """All masks `keep` [M, N] through `slide_occlusion`, as the methods send them."""
     with Connection(Endpoint(url)) as connection:
         contract = read_contract(connection)
-        forward = ServedForward(connection, contract, lambda coords: slide.frame(contract, coords))
+        forward = ServedForward(connection, contract)
+        coords = slide.model_coords(contract)
         began = time.perf_counter()
         logits = [
-            forward(slide.embeddings, slide.coords, keep[start : start + MASKS_A_CALL]).logits
+            forward(slide.embeddings, coords, keep[start : start + MASKS_A_CALL]).logits
             for start in range(0, len(keep), MASKS_A_CALL)
         ]
         seconds = time.perf_counter() - began
@@ -70,10 +71,10 @@ def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
     """`client attribute` without its files."""
     with Connection(Endpoint(url)) as connection:
         contract = read_contract(connection)
-        forward = ServedForward(connection, contract, lambda coords: slide.frame(contract, coords))
+        forward = ServedForward(connection, contract)
         began = time.perf_counter()
         found = explain(slide, forward, contract, Settings(), checks=checks)
         seconds = time.perf_counter() - began
     gap = float(found.attribution.completeness_gap.max())
-    cost = found.subject.cost
+    cost = found.masked_slide.cost
     return DefaultMap(seconds, found.attribution.evaluations, cost.forwards, forward.bytes_sent, gap)

@@ -1,4 +1,4 @@
-"""The methods by name, with the arguments that Captum's and SHAP's users know."""
+"""The methods by name, with the settings of Captum and SHAP."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from ..errors import ClientError
 from .methods.game import CoalitionGame
+from .methods.model_outputs import ModelOutputs
 from .methods.occlusion import keep_one, occlusion
 from .methods.partition_shap import partition_shap
 from .methods.regions import coarse_regions, grid_cells, sliding_windows
 from .methods.result import Attribution
 from .methods.scorer import Float32, Int64, Scorer, average, bank_draws, medoid
 from .methods.shapley import shapley_sampling
-from .methods.target import Target
 from .model.masked_slide import MaskedSlide
 
 Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_sampling"]
-Occluder = Literal["mask", "mean", "medoid"]
-Baselines = Occluder | Float32
+OccluderName = Literal["in_place", "mean", "medoid"]
+Occluder = OccluderName | Float32
 
 BANK_DRAWS = 4
 SHAPLEY_REGIONS = 256
@@ -31,22 +29,26 @@ SHAPLEY_REGIONS = 256
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """How tiles are attributed.
+    """How a slide is attributed; the names are Captum's and SHAP's where they have one.
+
+    `Settings()` is the default map; `Settings(method="occlusion", sliding_window_shapes=4, strides=2)` asks
+    what the score needs, with overlapping windows of 4 x 4 tiles.
 
     Attributes:
-        method: `partition_shap` (which tiles share the score), `occlusion` (what the score needs), `keep_one`
-            (what each tile says alone), `shapley_sampling` (as the first, for regions, with standard errors).
-        baselines: what a left-out tile becomes: `mask` (in place, invisible), `mean` or `medoid` (the slide's
-            mean or most typical embedding), one embedding [D], or a bank of them [B, D] to draw from.
-        feature_mask: region of every tile [N], 0..G-1; the tiles of a region come and go together.
+        method: `partition_shap` (how the score is shared among tiles), `occlusion` (what the score needs),
+            `keep_one` (the score of each tile alone), `shapley_sampling` (as the first, for regions, with
+            standard errors).
+        occluder: how occluded tiles are replaced: `in_place` (masked), `mean` or `medoid` (the slide's mean
+            or most typical embedding), one embedding [D], or a bank of them [B, D] to draw from.
+        feature_mask: region of every tile [N], 0..G-1; the tiles of a region are occluded together.
         sliding_window_shapes, strides: side and step, in tiles, of the windows of `occlusion`.
-        max_evals: masks that `partition_shap` may score.
-        n_samples: pairs of orders of `shapley_sampling`.
+        max_evals: largest number of masks that `partition_shap` scores.
+        n_samples: number of antithetic permutation pairs of `shapley_sampling`.
         perturbations_per_eval: masks in memory at once; changes no value.
     """
 
     method: Method = "partition_shap"
-    baselines: Baselines = "mask"
+    occluder: Occluder = "in_place"
     feature_mask: Int64 | None = None
     sliding_window_shapes: int = 4
     strides: int = 2
@@ -57,59 +59,53 @@ class Settings:
 
 
 def attribute(
-    subject: MaskedSlide,
-    target: Target,
+    masked_slide: MaskedSlide,
+    outputs: ModelOutputs,
     settings: Settings | None = None,
     *,
-    focus: int = 0,
+    target_index: int = 0,
     step: tuple[int, int] = (256, 256),
-    show_progress: bool = False,
     progress_callback: Callable[[int], None] = lambda masks: None,
 ) -> Attribution:
-    """Values [N, K] of a slide's tiles for the K explained numbers of `target`.
+    """Values [N, K] of a slide's tiles for the K `outputs`.
 
-    focus: index of the number that `partition_shap` refines for.
+    target_index: the output for which `partition_shap` refines.
     step: the tile grid's step (x, y) in level-0 px, on which windows lie.
-    show_progress: a bar with the time left on stderr.
-    progress_callback: called with the number of masks done since its last call.
+    progress_callback: called with the number of masks scored since its last call.
+
+    Raises:
+        ClientError: settings that do not fit each other or the slide, or the model fails.
     """
     settings = settings or Settings()
-    if show_progress:
-        with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(settings.method, total=planned_masks(subject, settings, step))
-
-            def count(masks: int) -> None:
-                bar.advance(task, masks)
-                progress_callback(masks)
-
-            return attribute(subject, target, settings, focus=focus, step=step, progress_callback=count)
     game = CoalitionGame(
-        scorer_for(subject, settings.baselines, settings.seed),
-        target,
-        _players(subject, settings),
+        scorer_for(masked_slide, settings.occluder, settings.seed),
+        outputs,
+        _players(masked_slide, settings),
         settings.perturbations_per_eval,
         progress_callback,
     )
     match settings.method:
         case "partition_shap":
-            return partition_shap(game, subject.coords, max_evals=settings.max_evals, focus=focus)
+            return partition_shap(
+                game, masked_slide.coords, max_evals=settings.max_evals, target_index=target_index
+            )
         case "occlusion":
-            return occlusion(game, _windows(subject, settings, step))
+            return occlusion(game, _windows(masked_slide, settings, step))
         case "keep_one":
-            alone = settings.feature_mask is None
-            return keep_one(game, replace(game, scorer=subject.bags()) if alone else None)
+            single_tiles = settings.feature_mask is None
+            return keep_one(game, replace(game, scorer=masked_slide.dropped()) if single_tiles else None)
         case "shapley_sampling":
             return shapley_sampling(game, n_samples=settings.n_samples, seed=settings.seed)
         case unknown:
             raise ClientError(f"no method {unknown!r}: choose one of {', '.join(get_args(Method))}")
 
 
-def planned_masks(subject: MaskedSlide, settings: Settings, step: tuple[int, int] = (256, 256)) -> int:
-    """How many masks `attribute` will score, at most."""
-    players = int(_players(subject, settings).max()) + 1
+def planned_masks(masked_slide: MaskedSlide, settings: Settings, step: tuple[int, int] = (256, 256)) -> int:
+    """The largest number of masks that `attribute` scores."""
+    players = int(_players(masked_slide, settings).max()) + 1
     match settings.method:
         case "occlusion":
-            windows = _windows(subject, settings, step)
+            windows = _windows(masked_slide, settings, step)
             return 2 + (players if windows is None else len(windows))
         case "shapley_sampling":
             return 2 + 2 * settings.n_samples * (players - 1)
@@ -119,37 +115,42 @@ def planned_masks(subject: MaskedSlide, settings: Settings, step: tuple[int, int
             return max(2, settings.max_evals)
 
 
-def _players(subject: MaskedSlide, settings: Settings) -> Int64:
+def _players(masked_slide: MaskedSlide, settings: Settings) -> Int64:
     if settings.feature_mask is not None:
         return settings.feature_mask
     if settings.method == "shapley_sampling":
-        return coarse_regions(subject.coords, SHAPLEY_REGIONS)
-    return np.arange(len(subject.coords), dtype=np.int64)
+        return coarse_regions(masked_slide.coords, SHAPLEY_REGIONS)
+    return np.arange(len(masked_slide.coords), dtype=np.int64)
 
 
-def _windows(subject: MaskedSlide, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:
+def _windows(masked_slide: MaskedSlide, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:
     if settings.feature_mask is not None:
         return None
-    cells = grid_cells(subject.coords, step)
+    cells = grid_cells(masked_slide.coords, step)
     return sliding_windows(cells, settings.sliding_window_shapes, settings.strides)
 
 
-def scorer_for(subject: MaskedSlide, baselines: Baselines, seed: int = 0) -> Scorer:
-    """The scorer that leaves tiles out as `baselines` says."""
-    if isinstance(baselines, str):
-        if baselines == "mask":
-            return subject.masked()
-        if baselines == "mean":
-            return subject.replaced(subject.embeddings.mean(axis=0, dtype=np.float64).astype(np.float32))
-        if baselines == "medoid":
-            return subject.replaced(medoid(subject.embeddings))
+def scorer_for(masked_slide: MaskedSlide, occluder: Occluder, seed: int = 0) -> Scorer:
+    """The scorer with an occluder; `seed` draws from a bank.
+
+    Raises:
+        ClientError: no such occluder, or a bank of another width or with values that are not finite.
+    """
+    embeddings = masked_slide.embeddings
+    if isinstance(occluder, str):
+        if occluder == "in_place":
+            return masked_slide.in_place()
+        if occluder == "mean":
+            return masked_slide.replaced(embeddings.mean(axis=0, dtype=np.float64).astype(np.float32))
+        if occluder == "medoid":
+            return masked_slide.replaced(medoid(embeddings))
         raise ClientError(
-            f"no occluder {baselines!r}: choose one of {', '.join(get_args(Occluder))} or a bank"
+            f"no occluder {occluder!r}: choose one of {', '.join(get_args(OccluderName))} or a bank"
         )
-    width = subject.embeddings.shape[1]
-    if baselines.ndim not in (1, 2) or baselines.shape[-1] != width or not np.isfinite(baselines).all():
-        raise ClientError(f"a bank needs finite embeddings of width {width}, not an array {baselines.shape}")
-    if baselines.ndim == 1:
-        return subject.replaced(baselines)
-    draws = bank_draws(baselines, len(subject.coords), BANK_DRAWS, seed)
-    return average([subject.replaced(draw) for draw in draws])
+    width = embeddings.shape[1]
+    if occluder.ndim not in (1, 2) or occluder.shape[-1] != width or not np.isfinite(occluder).all():
+        raise ClientError(f"a bank needs finite embeddings of width {width}, not an array {occluder.shape}")
+    if occluder.ndim == 1:
+        return masked_slide.replaced(occluder)
+    draws = bank_draws(occluder, len(embeddings), BANK_DRAWS, seed)
+    return average([masked_slide.replaced(draw) for draw in draws])

@@ -1,4 +1,4 @@
-"""Does removing what the map calls important change the score first? Deletion, insertion and their gain."""
+"""Deletion and insertion curves of a map, SRG and rank correlation."""
 
 from __future__ import annotations
 
@@ -7,64 +7,73 @@ from dataclasses import dataclass
 import numpy as np
 
 from .methods.game import CoalitionGame
-from .methods.scorer import Float64, Int64, Mask
+from .methods.scorer import Float64, Int64, KeepMask
 
 STEPS = 10
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The target's score v at `fractions` [S + 1] of the tiles, 0 and 1 included."""
+    """The target's output v with a part of the tiles occluded, most or least important first.
+
+    Attributes:
+        fractions: fractions occluded, [S + 1], 0 and 1 included.
+        mif: v without the most important fraction (most important first: the deletion curve), [S + 1].
+        lif: v without the least important fraction (least important first), [S + 1].
+    """
 
     fractions: Float64
-    most_first: Float64  # v without the top fraction: deletion (MIF)
-    least_first: Float64  # v without the bottom fraction (LIF)
+    mif: Float64
+    lif: Float64
 
     @property
     def insertion(self) -> tuple[Float64, Float64]:
-        """Fractions, and v of the top fraction alone: LIF read backwards, since the rest is then left out."""
-        return 1 - self.fractions[::-1], self.least_first[::-1]
+        """Fractions, and v with only the most important fraction kept: LIF in reverse order."""
+        return 1 - self.fractions[::-1], self.lif[::-1]
 
     @property
-    def gain(self) -> float:
-        """SRG, the symmetric relevance gain: area of LIF - area of MIF (Blücher et al., TMLR 2024).
+    def srg(self) -> float:
+        """Symmetric relevance gain: AUC of LIF - AUC of MIF (Blücher et al., TMLR 2024).
 
-        About 0 for a random map, and the negative for the negated map.
+        About 0 for a random map; negating a map negates it.
         """
-        return area(self.fractions, self.least_first) - area(self.fractions, self.most_first)
+        return auc(self.fractions, self.lif) - auc(self.fractions, self.mif)
 
 
-def curves(game: CoalitionGame, order: Int64, focus: int, steps: int = STEPS) -> Curves:
-    """Curves of an `order` [G] of the players, most important first, at `steps` + 1 fractions."""
-    counts = np.unique(np.rint(np.linspace(0, len(order), steps + 1)).astype(np.int64))
+def curves(game: CoalitionGame, order: Int64, target_index: int) -> Curves:
+    """Curves of the output `target_index` for an `order` [G] of the players, most important first.
+
+    S is `STEPS`, or the number of players if they are fewer. Raises as `CoalitionGame.values` does.
+    """
+    counts = np.unique(np.rint(np.linspace(0, len(order), STEPS + 1)).astype(np.int64))
     kept = np.concatenate([_without_first(order, counts), _without_first(order[::-1], counts)])
-    most, least = game.values(kept)[:, focus].reshape(2, -1)
-    return Curves(counts / len(order), most, least)
+    mif, lif = game.values(kept)[:, target_index].reshape(2, -1)
+    return Curves(counts / len(order), mif, lif)
 
 
 def descending(values: Float64, seed: int = 0) -> Int64:
-    """Tiles [N] by falling value; equal ones at random, or an empty map would rank by slots."""
+    """Indices of tiles by decreasing value, [N]; ties in random order, not in that of positions."""
     chance = np.random.default_rng(seed).permutation(len(values))
     return np.lexsort((chance, -values)).astype(np.int64)
 
 
 def random_orders(regions: Int64, count: int, seed: int) -> list[Int64]:
-    """Orders of tiles [N] that take whole `regions` in random turn.
+    """`count` orders of tiles [N] with the `regions` [N] in random order.
 
-    A map is as smooth as tissue is; tiles drawn one by one would be too easy to beat.
+    Random single tiles would be an easier control, since maps are as smooth as tissue.
     """
     rng = np.random.default_rng(seed)
-    worth = [rng.permutation(int(regions.max()) + 1).astype(np.float64) for _ in range(count)]
-    return [descending(one[regions], seed + number) for number, one in enumerate(worth)]
+    maps = [rng.permutation(int(regions.max()) + 1).astype(np.float64) for _ in range(count)]
+    return [descending(values[regions], seed + number) for number, values in enumerate(maps)]
 
 
-def area(fractions: Float64, values: Float64) -> float:
-    """Area under a curve over [0, 1] by the trapezoid rule."""
+def auc(fractions: Float64, values: Float64) -> float:
+    """Area under a curve over [0, 1] by the trapezoidal rule."""
     return float(np.trapezoid(values, fractions))
 
 
 def spearman(a: Float64, b: Float64) -> float:
-    """Rank correlation with mean ranks for ties; NaN where either is constant."""
+    """Spearman's rank correlation with mean ranks for ties; NaN where either is constant."""
     x, y = _ranks(a), _ranks(b)
     x, y = x - x.mean(), y - y.mean()
     norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
@@ -78,9 +87,9 @@ def _ranks(values: Float64) -> Float64:
     return ranks
 
 
-def _without_first(order: Int64, counts: Int64) -> Mask:
+def _without_first(order: Int64, counts: Int64) -> KeepMask:
     """All players but the first `counts[s]` of `order`, [S, G]."""
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    kept: Mask = rank[None, :] >= counts[:, None]
+    kept: KeepMask = rank[None, :] >= counts[:, None]
     return kept

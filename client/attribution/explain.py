@@ -1,4 +1,4 @@
-"""From a slide's embeddings and a server to a map of what drives its score, and how far to trust it."""
+"""Explain a slide: its attribution through a server, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -12,52 +12,63 @@ from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
 from .attribute import Settings, attribute, planned_masks
+from .methods.model_outputs import ModelOutputs, Score
 from .methods.result import Attribution
 from .methods.scorer import Forward
-from .methods.target import Score, Target
 from .model.cache import ScoreCache
 from .model.embedded import EmbeddedSlide
 from .model.masked_slide import MaskedSlide
 from .reliability import Reliability, assess, planned_checks
 
-# Bags of one tile are tiny forwards, but one request each: beside the map only where they take no time.
+# Single-tile scores need one request each, so by default they are computed only for small slides.
 KEEP_ONE_TILES = 2000
 
 
 @dataclass(frozen=True)
 class ExplainProgress:
-    """Where an explanation stands: masks asked of how many at most, what one costs, how long the rest takes.
+    """Progress of an explanation.
 
-    Both times are None until a forward was measured.
+    Attributes:
+        stage: the method, `keep_one` or `reliability`.
+        done, planned: masks scored, and the largest number of them.
+        seconds_per_forward, seconds_left: None until the first forward was measured.
     """
 
     stage: str
     done: int
     planned: int
-    seconds_a_forward: float | None
+    seconds_per_forward: float | None
     seconds_left: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A slide's attribution and what it was made with; `focus` is the target's column of the values
-    of `numbers`."""
+    """A slide's attribution and what it was made with.
+
+    Attributes:
+        slide: the embeddings and where their tiles lie.
+        masked_slide: the same under the model, with the scores so far.
+        outputs: the explained outputs; `attribution` has a column for each.
+        target_index: column of the target.
+        keep_one: the scores of the tiles alone, None for large slides and where they are the attribution.
+        reliability: None without checks.
+    """
 
     slide: EmbeddedSlide
     contract: Contract
     settings: Settings
     score: Score
-    focus: int
-    subject: MaskedSlide
-    numbers: Target
+    masked_slide: MaskedSlide
+    outputs: ModelOutputs
+    target_index: int
     attribution: Attribution
     keep_one: Attribution | None
     reliability: Reliability | None
 
     @property
-    def target(self) -> str:
+    def target_class(self) -> str:
         """The explained class, or `embedding`."""
-        return self.attribution.names[self.focus]
+        return self.attribution.names[self.target_index]
 
 
 def explain(
@@ -69,66 +80,94 @@ def explain(
     target: str | None = None,
     score: Score = "log_odds",
     checks: bool = True,
-    memo: ScoreCache | None = None,
-    progress: Callable[[ExplainProgress], None] = lambda pace: None,
+    cache: ScoreCache | None = None,
+    progress: Callable[[ExplainProgress], None] = lambda progress: None,
 ) -> Explanation:
     """Attribute the slide's score to its tiles.
 
     forward: the model, `served.ServedForward` for the server's `slide_occlusion`.
-    target: a class name; None is the class that the slide scores highest.
+    target: a class; None is the one with the highest score.
     checks: measure the reliability too.
-    memo: scores kept from an interrupted run, and for the next one.
+    cache: scores of earlier runs, to which new ones are added.
 
     Raises:
-        ClientError: the embeddings don't fit the served model, no such class, the server; one line.
+        ContractMismatch: the embeddings or coordinates do not fit the served model.
+        ClientError: no such class, settings that do not fit the slide, or the server fails.
     """
     settings = settings or Settings()
-    slide.check(contract)
-    subject = MaskedSlide(forward, slide.embeddings, slide.coords, model=contract.export_id, memo=memo)
-    numbers, focus = choose_target(subject, contract, target, score)
+    masked_slide = MaskedSlide.from_embedded(slide, forward, contract, cache)
+    outputs, target_index = choose_outputs(masked_slide, contract, target, score)
     alone = replace(settings, method="keep_one", feature_mask=None)
     with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
-    planned: dict[str, int] = {settings.method: planned_masks(subject, settings, slide.step)}
-    planned["reliability"] = planned_checks(subject, settings) if checks else 0
-    planned["keep_one"] = planned_masks(subject, alone) if with_keep_one else planned.get("keep_one", 0)
-    stage: str = settings.method
+    planned: dict[str, int] = {settings.method: planned_masks(masked_slide, settings, slide.step)}
+    planned["reliability"] = planned_checks(masked_slide, settings) if checks else 0
+    if with_keep_one:
+        planned["keep_one"] = planned_masks(masked_slide, alone)
     done = dict.fromkeys(planned, 0)
 
-    def count(masks: int) -> None:
-        done[stage] += masks
-        each = subject.cost.each
-        costs = {"keep_one": subject.bag_cost.each or each}  # bags are short: too much until one was scored
-        left = [(planned[name] - done[name], costs.get(name, each)) for name in planned]
-        seconds = sum(max(0, masks) * cost for masks, cost in left if cost is not None) if each else None
-        progress(ExplainProgress(stage, sum(done.values()), sum(planned.values()), each, seconds))
+    def counter(stage: str) -> Callable[[int], None]:
+        def count(masks: int) -> None:
+            done[stage] += masks
+            progress(_progress(stage, done, planned, masked_slide))
 
-    result = attribute(subject, numbers, settings, focus=focus, step=slide.step, progress_callback=count)
-    planned[stage] = done[stage]  # it may have stopped early
-    stage = "keep_one"
-    kept = attribute(subject, numbers, alone, focus=focus, progress_callback=count) if with_keep_one else None
-    stage = "reliability"
-    reliability = (
-        assess(subject, numbers, result, settings, focus=focus, progress_callback=count) if checks else None
+        return count
+
+    attribution = attribute(
+        masked_slide,
+        outputs,
+        settings,
+        target_index=target_index,
+        step=slide.step,
+        progress_callback=counter(settings.method),
     )
+    planned[settings.method] = done[settings.method]  # it may have stopped early
+    keep_one = reliability = None
+    if with_keep_one:
+        keep_one = attribute(masked_slide, outputs, alone, progress_callback=counter("keep_one"))
+    if checks:
+        reliability = assess(
+            masked_slide,
+            outputs,
+            attribution,
+            settings,
+            target_index=target_index,
+            progress_callback=counter("reliability"),
+        )
     return Explanation(
         slide,
         contract,
         settings,
         score,
-        focus,
-        subject,
-        numbers,
-        result,
-        kept,
+        masked_slide,
+        outputs,
+        target_index,
+        attribution,
+        keep_one,
         reliability,
     )
 
 
-def choose_target(
-    subject: MaskedSlide, contract: Contract, target: str | None, score: Score
-) -> tuple[Target, int]:
-    """The explained numbers and which of them is the target."""
-    scores = subject.masked()(np.ones((1, len(subject.coords)), dtype=bool))
+def _progress(
+    stage: str, done: dict[str, int], planned: dict[str, int], masked_slide: MaskedSlide
+) -> ExplainProgress:
+    per_forward = masked_slide.cost.per_forward
+    left = None
+    if per_forward is not None:
+        # Bags of one tile are short: until one was scored, this is too much.
+        costs = {"keep_one": masked_slide.dropped_cost.per_forward or per_forward}
+        left = sum(max(0, planned[name] - done[name]) * costs.get(name, per_forward) for name in planned)
+    return ExplainProgress(stage, sum(done.values()), sum(planned.values()), per_forward, left)
+
+
+def choose_outputs(
+    masked_slide: MaskedSlide, contract: Contract, target: str | None, score: Score
+) -> tuple[ModelOutputs, int]:
+    """The outputs to explain and the index of the target among them.
+
+    Raises:
+        ClientError: no such class, or a class for the embedding; the model fails.
+    """
+    scores = masked_slide.in_place()(np.ones((1, len(masked_slide.coords)), dtype=bool))
     head = contract.head
     if head is None and score != "embedding":
         raise ClientError(
@@ -137,23 +176,23 @@ def choose_target(
     if head is None or score == "embedding":
         if target is not None:
             raise ClientError("the embedding has no classes: leave --target out, or choose another --score")
-        return Target(("embedding",), "embedding", reference=scores.slide[0]), 0
-    numbers = Target(head.classes, score, head.kind)
+        return ModelOutputs(("embedding",), "embedding", reference=scores.slide[0]), 0
+    outputs = ModelOutputs(head.classes, score, head.kind)
     if target is None:
-        return numbers, int(scores.logits[0].argmax())
+        return outputs, int(scores.logits[0].argmax())
     if target not in head.classes:
         raise ClientError(f"no class {target!r}: the served model knows {', '.join(head.classes)}")
-    return numbers, head.classes.index(target)
+    return outputs, head.classes.index(target)
 
 
 def provenance(explanation: Explanation) -> dict[str, Any]:
-    """What a reader of the result needs to know of how it was made (JSON-able)."""
+    """How an explanation was made and how far to trust it, for the attributes of its file (JSON-able)."""
     settings, result, trust = explanation.settings, explanation.attribution, explanation.reliability
-    baselines = settings.baselines
+    occluder = settings.occluder
     about: dict[str, Any] = {
-        "target": explanation.target,
+        "target": explanation.target_class,
         "score": explanation.score,
-        "occluder": baselines if isinstance(baselines, str) else f"bank of {len(np.atleast_2d(baselines))}",
+        "occluder": occluder if isinstance(occluder, str) else f"bank of {len(np.atleast_2d(occluder))}",
         "seed": settings.seed,
         "export_id": explanation.contract.export_id,
         "trained": explanation.contract.trained,
@@ -166,12 +205,12 @@ def provenance(explanation: Explanation) -> dict[str, Any]:
             "other_occluder": trust.other_occluder,
             "agreement": trust.agreement,
             "redundancy": trust.redundancy,
-            "srg": trust.curves.gain,
-            "random_srg": list(trust.random_gains),
+            "srg": trust.curves.srg,
+            "random_srg": list(trust.random_srg),
             "beats_random": trust.beats_random,
             "curve_fractions": trust.curves.fractions.tolist(),
-            "deletion": trust.curves.most_first.tolist(),
-            "least_first": trust.curves.least_first.tolist(),
+            "deletion": trust.curves.mif.tolist(),
+            "lif": trust.curves.lif.tolist(),
             "insertion": trust.curves.insertion[1].tolist(),
             "warnings": trust.warnings(),
         }

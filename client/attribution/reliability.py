@@ -1,4 +1,4 @@
-"""How far a map can be trusted: every figure is measured on the slide itself."""
+"""Reliability of a map, measured on the slide itself."""
 
 from __future__ import annotations
 
@@ -7,33 +7,38 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .attribute import Baselines, Method, Settings, attribute, planned_masks, scorer_for
+from .attribute import Method, Occluder, Settings, attribute, planned_masks, scorer_for
 from .curves import STEPS, Curves, curves, descending, random_orders, spearman
 from .methods.game import CoalitionGame
+from .methods.model_outputs import ModelOutputs
 from .methods.regions import coarse_regions
 from .methods.result import Attribution
 from .methods.scorer import Float64, Int64
-from .methods.target import Target
 from .model.masked_slide import MaskedSlide
 
 REGIONS = 16
-ROLLS = 8
-ROLLED_TILES = 4
+SHIFTS = 8
+SHIFTED_TILES = 4
 RANDOM_ORDERS = 5
 EVALS_PER_OCCLUDER = 2 * REGIONS
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """The reliability block of one map; scores are the target's.
+    """How far a map can be trusted; values are of the target's output.
 
-    position_sensitivity: root mean square change of the whole slide's score when the same tiles are shifted
-        by 1..8 positions, which should mean nothing to a slide and does to dilated attention.
-    noise_floor: the same for one tile's marginal effect in a random context; smaller values are noise.
-    agreement: Spearman correlation, over coarse regions, of the map with that of `other_occluder`.
-    redundancy: 1 - sum of necessity / sum of Shapley values over regions (positive parts): near 1, every
-        region can be spared because others say the same, and a leave-one-out map would be empty; below 0,
-        regions need one another.
+    Attributes:
+        base, full, completeness_gap, additive, unresolved: as in the map's `Attribution`.
+        position_sensitivity: RMS change of the full slide's output when the tiles are shifted by 1..8
+            positions. A slide does not change by it; dilated attention does.
+        noise_floor: the same for the effect of one tile in a random context; smaller values are noise.
+        other_occluder: the second occluder.
+        agreement: Spearman correlation with its map, over coarse regions.
+        redundancy: 1 - sum of necessity / sum of Shapley values over regions (positive parts). Near 1, each
+            region can be spared because others suffice, and a leave-one-out map would be empty; below 0,
+            regions need one another.
+        curves: deletion and insertion curves of the map.
+        random_srg: SRG of random orders of regions.
     """
 
     base: float
@@ -47,99 +52,106 @@ class Reliability:
     agreement: float
     redundancy: float
     curves: Curves
-    random_gains: tuple[float, ...]
+    random_srg: tuple[float, ...]
 
     @property
     def beats_random(self) -> bool:
-        """Whether the map's gain is above every random order's in size (gains are symmetric about 0)."""
-        return self.curves.gain > max(abs(random) for random in self.random_gains)
+        """Whether the map's SRG exceeds every random order's in size (these are symmetric about 0)."""
+        return self.curves.srg > max(abs(random) for random in self.random_srg)
 
     def warnings(self) -> list[str]:
-        """One line for each reason not to trust the map."""
+        """One line per reason not to trust the map."""
         found = []
         if not self.beats_random:
             found.append(
-                f"does not beat a random map (SRG {self.curves.gain:+.3g}, "
-                f"random up to {max(map(abs, self.random_gains)):.3g}): do not read it"
+                f"does not beat a random map (SRG {self.curves.srg:+.3g}, "
+                f"random up to {max(map(abs, self.random_srg)):.3g}): do not read it"
             )
         if abs(self.full - self.base) <= self.position_sensitivity:
             found.append(
-                "the whole slide scores like nothing at all, within the noise of slots: "
-                "sizes of values mean little; compare with another occluder"
+                "full and empty slide score alike within positional noise: magnitudes are not meaningful; "
+                "compare with another occluder"
             )
         if self.additive and self.unresolved > 0.2:
             found.append(
-                f"{self.unresolved:.0%} of the evidence is not resolved to single tiles: raise max_evals"
+                f"{self.unresolved:.0%} of the absolute values is not resolved to tiles: raise max_evals"
             )
         if self.agreement < 0.5:
             found.append(
-                f"another occluder ({self.other_occluder}) ranks regions differently ({self.agreement:+.2f})"
+                f"another occluder ({self.other_occluder}) ranks regions differently "
+                f"(correlation {self.agreement:+.2f})"
             )
         return found
 
 
 def assess(
-    subject: MaskedSlide,
-    target: Target,
+    masked_slide: MaskedSlide,
+    outputs: ModelOutputs,
     result: Attribution,
     settings: Settings,
     *,
-    focus: int,
+    target_index: int,
     progress_callback: Callable[[int], None] = lambda masks: None,
 ) -> Reliability:
-    """Measure the reliability of `result`, which `settings` made."""
-    baselines, seed = settings.baselines, settings.seed
-    tiles = np.arange(len(subject.coords), dtype=np.int64)
-    game = CoalitionGame(
-        scorer_for(subject, baselines, seed), target, tiles, progress_callback=progress_callback
-    )
-    regions = coarse_regions(subject.coords, REGIONS)
+    """Measure the reliability of `result`, the attribution of `outputs` with `settings`.
 
-    def on_regions(method: Method, occluder: Baselines) -> Float64:
+    Raises:
+        ClientError: the model fails.
+    """
+    occluder, seed = settings.occluder, settings.seed
+    tiles = np.arange(len(masked_slide.coords), dtype=np.int64)
+    game = CoalitionGame(
+        scorer_for(masked_slide, occluder, seed), outputs, tiles, progress_callback=progress_callback
+    )
+    regions = coarse_regions(masked_slide.coords, REGIONS)
+
+    def on_regions(method: Method, occluder: Occluder) -> Float64:
         coarse = replace(
             settings,
             method=method,
-            baselines=occluder,
+            occluder=occluder,
             feature_mask=regions,
             max_evals=EVALS_PER_OCCLUDER,
             n_samples=2,
         )
-        found = attribute(subject, target, coarse, focus=focus, progress_callback=progress_callback)
-        return _of_regions(found.values[:, focus], regions, found.additive)
+        found = attribute(
+            masked_slide, outputs, coarse, target_index=target_index, progress_callback=progress_callback
+        )
+        return _of_regions(found.values[:, target_index], regions, found.additive)
 
     method = settings.method
-    other: Baselines = "mean" if isinstance(baselines, str) and baselines == "mask" else "mask"
-    position_sensitivity, noise_floor = _slot_noise(subject, game, focus, seed)
-    values = np.nan_to_num(result.values[:, focus])
+    other: Occluder = "mean" if isinstance(occluder, str) and occluder == "in_place" else "in_place"
+    position_sensitivity, noise_floor = _position_noise(masked_slide, game, target_index, seed)
+    values = np.nan_to_num(result.values[:, target_index])
     return Reliability(
-        base=float(result.base[focus]),
-        full=float(result.full[focus]),
-        completeness_gap=float(result.completeness_gap[focus]),
+        base=float(result.base[target_index]),
+        full=float(result.full[target_index]),
+        completeness_gap=float(result.completeness_gap[target_index]),
         additive=result.additive,
         unresolved=result.unresolved,
         position_sensitivity=position_sensitivity,
         noise_floor=noise_floor,
         other_occluder=str(other),
-        agreement=spearman(on_regions(method, baselines), on_regions(method, other)),
+        agreement=spearman(on_regions(method, occluder), on_regions(method, other)),
         redundancy=redundancy_index(
-            on_regions("occlusion", baselines), on_regions("partition_shap", baselines)
+            on_regions("occlusion", occluder), on_regions("partition_shap", occluder)
         ),
-        curves=curves(game, descending(values, seed), focus),
-        random_gains=tuple(
-            curves(game, order, focus).gain for order in random_orders(regions, RANDOM_ORDERS, seed)
+        curves=curves(game, descending(values, seed), target_index),
+        random_srg=tuple(
+            curves(game, order, target_index).srg for order in random_orders(regions, RANDOM_ORDERS, seed)
         ),
     )
 
 
-def planned_checks(subject: MaskedSlide, settings: Settings) -> int:
-    """How many masks `assess` will ask for, at most; many of them are already scored."""
-    regions = coarse_regions(subject.coords, REGIONS)
+def planned_checks(masked_slide: MaskedSlide, settings: Settings) -> int:
+    """The largest number of masks that `assess` asks for; many of them are in the cache."""
+    regions = coarse_regions(masked_slide.coords, REGIONS)
     count = int(regions.max()) + 1
     coarse = replace(settings, feature_mask=regions, max_evals=EVALS_PER_OCCLUDER, n_samples=2)
-    rolled = (ROLLS + 1) * (1 + 2 * ROLLED_TILES)
-    occluders = 2 * planned_masks(subject, coarse)
+    shifted = (SHIFTS + 1) * (1 + 2 * SHIFTED_TILES)
+    occluders = 2 * planned_masks(masked_slide, coarse)
     redundancy = count + 2 + EVALS_PER_OCCLUDER
-    return rolled + occluders + redundancy + 2 * (STEPS + 1) * (1 + RANDOM_ORDERS)
+    return shifted + occluders + redundancy + 2 * (STEPS + 1) * (1 + RANDOM_ORDERS)
 
 
 def redundancy_index(necessity: Float64, shapley: Float64) -> float:
@@ -153,12 +165,14 @@ def _of_regions(values: Float64, regions: Int64, additive: bool) -> Float64:
     return sums if additive else np.asarray(sums / np.bincount(regions))
 
 
-def _slot_noise(subject: MaskedSlide, game: CoalitionGame, focus: int, seed: int) -> tuple[float, float]:
-    """RMS change under rolls of v(everything) and of single tiles' marginals in random contexts."""
+def _position_noise(
+    masked_slide: MaskedSlide, game: CoalitionGame, target_index: int, seed: int
+) -> tuple[float, float]:
+    """RMS change under shifts, of v(all) and of single tiles' marginals in random contexts."""
     rng = np.random.default_rng(seed)
-    tiles = len(subject.coords)
+    tiles = len(masked_slide.coords)
     rows = [np.ones(tiles, dtype=bool)]
-    for tile in rng.choice(tiles, min(ROLLED_TILES, tiles), replace=False):
+    for tile in rng.choice(tiles, min(SHIFTED_TILES, tiles), replace=False):
         context = rng.random(tiles) < rng.random()
         context[tile] = True
         without = context.copy()
@@ -167,12 +181,12 @@ def _slot_noise(subject: MaskedSlide, game: CoalitionGame, focus: int, seed: int
     kept = np.stack(rows)
 
     def measure(one: CoalitionGame) -> Float64:
-        values = one.values(kept)[:, focus]
+        values = one.values(kept)[:, target_index]
         return np.concatenate([values[:1], values[1::2] - values[2::2]])
 
-    straight = measure(replace(game, scorer=subject.masked()))
-    rolls = range(1, min(ROLLS, tiles - 1) + 1)
-    changes = [measure(replace(game, scorer=subject.rolled(slots))) - straight for slots in rolls]
+    unshifted = measure(replace(game, scorer=masked_slide.in_place()))
+    shifts = range(1, min(SHIFTS, tiles - 1) + 1)
+    changes = [measure(replace(game, scorer=masked_slide.shifted(n))) - unshifted for n in shifts]
     if not changes:
         return 0.0, 0.0
     squared = np.square(changes)

@@ -1,4 +1,4 @@
-"""Occlusion inside one tile, on the grid of the tile encoder's own patches."""
+"""Occlusion inside one tile, on the grid of the tile encoder's patches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import ClientError
 from .curves import spearman
+from .methods.model_outputs import ModelOutputs
 from .methods.scorer import Float32, Float64
-from .methods.target import Target
 from .model.masked_slide import MaskedSlide
 
 Pixels = NDArray[np.uint8]
@@ -27,10 +27,11 @@ BLUR_SIGMA = 12.0
 
 @dataclass(frozen=True, eq=False)
 class TileMap:
-    """What covering each 16-px patch of one tile costs; positive: the patch supports the score.
+    """How much the score falls when each 16-px patch of a tile is occluded.
 
-    values: float64 [rows, columns], means over the windows that cover a patch.
-    other: the same with `other_fill`.
+    Attributes:
+        values: float64 [rows, columns] with `fill`; means over the windows that cover a patch.
+        other: the same with `other_fill`.
     """
 
     fill: Fill
@@ -40,7 +41,7 @@ class TileMap:
 
     @property
     def agreement(self) -> float:
-        """Spearman correlation of the two fills' maps: low where a map shows the fill, not the tissue."""
+        """Spearman correlation of the two maps: low where they show the fill more than the tissue."""
         return spearman(self.values.ravel(), self.other.ravel())
 
 
@@ -53,25 +54,28 @@ def tile_occlusion(
     glass: tuple[int, int, int] = (245, 245, 245),
     window: int = 2,
     batch: int = 32,
-    progress_callback: Callable[[int], None] = lambda windows: None,
 ) -> TileMap:
-    """Cover windows of `window` x `window` patches of a tile in turn and score what the encoder makes of it.
+    """Occlude each window of `window` x `window` patches of a tile and score the tile's new embedding.
 
-    pixels: the encoder's input, uint8 [224, 224, 3]. encode: the tile encoder.
-    score: embeddings [B, D] -> numbers [B]: `embedding_score` or `slide_score`.
-    fill: `blur` keeps colour and loses texture, `glass` is the slide's empty background, `mean` the tile's
-        mean colour. Black is on no slide and isn't offered. A second fill is mapped too, for comparison.
+    pixels: the encoder's input, uint8 [224, 224, 3].
+    encode: the tile encoder.
+    score: embeddings [B, D] -> scores [B]: `embedding_score` or `slide_score`.
+    fill: `blur` keeps the colour and loses the texture, `glass` is the slide's background, `mean` the tile's
+        mean colour; not black, which is on no slide. A second fill gives the map to compare with.
+    batch: windows per call of the encoder.
+
+    Raises:
+        ClientError: the window does not fit the tile, or the encoder or the model fails.
     """
     other: Fill = "glass" if fill != "glass" else "blur"
     first, second = (
-        _occlude(pixels, encode, score, _filled(pixels, kind, glass), window, batch, progress_callback)
-        for kind in (fill, other)
+        _occlude(pixels, encode, score, _filled(pixels, kind, glass), window, batch) for kind in (fill, other)
     )
     return TileMap(fill, first, other, second)
 
 
 def embedding_score(encode: Encode, pixels: Pixels) -> Callable[[Float32], Float64]:
-    """Cosine to the untouched tile's embedding: a patch's value is the mean 1 - cosine of covering it."""
+    """Cosine similarity to the embedding of the tile as it is: a patch's value is the mean of 1 - cosine."""
     whole = encode(pixels[None])[0].astype(np.float64)
     whole /= np.linalg.norm(whole)
 
@@ -82,16 +86,19 @@ def embedding_score(encode: Encode, pixels: Pixels) -> Callable[[Float32], Float
     return score
 
 
-def slide_score(subject: MaskedSlide, tile: int, target: Target, focus: int) -> Callable[[Float32], Float64]:
-    """The slide's score with the tile's embedding put back at its place: from pixels to the slide."""
-    everyone = np.ones((1, len(subject.coords)), dtype=bool)
+def slide_score(
+    masked_slide: MaskedSlide, tile: int, outputs: ModelOutputs, target_index: int
+) -> Callable[[Float32], Float64]:
+    """The slide's output `target_index` when the embedding of `tile` is replaced by each of those given."""
+    keep_all = np.ones((1, len(masked_slide.coords)), dtype=bool)
 
     def score(embeddings: Float32) -> Float64:
         values = np.empty(len(embeddings))
-        changed = subject.embeddings.copy()
+        changed = masked_slide.embeddings.copy()
         for index, embedding in enumerate(embeddings):
             changed[tile] = embedding
-            values[index] = target(subject.forward(changed, subject.coords, everyone))[0, focus]
+            scores = masked_slide.forward(changed, masked_slide.model_coords, keep_all)
+            values[index] = outputs(scores)[0, target_index]
         return values
 
     return score
@@ -111,8 +118,8 @@ def _occlude(
     filled: Pixels,
     window: int,
     batch: int,
-    progress_callback: Callable[[int], None],
 ) -> Float64:
+    """The map [rows, columns] of a tile whose windows are taken from `filled`."""
     rows, columns = (side // PATCH_PX for side in pixels.shape[:2])
     if not 1 <= window <= min(rows, columns):
         raise ClientError(f"a window of {window} patches does not fit a tile of {rows} x {columns}")
@@ -123,10 +130,9 @@ def _occlude(
         some = corners[start : start + batch]
         tiles = np.repeat(pixels[None], len(some), axis=0)
         for tile, (r, c) in zip(tiles, some, strict=True):
-            place = np.s_[r * PATCH_PX : (r + window) * PATCH_PX, c * PATCH_PX : (c + window) * PATCH_PX]
-            tile[place] = filled[place]
+            area = np.s_[r * PATCH_PX : (r + window) * PATCH_PX, c * PATCH_PX : (c + window) * PATCH_PX]
+            tile[area] = filled[area]
         for value, (r, c) in zip(score(encode(tiles)), some, strict=True):
             total[r : r + window, c : c + window] += whole - value
             covered[r : r + window, c : c + window] += 1
-        progress_callback(len(some))
     return total / covered

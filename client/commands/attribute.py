@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..attribution.attribute import Method, Occluder, Settings
+from ..attribution.attribute import Method, OccluderName, Settings
 from ..attribution.explain import ExplainProgress, Explanation, explain
-from ..attribution.methods.target import Score
+from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.served import ServedForward, served_tile_encoder
@@ -65,7 +64,7 @@ def command(
         Method, typer.Option(help="Which question: see docs/attribution.md.")
     ] = "partition_shap",
     score: Annotated[Score, typer.Option(help="The number that is explained.")] = "log_odds",
-    occluder: Annotated[Occluder, typer.Option(help="What a left-out tile becomes.")] = "mask",
+    occluder: Annotated[OccluderName, typer.Option(help="What a left-out tile becomes.")] = "in_place",
     bank: Annotated[
         Path | None, typer.Option(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
     ] = None,
@@ -97,7 +96,7 @@ def command(
     """
     settings = Settings(
         method=method,
-        baselines=read_bank(bank) if bank else occluder,
+        occluder=read_bank(bank) if bank else occluder,
         sliding_window_shapes=region,
         strides=stride,
         max_evals=max_evals,
@@ -116,12 +115,12 @@ def command(
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
         embedded = read_embedded(h5)
-        forward = ServedForward(connection, contract, partial(embedded.frame, contract))
+        forward = ServedForward(connection, contract)
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         folder = out or h5.parent
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        memo = stack.enter_context(ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite"))
+        cache = stack.enter_context(ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite"))
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
             with ForwardBar() as bar:
@@ -133,7 +132,7 @@ def command(
                     target=name,
                     score=score,
                     checks=checks,
-                    memo=memo,
+                    cache=cache,
                     progress=bar.show,
                 )
             check_same(connection, contract)
@@ -161,9 +160,9 @@ class ForwardBar(Progress):
     def show(self, progress: ExplainProgress) -> None:
         """Draw where an explanation stands."""
         left = ""
-        if progress.seconds_left is not None and progress.seconds_a_forward is not None:
+        if progress.seconds_left is not None and progress.seconds_per_forward is not None:
             minutes, seconds = divmod(round(progress.seconds_left), 60)
-            left = f"at {progress.seconds_a_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
+            left = f"at {progress.seconds_per_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
         self.update(
             self._task,
             description=progress.stage,
@@ -204,7 +203,7 @@ def _tile_maps(
     """Look inside the `count` tiles of the largest absolute value."""
     from ..attribution.render.figures import write_tile_map
 
-    values = explanation.attribution.values[:, explanation.focus]
+    values = explanation.attribution.values[:, explanation.target_index]
     written = []
     for tile in np.argsort(-np.abs(values), kind="stable")[:count].tolist():
         x, y = explanation.slide.coords[tile].tolist()
@@ -216,36 +215,34 @@ def _tile_maps(
 
 
 def _stem(explanation: Explanation) -> str:
-    target = re.sub(r"[^A-Za-z0-9._-]+", "_", explanation.target)
+    target = re.sub(r"[^A-Za-z0-9._-]+", "_", explanation.target_class)
     return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{target}"
 
 
 def _report(explanation: Explanation, forward: ServedForward, written: list[Path]) -> None:
     """The short table at the end."""
     console, result, trust = Console(), explanation.attribution, explanation.reliability
-    focus = explanation.focus
+    target_index = explanation.target_index
     if not explanation.contract.trained:
         console.print(
             f"[yellow]The weights of the served preset {explanation.contract.preset!r} are untrained."
         )
     table = Table(show_header=False, box=None)
-    table.add_row("explained", f"{explanation.score} of {explanation.target}, {result.method}")
-    table.add_row("whole slide", f"{result.full[focus]:+.4g}")
-    table.add_row("nothing", f"{result.base[focus]:+.4g}")
+    table.add_row("explained", f"{explanation.score} of {explanation.target_class}, {result.method}")
+    table.add_row("full slide", f"{result.full[target_index]:+.4g}")
+    table.add_row("empty slide", f"{result.base[target_index]:+.4g}")
     if result.additive:
-        table.add_row("completeness gap", f"{result.completeness_gap[focus]:.1e}")
+        table.add_row("completeness gap", f"{result.completeness_gap[target_index]:.1e}")
     if trust is not None:
+        table.add_row("SRG", f"{trust.curves.srg:+.4g}, random up to {max(map(abs, trust.random_srg)):.4g}")
         table.add_row(
-            "SRG", f"{trust.curves.gain:+.4g}, random up to {max(map(abs, trust.random_gains)):.4g}"
-        )
-        table.add_row(
-            "noise of slots", f"{trust.position_sensitivity:.2g} the slide, {trust.noise_floor:.2g} a tile"
+            "positional noise", f"slide {trust.position_sensitivity:.2g}, tile {trust.noise_floor:.2g}"
         )
         table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
         table.add_row("redundancy", f"{trust.redundancy:.2f}")
-    cost, bags = explanation.subject.cost, explanation.subject.bag_cost
-    rate = f"{1000 * cost.each:.3g} ms each" if cost.each else "all kept"
-    alone = f", {bags.forwards} of one tile" if bags.forwards else ""
+    cost, dropped = explanation.masked_slide.cost, explanation.masked_slide.dropped_cost
+    rate = f"{1000 * cost.per_forward:.3g} ms each" if cost.per_forward else "all kept"
+    alone = f", {dropped.forwards} of one tile" if dropped.forwards else ""
     table.add_row("forwards", f"{cost.forwards}, {rate}{alone}, {forward.bytes_sent / 1e6:.1f} MB sent")
     console.print(table)
     for warning in trust.warnings() if trust else []:

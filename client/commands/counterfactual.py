@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
-from ..attribution.explain import choose_target
-from ..attribution.methods.scorer import Mask
-from ..attribution.methods.target import Score
+from ..attribution.explain import choose_outputs
+from ..attribution.methods.model_outputs import Score
+from ..attribution.methods.scorer import KeepMask
 from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
 from ..attribution.model.masked_slide import MaskedSlide
@@ -64,18 +63,19 @@ def command(
     folder = out or h5.parent
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with Connection(endpoint) as connection, ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite") as memo:
+    with (
+        Connection(endpoint) as connection,
+        ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite") as cache,
+    ):
         contract = read_contract(connection)
-        embedded.check(contract)
-        forward = ServedForward(connection, contract, partial(embedded.frame, contract))
-        subject = MaskedSlide(
-            forward, embedded.embeddings, embedded.coords, model=contract.export_id, memo=memo
+        masked_slide = MaskedSlide.from_embedded(
+            embedded, ServedForward(connection, contract), contract, cache
         )
-        numbers, _ = choose_target(subject, contract, None, score)
+        outputs, _ = choose_outputs(masked_slide, contract, None, score)
         with options.console.status("scoring changed slides"):
             effects = counterfactual(
-                subject,
-                numbers,
+                masked_slide,
+                outputs,
                 regions,
                 change=change,
                 bank=read_bank(bank) if bank else None,
@@ -83,7 +83,7 @@ def command(
                 seed=seed,
             )
         check_same(connection, contract)
-    rows = [row for effect in effects for row in _rows(effect, numbers.names)]
+    rows = [row for effect in effects for row in _rows(effect, outputs.names)]
     path = folder / f"{embedded.slide_id}-counterfactual-{change}.csv"
     text = io.StringIO()
     csv.writer(text).writerows([("area", "change", "tiles", "class", score, "stderr"), *rows])
@@ -99,7 +99,7 @@ def command(
 
 def _regions(
     embedded: EmbeddedSlide, annotations: Path, areas: list[str] | None, origin: tuple[int, int]
-) -> dict[str, Mask]:
+) -> dict[str, KeepMask]:
     """Tiles [N] inside each wanted class of areas, or inside any area."""
     wanted = {name: frozenset([name]) for name in areas} if areas else {"all areas": None}
     return {

@@ -1,4 +1,4 @@
-"""The cooperative game behind every method: players (tiles, regions), coalitions in, numbers out."""
+"""The cooperative game behind every method: players are tiles or regions, values are model outputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 
 from ...errors import ClientError
-from .scorer import Float64, Int64, Mask, Scorer
-from .target import Target
+from .model_outputs import ModelOutputs
+from .scorer import Float64, Int64, KeepMask, Scorer
 
 
 def _silent(count: int) -> None:
@@ -19,15 +19,19 @@ def _silent(count: int) -> None:
 
 @dataclass(frozen=True)
 class CoalitionGame:
-    """v(S): the explained numbers [K] of the slide of which only the players in S are kept.
+    """v(S): the outputs [K] of a slide of which only the players in S are kept.
 
-    feature_mask: player of every tile, int64 [N], 0..G-1 (Captum's word; one player a tile if None).
-    perturbations_per_eval: masks handed to the scorer at once; bounds memory, changes no result.
-    progress_callback: called with the number of masks done since the last call.
+    Attributes:
+        feature_mask: player of every tile, int64 [N], 0..G-1 (Captum's word).
+        perturbations_per_eval: masks that the scorer gets at once; bounds memory, changes no result.
+        progress_callback: called with the number of masks scored since the last call.
+
+    Raises:
+        ClientError: no tiles, a gap in `feature_mask`, or no masks at once.
     """
 
     scorer: Scorer
-    target: Target
+    outputs: ModelOutputs
     feature_mask: Int64
     perturbations_per_eval: int = 64
     progress_callback: Callable[[int], None] = field(default=_silent)
@@ -43,23 +47,27 @@ class CoalitionGame:
 
     @property
     def players(self) -> int:
-        """G."""
+        """Number of players, G."""
         return int(self.feature_mask.max()) + 1
 
     @property
     def sizes(self) -> Int64:
-        """Tiles of every player, [G]."""
+        """Number of tiles of every player, [G]."""
         return np.bincount(self.feature_mask).astype(np.int64)
 
-    def values(self, coalitions: Iterable[Mask]) -> Float64:
-        """v of each coalition (bool [G], True: kept), [M, K] float64; a generator is read block by block."""
+    def values(self, coalitions: Iterable[KeepMask]) -> Float64:
+        """v of each coalition (bool [G], True: kept), float64 [M, K]; a generator is read in blocks.
+
+        Raises:
+            ClientError: a score is NaN or infinite, or the scorer fails.
+        """
         rows = iter(coalitions)
         parts: list[Float64] = []
         while block := list(islice(rows, self.perturbations_per_eval)):
-            parts.append(self.target(self.scorer(np.stack(block)[:, self.feature_mask])))
+            parts.append(self.outputs(self.scorer(np.stack(block)[:, self.feature_mask])))
             self.progress_callback(len(block))
         if not parts:
-            return np.zeros((0, len(self.target.names)))
+            return np.zeros((0, len(self.outputs.names)))
         values = np.concatenate(parts)
         if not np.isfinite(values).all():
             raise ClientError(
@@ -67,12 +75,12 @@ class CoalitionGame:
             )
         return values
 
-    def ends(self) -> tuple[Float64, Float64]:
-        """v of nothing kept and of everything kept, [K] each."""
+    def base_and_full(self) -> tuple[Float64, Float64]:
+        """v with no player and with every player kept, [K] each."""
         empty, full = self.values(np.stack([np.zeros(self.players, bool), np.ones(self.players, bool)]))
         return empty, full
 
     def to_tiles(self, values: Float64, *, share: bool) -> Float64:
         """Player values [G, K] -> tile values [N, K]; `share` splits a player's value among its tiles."""
-        of_a_tile: Float64 = values / self.sizes[:, None] if share else values
-        return of_a_tile[self.feature_mask]
+        per_tile: Float64 = values / self.sizes[:, None] if share else values
+        return per_tile[self.feature_mask]

@@ -8,19 +8,19 @@ import numpy as np
 
 from .game import CoalitionGame
 from .result import Attribution
-from .scorer import Int64, Mask
+from .scorer import Int64, KeepMask
 
 
 def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> Attribution:
-    """n_w = v(everything) - v(everything but w): what the slide's score loses without w.
+    """n_w = v(all) - v(all but w): what the score loses without the window w.
 
-    windows: player indices of each region to leave out (`regions.sliding_windows`); overlaps are averaged.
+    windows: player indices of each window to occlude (`regions.sliding_windows`); overlaps are averaged.
         One player at a time if None.
 
-    Blind to redundancy: where several regions each suffice, none of them is necessary and all get 0.
+    Does not see redundancy: where several regions each suffice, none is necessary and all get 0.
     """
     groups = windows if windows is not None else list(np.arange(game.players)[:, None])
-    base, full = game.ends()
+    base, full = game.base_and_full()
     lost = full - game.values(_without(groups, game.players))
     total = np.zeros((game.players, len(full)))
     covered = np.zeros(game.players)
@@ -30,7 +30,7 @@ def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> At
     mean = np.divide(total, covered[:, None], out=np.full_like(total, np.nan), where=covered[:, None] > 0)
     return Attribution(
         "occlusion",
-        game.target.names,
+        game.outputs.names,
         game.to_tiles(mean, share=False),
         base,
         full,
@@ -39,18 +39,18 @@ def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> At
     )
 
 
-def keep_one(game: CoalitionGame, bags: CoalitionGame | None = None) -> Attribution:
-    """s_i = v(only i) - v(nothing): what one region says by itself. Not additive.
+def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribution:
+    """s_i = v(i alone) - v(none): what the score gains from one region alone.
 
-    bags: the game that scores the kept regions, with the `drop` scorer for bags of one tile (a sequence
-        of two tokens, so all N of them cost about as much as two forwards); base and full come from `game`.
+    alone: the game that scores the single regions, `game` if None. With the `drop` scorer each is a sequence
+        of two tokens, and all N of them cost about two forwards. base and full come from `game`.
     """
-    base, full = game.ends()
-    alone = (bags or game).values(_only(game.players))
+    base, full = game.base_and_full()
+    values = (alone or game).values(_only(game.players))
     return Attribution(
         "keep_one",
-        game.target.names,
-        game.to_tiles(alone - base, share=False),
+        game.outputs.names,
+        game.to_tiles(values - base, share=False),
         base,
         full,
         evaluations=game.players + 2,
@@ -58,14 +58,14 @@ def keep_one(game: CoalitionGame, bags: CoalitionGame | None = None) -> Attribut
     )
 
 
-def _without(groups: Sequence[Int64], players: int) -> Iterator[Mask]:
+def _without(groups: Sequence[Int64], players: int) -> Iterator[KeepMask]:
     for group in groups:
         row = np.ones(players, dtype=bool)
         row[group] = False
         yield row
 
 
-def _only(players: int) -> Iterator[Mask]:
+def _only(players: int) -> Iterator[KeepMask]:
     for player in range(players):
         row = np.zeros(players, dtype=bool)
         row[player] = True

@@ -1,9 +1,9 @@
 """Owen values on a quadtree of the slide, refined best-first: the default map.
 
-A node's value is the mean of its marginals with its sibling absent and present, and so down the tree
-(Owen 1977; SHAP's PartitionExplainer is the same recursion on a hierarchy of features).
-Refining from both contexts is what survives redundancy: with every other tumour tile present one more
-changes nothing, with them absent it changes everything.
+A node's value is the mean of its marginals with its sibling absent and present, recursively down the tree
+(Owen 1977; SHAP's PartitionExplainer is the same recursion on a hierarchy of features). Both contexts are
+needed where evidence is redundant: with all other tumour tiles present one more changes nothing, with them
+absent it changes everything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from .game import CoalitionGame
 from .regions import Quadtree, centres, quadtree
 from .result import Attribution
-from .scorer import Float64, Int64, Mask
+from .scorer import Float64, Int64, KeepMask
 
-# Splits evaluated together. Fixed, so that the values don't depend on how many masks a request holds.
+# Splits evaluated together. Fixed, so that values do not depend on how many masks a request holds.
 SPLITS_PER_ROUND = 8
-# No stop while one marginal holds more of the average: 1/16 of the slide in 1/16 of the contexts.
+# Refinement does not stop while one marginal holds more of the average: 1/16 of the slide in 1/16 of the
+# contexts.
 COARSEST_AT_STOP = 1 / 256
 
 
@@ -42,10 +43,10 @@ class _Marginal:
 
 @dataclass
 class _Frontier:
-    """Marginals not yet split, by the mass and by the share of the slide that they hold."""
+    """Marginals not yet split, ordered by absolute mass and by their share of the slide."""
 
     tree: Quadtree
-    focus: int
+    target_index: int
     open: dict[int, _Marginal] = field(default_factory=dict)
     resolved: list[_Marginal] = field(default_factory=list)
     open_mass: float = 0.0
@@ -55,7 +56,7 @@ class _Frontier:
     _by_share: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, marginal: _Marginal) -> None:
-        mass = abs(float(marginal.mass[self.focus]))
+        mass = abs(float(marginal.mass[self.target_index]))
         if self.tree.size(marginal.node) == 1:
             self.resolved.append(marginal)
             self.resolved_mass += mass
@@ -67,9 +68,9 @@ class _Frontier:
         self._born += 1
 
     def take(self, count: int) -> list[_Marginal]:
-        """The `count` marginals of the largest mass; the last of a full round is the coarsest.
+        """The `count` marginals of the largest mass; of a full round, the last is the coarsest instead.
 
-        A node in which evidence for and against cancels has no mass and would never be opened by it.
+        A node in which evidence for and against cancels has no mass and would never be split otherwise.
         """
         heaps = [self._by_mass] * count
         if count == SPLITS_PER_ROUND:
@@ -78,7 +79,7 @@ class _Frontier:
 
     @property
     def unresolved(self) -> float:
-        """Part of the absolute mass that lies in nodes of more than one player."""
+        """Fraction of the absolute mass that lies in nodes of several players."""
         if not self.open:
             return 0.0
         total = self.open_mass + self.resolved_mass
@@ -86,7 +87,7 @@ class _Frontier:
 
     @property
     def coarsest(self) -> float:
-        """The largest share of the whole average that one open marginal holds."""
+        """The largest share of the average that one open marginal holds."""
         while self._by_share and self._by_share[0][1] not in self.open:
             heapq.heappop(self._by_share)
         return -self._by_share[0][0] if self._by_share else 0.0
@@ -98,32 +99,32 @@ class _Frontier:
         while (number := heapq.heappop(heap)[1]) not in self.open:
             pass
         marginal = self.open.pop(number)
-        self.open_mass -= abs(float(marginal.mass[self.focus]))
+        self.open_mass -= abs(float(marginal.mass[self.target_index]))
         return marginal
 
 
 def partition_shap(
     game: CoalitionGame,
-    positions: Float64 | Int64,
+    coords: Float64 | Int64,
     *,
     max_evals: int = 512,
-    focus: int = 0,
+    target_index: int = 0,
     tolerance: float = 0.05,
 ) -> Attribution:
-    """Owen values of the players at tile `positions` [N, 2].
+    """Owen values of the players, from the coordinates of their tiles [N, 2].
 
-    max_evals: masks scored at most.
-    focus: the class that decides what is refined.
-    tolerance: stop when the part of the absolute mass that lies in nodes not yet resolved to single
-        players is under it (and no node is coarse any more); 0 never stops early.
+    max_evals: largest number of masks scored.
+    target_index: the output whose mass decides which nodes are refined.
+    tolerance: stop once unresolved nodes hold less than this fraction of the absolute mass and none of them
+        is coarse; 0 never stops early.
 
-    The sum of the values is v(everything) - v(nothing) at every budget: an unresolved node's value is
-    split evenly among its tiles, and `leaf_size` says where.
+    The values sum to v(all) - v(none) at every budget: an unresolved node's value is split evenly among its
+    tiles, and `leaf_size` says where.
     """
-    tree = quadtree(centres(np.asarray(positions), game.feature_mask))
-    empty, full = game.ends()
+    tree = quadtree(centres(np.asarray(coords), game.feature_mask))
+    empty, full = game.base_and_full()
     spent = 2
-    frontier = _Frontier(tree, focus)
+    frontier = _Frontier(tree, target_index)
     frontier.add(_Marginal(0, np.packbits(np.zeros(game.players, dtype=bool)), empty, full, 1.0))
     while frontier.open and spent + 2 <= max_evals:
         if frontier.unresolved < tolerance and frontier.coarsest <= COARSEST_AT_STOP:
@@ -137,7 +138,7 @@ def partition_shap(
     player_values, node_tiles = _spread(tree, [*frontier.resolved, *frontier.open.values()], game)
     return Attribution(
         "partition_shap",
-        game.target.names,
+        game.outputs.names,
         game.to_tiles(player_values, share=True),
         empty,
         full,
@@ -148,8 +149,8 @@ def partition_shap(
     )
 
 
-def _halves(tree: Quadtree, parent: _Marginal, players: int) -> Mask:
-    """The two coalitions [2, G] that split `parent`: its context with either child."""
+def _halves(tree: Quadtree, parent: _Marginal, players: int) -> KeepMask:
+    """The two coalitions [2, G] that split `parent`: its context with one child each."""
     context = np.unpackbits(parent.context, count=players).astype(bool)
     rows = np.stack([context, context])
     for row, child in zip(rows, tree.children[parent.node], strict=True):
@@ -160,7 +161,7 @@ def _halves(tree: Quadtree, parent: _Marginal, players: int) -> Mask:
 def _split(
     tree: Quadtree, parent: _Marginal, left: Float64, right: Float64, players: int
 ) -> tuple[_Marginal, ...]:
-    """Each child joins with its sibling absent and present, half the weight each: the mass is kept."""
+    """Each child joins with its sibling absent and present, at half the weight: the mass is kept."""
     a, b = (int(child) for child in tree.children[parent.node])
     with_a, with_b = (np.packbits(row) for row in _halves(tree, parent, players))
     half = parent.weight / 2
@@ -173,9 +174,9 @@ def _split(
 
 
 def _spread(tree: Quadtree, marginals: list[_Marginal], game: CoalitionGame) -> tuple[Float64, Float64]:
-    """Values of the players [G, K] and the mean tile count of the nodes they were resolved to [G]."""
+    """Values of the players [G, K] and the mean number of tiles of the nodes that hold them [G]."""
     sizes = game.sizes
-    values = np.zeros((game.players, len(game.target.names)))
+    values = np.zeros((game.players, len(game.outputs.names)))
     nodes = np.zeros(game.players)
     for marginal in marginals:
         members = tree.members(marginal.node)

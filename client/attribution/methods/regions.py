@@ -1,4 +1,4 @@
-"""Which tiles belong together: sliding windows and a quadtree over tile coordinates."""
+"""Regions of tiles: sliding windows and a quadtree over tile coordinates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ def grid_cells(coords: Int64, step: tuple[int, int]) -> Int64:
 
 
 def sliding_windows(cells: Int64, size: int, stride: int) -> list[Int64]:
-    """Tile indices of every non-empty size x size window whose origin steps by `stride` tiles.
+    """Tile indices of every non-empty window of size x size tiles, with steps of `stride` tiles.
 
-    Windows start outside the slide so that border tiles are covered as often as inner ones
-    ((size / stride)² times where stride divides size).
+    The first windows start outside the slide so that border tiles are covered as often as inner ones:
+    (size / stride)² times where stride divides size.
+
+    Raises:
+        ClientError: the stride is under 1 or over the size.
     """
     if not 1 <= stride <= size:
         raise ClientError(f"stride must lie between 1 and the window's size ({size}), not {stride}")
@@ -41,10 +44,10 @@ def _origins(at: int, size: int, stride: int, first: int) -> range:
 
 @dataclass(frozen=True)
 class Quadtree:
-    """A binary tree over G positions; node 0 is the root and node i holds order[start[i]:stop[i]].
+    """A binary tree over G points; node 0 is the root and node i holds order[start[i]:stop[i]].
 
-    children [nodes, 2]; -1 in a leaf. Two levels of it are one level of a quadtree: the longer side of
-    the node's bounding box is cut in the middle.
+    Two levels make one of a quadtree: a node's bounding box is cut in the middle of its longer side.
+    children: [nodes, 2], -1 in a leaf.
     """
 
     order: Int64
@@ -53,17 +56,17 @@ class Quadtree:
     children: Int64
 
     def members(self, node: int) -> Int64:
-        """Positions that belong to `node`."""
+        """Indices of the points of `node`."""
         return self.order[self.start[node] : self.stop[node]]
 
     def size(self, node: int) -> int:
-        """How many they are."""
+        """Number of points of `node`."""
         return int(self.stop[node] - self.start[node])
 
 
-def quadtree(positions: Float64 | Int64) -> Quadtree:
-    """The tree over `positions` [G, 2]; it depends on where positions are, not on their order."""
-    points = np.asarray(positions, dtype=np.float64)
+def quadtree(points: Float64 | Int64) -> Quadtree:
+    """The tree over `points` [G, 2]; their order does not matter."""
+    points = np.asarray(points, dtype=np.float64)
     order = np.lexsort((points[:, 0], points[:, 1])).astype(np.int64)
     start, stop, children = [0], [len(points)], [[-1, -1]]
     pending = [0]
@@ -88,9 +91,9 @@ def quadtree(positions: Float64 | Int64) -> Quadtree:
     return Quadtree(order, np.array(start), np.array(stop), np.array(children))
 
 
-def coarse_regions(positions: Float64 | Int64, at_most: int) -> Int64:
-    """Region number [G]: the quadtree's largest node is split until there are `at_most` regions."""
-    tree = quadtree(positions)
+def coarse_regions(points: Float64 | Int64, at_most: int) -> Int64:
+    """Region of every point [G], 0..R-1: the quadtree's largest node is split until R is `at_most`."""
+    tree = quadtree(points)
     nodes = [0]
     while len(nodes) < at_most:
         largest = max(nodes, key=tree.size)
@@ -98,13 +101,13 @@ def coarse_regions(positions: Float64 | Int64, at_most: int) -> Int64:
             break
         nodes.remove(largest)
         nodes += tree.children[largest].tolist()
-    labels = np.empty(len(positions), dtype=np.int64)
+    labels = np.empty(len(points), dtype=np.int64)
     for number, node in enumerate(sorted(nodes, key=lambda n: int(tree.start[n]))):
         labels[tree.members(node)] = number
     return labels
 
 
-def centres(positions: Int64, feature_mask: Int64) -> Float64:
-    """Mean position [G, 2] of every region's tiles."""
+def centres(coords: Int64, feature_mask: Int64) -> Float64:
+    """Mean coordinates [G, 2] of every region's tiles."""
     counts = np.bincount(feature_mask)
-    return np.stack([np.bincount(feature_mask, positions[:, axis]) / counts for axis in (0, 1)], axis=1)
+    return np.stack([np.bincount(feature_mask, coords[:, axis]) / counts for axis in (0, 1)], axis=1)

@@ -1,4 +1,4 @@
-"""What a method returns."""
+"""The result of an attribution method."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from .scorer import Float64
 
 @dataclass(frozen=True)
 class Attribution:
-    """Signed values of N tiles for K explained numbers; positive supports the class.
+    """Signed values of N tiles for K model outputs; positive supports the output.
 
-    additive: the values are meant to sum to full - base (Shapley and Owen values; not the necessity
-        and sufficiency maps, whose tiles each answer a question of their own).
-    stderr: standard error of `values` where the method samples, else None.
-    leaf_size: mean number of tiles among which a tile's value was split evenly because the budget ended
-        before they were told apart, [N]; 1 is fully resolved. None where the method has no such limit.
-    evaluations: masks scored.
+    Attributes:
+        names: the outputs' names.
+        values: [N, K].
+        base, full: the outputs with no tile and with every tile kept, [K].
+        evaluations: number of masks scored.
+        additive: the values sum to full - base (Shapley and Owen values, not necessity and sufficiency).
+        stderr: standard error of `values` [N, K] where the method samples, else None.
+        leaf_size: mean number of tiles that share a value evenly because the budget ended before they were
+            resolved, [N]; 1 is resolved. None for methods without such a limit.
+        unresolved: fraction of the absolute values that lies in nodes of several tiles.
     """
 
     method: str
     names: tuple[str, ...]
-    values: Float64  # [N, K]
-    base: Float64  # [K], v(nothing)
-    full: Float64  # [K], v(everything)
+    values: Float64
+    base: Float64
+    full: Float64
     evaluations: int
     additive: bool
     stderr: Float64 | None = None

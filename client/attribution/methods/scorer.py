@@ -1,4 +1,4 @@
-"""What every method asks of a model, masks in and scores out, and the occluders: what "left out" means."""
+"""Scorer protocol (masks in, scores out) and the occluders."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+KeepMask = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 
 class Scores(NamedTuple):
-    """What M masked copies of one slide score."""
+    """Scores of one slide under M masks."""
 
     logits: Float32  # [M, C]; C = 0 where the served model has no head
     slide: Float32  # [M, E]
@@ -24,31 +24,31 @@ class Scores(NamedTuple):
 class Scorer(Protocol):
     """`keep` bool [M, N] (True: the tile stays) -> scores of the M masked slides."""
 
-    def __call__(self, keep: Mask) -> Scores: ...
+    def __call__(self, keep: KeepMask) -> Scores: ...
 
 
 class Forward(Protocol):
-    """One slide (embeddings [N, D], level-0 coords [N, 2], in slot order) under M in-place masks [M, N]."""
+    """A slide (embeddings [N, D] and the model's coords [N, 2] by position) -> scores under masks [M, N]."""
 
-    def __call__(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores: ...
+    def __call__(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores: ...
 
 
 def in_place(forward: Forward, embeddings: Float32, coords: Int64) -> Scorer:
-    """The default occluder: a left-out tile keeps its slot and coordinates and no query sees it as a key."""
+    """Mask in place: an occluded tile keeps its position and coordinates, and no query sees it as a key."""
 
-    def score(keep: Mask) -> Scores:
+    def score(keep: KeepMask) -> Scores:
         return forward(embeddings, coords, keep)
 
     return score
 
 
 def replace(forward: Forward, embeddings: Float32, coords: Int64, reference: Float32) -> Scorer:
-    """A left-out tile's embedding becomes `reference`, [D] for all tiles or [N, D] a tile.
+    """An occluded tile's embedding becomes `reference`: [D] for all tiles, or [N, D] with one per tile.
 
-    The mask is in the embeddings, so every mask is a forward of its own.
+    Masks differ in their embeddings, so every mask is a separate forward.
     """
 
-    def score(keep: Mask) -> Scores:
+    def score(keep: KeepMask) -> Scores:
         everything = np.ones((1, len(embeddings)), dtype=bool)
         return concatenate(
             [forward(np.where(row[:, None], embeddings, reference), coords, everything) for row in keep]
@@ -58,13 +58,15 @@ def replace(forward: Forward, embeddings: Float32, coords: Int64, reference: Flo
 
 
 def drop(forward: Forward, embeddings: Float32, coords: Int64) -> Scorer:
-    """A left-out tile is taken out of the sequence, as HIPPO, xMIL and MILLI do.
+    """An occluded tile is taken out of the sequence, as HIPPO, xMIL and MILLI do.
 
-    On LongNet that moves every later tile to another slot, hence to other heads and segments: use it
-    for bags of one tile (`keep_one`) and for models that don't know slots, not for `occlusion`.
+    In LongNet that moves every later tile to another position, hence to other heads and segments: use it for
+    bags of one tile (`keep_one`) and for models without positions, not for `occlusion`.
+
+    The scorer raises ValueError for a mask that keeps no tile.
     """
 
-    def score(keep: Mask) -> Scores:
+    def score(keep: KeepMask) -> Scores:
         if not keep.any(axis=1).all():
             raise ValueError("a slide with every tile dropped has no score; use the in-place mask")
         return concatenate(
@@ -75,9 +77,9 @@ def drop(forward: Forward, embeddings: Float32, coords: Int64) -> Scorer:
 
 
 def average(scorers: Sequence[Scorer]) -> Scorer:
-    """The mean logits and slide embedding of several scorers, e.g. of draws from a bank."""
+    """Mean logits and slide embeddings of several scorers, for example of draws from a bank."""
 
-    def score(keep: Mask) -> Scores:
+    def score(keep: KeepMask) -> Scores:
         scores = [scorer(keep) for scorer in scorers]
         return Scores(_mean([s.logits for s in scores]), _mean([s.slide for s in scores]))
 
@@ -89,14 +91,14 @@ def _mean(arrays: Sequence[Float32]) -> Float32:
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:
-    """Scores of several batches of masks, one after the other."""
+    """Scores of several batches of masks as one."""
     return Scores(np.concatenate([p.logits for p in parts]), np.concatenate([p.slide for p in parts]))
 
 
 def medoid(embeddings: Float32, *, sample: int = 2000, seed: int = 0) -> Float32:
-    """The embedding [D] of the slide's most typical tile: least summed distance to a sample of the others.
+    """The embedding [D] of the tile with the least summed Euclidean distance to the others.
 
-    With more than `sample` tiles the candidates and the others are one random sample: the cost stays bounded.
+    Of more than `sample` tiles, the medoid of a random sample, so that the cost is bounded.
     """
     if len(embeddings) > sample:
         chosen = np.sort(np.random.default_rng(seed).choice(len(embeddings), sample, replace=False))
@@ -109,6 +111,6 @@ def medoid(embeddings: Float32, *, sample: int = 2000, seed: int = 0) -> Float32
 
 
 def bank_draws(bank: Float32, tiles: int, draws: int, seed: int = 0) -> list[Float32]:
-    """`draws` references [N, D]: for every tile one embedding drawn from `bank` [B, D] with replacement."""
+    """`draws` references [N, D] for `replace`: for each tile one of `bank` [B, D], with replacement."""
     rng = np.random.default_rng(seed)
     return [bank[rng.integers(0, len(bank), tiles)] for _ in range(draws)]

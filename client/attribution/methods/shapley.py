@@ -9,20 +9,23 @@ import numpy as np
 from ...errors import ClientError
 from .game import CoalitionGame
 from .result import Attribution
-from .scorer import Float64, Int64, Mask
+from .scorer import Float64, Int64, KeepMask
 
 
 def shapley_sampling(game: CoalitionGame, *, n_samples: int = 16, seed: int = 0) -> Attribution:
     """phi_g = mean marginal of g over `n_samples` random orders and their reverses.
 
-    The pair's two estimates of a player err in opposite directions wherever players substitute for or
-    need one another, so the pair is the sampling unit: stderr = sd(pair means) / sqrt(n_samples).
+    The two estimates of a pair err in opposite directions where players substitute for or need one another,
+    so the pair is the sampling unit: stderr = sd(pair means) / sqrt(n_samples).
     (Mitchell et al., JMLR 2022, section 4; paired orders are exact for interactions of two players.)
+
+    Raises:
+        ClientError: fewer than 2 pairs, or the scorer fails.
     """
     if n_samples < 2:
         raise ClientError("shapley_sampling needs n_samples of at least 2: one pair has no standard error")
     rng = np.random.default_rng(seed)
-    base, full = game.ends()
+    base, full = game.base_and_full()
     mean = np.zeros((game.players, len(full)))
     squares = np.zeros_like(mean)
     for drawn in range(1, n_samples + 1):
@@ -34,7 +37,7 @@ def shapley_sampling(game: CoalitionGame, *, n_samples: int = 16, seed: int = 0)
     stderr = np.sqrt(squares / (n_samples - 1) / n_samples)
     return Attribution(
         "shapley_sampling",
-        game.target.names,
+        game.outputs.names,
         game.to_tiles(mean, share=True),
         base,
         full,
@@ -52,7 +55,7 @@ def _marginals(game: CoalitionGame, order: Int64, base: Float64, full: Float64) 
     return marginals
 
 
-def _prefixes(order: Int64) -> Iterator[Mask]:
+def _prefixes(order: Int64) -> Iterator[KeepMask]:
     """The first 1, 2, … G-1 players of `order`."""
     row = np.zeros(len(order), dtype=bool)
     for player in order[:-1]:

@@ -23,8 +23,11 @@ from ..methods.scorer import Float32, Int64
 class EmbeddedSlide:
     """The valid tiles of one slide in row-major order; pairs are (x, y).
 
-    rows: each tile's row in the file. total: how many rows the file has.
-    tile_size, step: a tile's size and the grid's step in level-0 px. dimensions: level 0, None if unknown.
+    Attributes:
+        rows: each tile's row in the file.
+        total: number of rows in the file, those of invalid tiles included.
+        tile_size, step: size of a tile and step of the grid, in level-0 px.
+        dimensions: size of level 0, None if unknown.
     """
 
     slide_id: str
@@ -40,26 +43,30 @@ class EmbeddedSlide:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of the embeddings."""
+        """The first 16 hex digits of the embeddings' SHA-256."""
         return hashlib.sha256(np.ascontiguousarray(self.embeddings).data).hexdigest()[:16]
 
-    def frame(self, contract: Contract, coords: Int64) -> Int64:
-        """Level-0 coordinates in the contract's frame.
+    def model_coords(self, contract: Contract) -> Int64:
+        """The tiles' coordinates [N, 2] by the contract's rule.
 
         Raises:
-            ContractMismatch: the rule needs a scale that the file doesn't tell; a tile off the grid.
+            ContractMismatch: the rule needs the slide's mpp, which the file lacks; a tile off the grid.
         """
         if self.mpp_level0 is None and contract.variant.coordinates.startswith("target-mpp"):
             raise ContractMismatch(
                 f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which"
-                " its embeddings don't tell: attribute from the slide itself"
+                " the file of its embeddings lacks: attribute from the slide itself"
             )
         return grid_coordinates(
-            contract, coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
+            contract, self.coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
         )
 
     def check(self, contract: Contract) -> None:
-        """Refuse embeddings that the served model's tile encoder did not make."""
+        """Refuse embeddings that the served model's tile encoder did not make.
+
+        Raises:
+            ContractMismatch: their width or the encoder's weights are not the contract's.
+        """
         width, wanted = self.embeddings.shape[1], contract.tile_encoder.embed_dim
         if width != wanted:
             raise ContractMismatch(
@@ -89,7 +96,7 @@ def read_embedded(path: Path) -> EmbeddedSlide:
     """Read `path`; needs `features`, `coords` and the tile's size in level-0 px, and no slide.
 
     Raises:
-        ClientError: no such file, not HDF5, no tile, or the tiles' size is not told.
+        ClientError: no such file, not HDF5, no valid tile, or no size of the tiles.
     """
     stored = read_features(path)
     valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)

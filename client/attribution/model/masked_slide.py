@@ -1,4 +1,4 @@
-"""One slide under one model: the scorers of it that the methods and the reliability checks ask."""
+"""All scorers for one slide and one model, with cached results."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gigapath_contract.schema import Contract
+
 from ...errors import ClientError
 from ..methods import scorer as occluders
-from ..methods.scorer import Float32, Forward, Int64, Mask, Scorer, Scores
-from .cache import CachedScorer, ScoreCache, identify
+from ..methods.scorer import Float32, Forward, Int64, KeepMask, Scorer, Scores
+from .cache import CachedScorer, ScoreCache, cache_key
+from .embedded import EmbeddedSlide
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,19 @@ class Cost:
     seconds: float
 
     @property
-    def each(self) -> float | None:
-        """Seconds a forward; None before the first."""
+    def per_forward(self) -> float | None:
+        """Seconds per forward; None before the first."""
         return self.seconds / self.forwards if self.forwards else None
 
 
 class MaskedSlide:
-    """A slide's tiles in slot order (row-major) and the model that scores them; every mask is scored once.
+    """A slide's tiles in row-major order and the model that scores them; each mask is scored once.
 
-    embeddings: float32 [N, D]. coords: int64 [N, 2] level-0 px. model: what tells one model's scores from
-    another's in `memo` (the export's id).
+    Attributes:
+        forward: the model.
+        embeddings: float32 [N, D].
+        coords: int64 [N, 2] in level-0 px, from which regions are made.
+        model_coords: int64 [N, 2] as the model takes them.
     """
 
     def __init__(
@@ -38,9 +44,15 @@ class MaskedSlide:
         embeddings: Float32,
         coords: Int64,
         *,
+        model_coords: Int64 | None = None,
         model: str = "",
-        memo: ScoreCache | None = None,
+        cache: ScoreCache | None = None,
     ) -> None:
+        """`model_coords` are `coords` if None; `model` tells one model's scores in `cache` from another's.
+
+        Raises:
+            ClientError: no tiles, or an embedding that is not finite.
+        """
         if not len(embeddings):
             raise ClientError("nothing to explain: the slide has no tiles")
         if not np.isfinite(embeddings).all():
@@ -50,48 +62,70 @@ class MaskedSlide:
         self.forward = forward
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.coords = coords
-        self._memo = memo or ScoreCache()
-        self._identity = identify(model, self.embeddings, coords).hex()
+        self.model_coords = coords if model_coords is None else model_coords
+        self._cache = cache or ScoreCache()
+        self._key = cache_key(model, self.embeddings, self.model_coords).hex()
         self._whole: list[CachedScorer] = []
-        self._bags: list[CachedScorer] = []
+        self._dropped: list[CachedScorer] = []
 
-    def masked(self) -> Scorer:
-        """In place: the default occluder."""
-        return self._remembered(occluders.in_place(self.forward, self.embeddings, self.coords), "mask")
+    @classmethod
+    def from_embedded(
+        cls, slide: EmbeddedSlide, forward: Forward, contract: Contract, cache: ScoreCache | None = None
+    ) -> MaskedSlide:
+        """The slide under a served model.
+
+        Raises:
+            ContractMismatch: the model does not take these embeddings or coordinates.
+        """
+        slide.check(contract)
+        return cls(
+            forward,
+            slide.embeddings,
+            slide.coords,
+            model_coords=slide.model_coords(contract),
+            model=contract.export_id,
+            cache=cache,
+        )
+
+    def in_place(self) -> Scorer:
+        """Occluded tiles keep their position and are masked: the default occluder."""
+        scorer = occluders.in_place(self.forward, self.embeddings, self.model_coords)
+        return self._cached(scorer, "in_place", self._whole)
 
     def replaced(self, reference: Float32) -> Scorer:
-        """A left-out tile's embedding becomes `reference` ([D] or [N, D])."""
-        scorer = occluders.replace(self.forward, self.embeddings, self.coords, reference)
-        return self._remembered(scorer, "replace" + identify(reference).hex())
+        """An occluded tile's embedding becomes `reference` ([D] or [N, D])."""
+        scorer = occluders.replace(self.forward, self.embeddings, self.model_coords, reference)
+        return self._cached(scorer, "replace" + cache_key(reference).hex(), self._whole)
 
-    def bags(self) -> Scorer:
-        """Only the kept tiles, as a sequence of their own: for bags of one tile."""
-        scorer = occluders.drop(self.forward, self.embeddings, self.coords)
-        return self._remembered(scorer, "drop", self._bags)
+    def dropped(self) -> Scorer:
+        """Occluded tiles are taken out of the sequence: for bags of one tile."""
+        scorer = occluders.drop(self.forward, self.embeddings, self.model_coords)
+        return self._cached(scorer, "drop", self._dropped)
 
-    def rolled(self, slots: int) -> Scorer:
-        """The same tiles, coordinates and masks, each `slots` slots later in the sequence."""
-        embeddings, coords = np.roll(self.embeddings, slots, axis=0), np.roll(self.coords, slots, axis=0)
+    def shifted(self, positions: int) -> Scorer:
+        """The same tiles, coordinates and masks, `positions` later in the sequence (cyclic)."""
+        embeddings = np.roll(self.embeddings, positions, axis=0)
+        coords = np.roll(self.model_coords, positions, axis=0)
 
-        def score(keep: Mask) -> Scores:
-            return self.forward(embeddings, coords, np.roll(keep, slots, axis=1))
+        def score(keep: KeepMask) -> Scores:
+            return self.forward(embeddings, coords, np.roll(keep, positions, axis=1))
 
-        return self._remembered(score, f"roll{slots}")
+        return self._cached(score, f"shift{positions}", self._whole)
 
     @property
     def cost(self) -> Cost:
-        """Of masks of the whole slide that were really scored: neither repeated nor remembered."""
+        """Of the masks of the whole sequence that were scored and not found in the cache."""
         return _sum(self._whole)
 
     @property
-    def bag_cost(self) -> Cost:
-        """The same of bags of tiles."""
-        return _sum(self._bags)
+    def dropped_cost(self) -> Cost:
+        """The same of sequences from which tiles were dropped."""
+        return _sum(self._dropped)
 
-    def _remembered(self, scorer: Scorer, occluder: str, kind: list[CachedScorer] | None = None) -> Scorer:
-        remembered = CachedScorer(scorer, self._memo, identify(self._identity, occluder))
-        (self._whole if kind is None else kind).append(remembered)
-        return remembered
+    def _cached(self, scorer: Scorer, occluder: str, scorers: list[CachedScorer]) -> Scorer:
+        cached = CachedScorer(scorer, self._cache, cache_key(self._key, occluder))
+        scorers.append(cached)
+        return cached
 
 
 def _sum(scorers: list[CachedScorer]) -> Cost:

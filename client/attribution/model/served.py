@@ -1,4 +1,4 @@
-"""The scorer behind which Triton's `slide_occlusion` stands."""
+"""Forwards on the server: Triton's `slide_occlusion` for masks, `tile_encoder` for tiles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gigapath_contract.schema import Contract
 
 from ...errors import ContractMismatch
 from ...triton.connection import Array, Connection
-from ..methods.scorer import Float32, Int64, Mask, Scores, concatenate
+from ..methods.scorer import Float32, Int64, KeepMask, Scores, concatenate
 
-# While the server works on one request the next one is already there; more would only hold memory.
+# While the server works on one request, the next one is there already; more would only hold memory.
 IN_FLIGHT = 2
 
 
@@ -20,27 +20,30 @@ class ServedForward:
     """In-place masked forwards of one slide at a time on the server (a `scorer.Forward`).
 
     A request carries the embeddings and coordinates once and as many masks as the contract's
-    `max_mask_tokens` allows. `frame` turns level-0 coordinates into the contract's.
+    `max_mask_tokens` allows. `requests` and `bytes_sent` count what was sent so far.
     """
 
-    def __init__(self, connection: Connection, contract: Contract, frame: Callable[[Int64], Int64]) -> None:
+    def __init__(self, connection: Connection, contract: Contract) -> None:
         self._connection = connection
         self._contract = contract
-        self._frame = frame
         self.requests = 0
         self.bytes_sent = 0
 
     def masks_per_request(self, tiles: int) -> int:
-        """How many masks of a slide of `tiles` tiles fit into one request."""
+        """How many masks of a slide of `tiles` tiles fit into one request.
+
+        Raises:
+            ContractMismatch: not one does.
+        """
         budget = self._contract.occlusion.max_mask_tokens
         if tiles + 1 > budget:
             raise ContractMismatch(
-                f"a slide of {tiles} tiles is over the server's budget of {budget} tokens a request: "
+                f"a slide of {tiles} tiles is over the server's budget of {budget} tokens per request: "
                 "export the model with a larger occlusion budget, or attribute a part of the slide"
             )
         return budget // (tiles + 1)
 
-    def __call__(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+    def __call__(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
         outputs = ["LOGITS", "SLIDE"] if self._contract.head else ["SLIDE"]
         answers = self._connection.infer_in_order(
             "slide_occlusion",
@@ -51,13 +54,12 @@ class ServedForward:
         )
         return concatenate([_scores(answer) for answer in answers])
 
-    def _batches(self, embeddings: Float32, coords: Int64, keep: Mask) -> Iterator[dict[str, Array]]:
-        frame = self._frame(coords)
+    def _batches(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Iterator[dict[str, Array]]:
         size = self.masks_per_request(len(embeddings))
         for start in range(0, len(keep), size):
             inputs: dict[str, Array] = {
                 "EMBEDDINGS": np.ascontiguousarray(embeddings, dtype=np.float32),
-                "COORDS": frame,
+                "COORDS": coords,
                 "KEEP": keep[start : start + size],
             }
             self.requests += 1

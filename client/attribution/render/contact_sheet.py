@@ -1,4 +1,4 @@
-"""Tiles close up: the strongest of a slide as a contact sheet, and what matters inside one."""
+"""Single tiles: the strongest of a slide as a contact sheet, and the map of one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENLARGED = 3
 
 
 def strongest(values: Float64, count: int = COLUMNS) -> tuple[Int64, Int64]:
-    """Indices of the `count` most supportive tiles and of the most opposed ones, strongest first."""
+    """Indices of the `count` tiles that support most and that oppose most, strongest first."""
     order = np.argsort(-values, kind="stable")
     order = order[np.isfinite(values[order])]
     supports = order[values[order] > 0][:count]
@@ -35,7 +35,7 @@ def strongest(values: Float64, count: int = COLUMNS) -> tuple[Int64, Int64]:
 
 
 def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, Float64, Int64]], title: str) -> None:
-    """Rows of tiles, each (heading, pixels [n, h, w, 3], values [n], level-0 coords [n, 2]), as PNG."""
+    """Write rows of tiles, each (heading, pixels [n, h, w, 3], values [n], level-0 coords [n, 2]), as PNG."""
     shown = [row for row in rows if len(row[1])]
     figure = Figure(figsize=(1.5 * COLUMNS, 2.1 * len(shown) + 0.5), dpi=100)
     FigureCanvasAgg(figure)
@@ -53,9 +53,9 @@ def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, Float64, Int64
 
 
 def draw_tile_map(whole: Pixels, found: TileMap, limit: float | None = None) -> tuple[Pixels, float]:
-    """A whole tile uint8 [256, 256, 3] with the map of its centre, enlarged, and the colours' limit.
+    """A whole tile (uint8 [256, 256, 3]) with the map of its centre, enlarged, and the colour limit.
 
-    The rim that the encoder never sees is grey and hatched.
+    The border outside the encoder's crop is grey and hatched.
     """
     limit = limit or colour_limit(found.values)
     rows, columns = (side * PATCH_PX for side in found.values.shape)

@@ -1,4 +1,4 @@
-"""The pictures an explanation becomes: the map, the strongest tiles, what matters inside them."""
+"""Figures of an explanation: the map, the strongest tiles, maps inside tiles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UNITS = {
     "log_odds": "log-odds of {}",
     "probability": "probability of {}",
     "logit": "logit of {}",
-    "embedding": "likeness to the whole slide's {}",
+    "embedding": "similarity to the full slide's {}",
 }
 
 
 def canvas_for(explanation: Explanation, slide: Slide | None) -> Canvas:
-    """The slide's overview, or white where only its embeddings are at hand."""
+    """The slide's overview, or white pixels without a slide."""
     if slide is None:
         return Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
     overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
@@ -33,9 +33,9 @@ def canvas_for(explanation: Explanation, slide: Slide | None) -> Canvas:
 
 
 def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:
-    """The target's map as PNG; `limit` fixes the colours, so that slides can be compared."""
+    """Write the target's map as PNG; `limit` fixes the colour scale at +-limit."""
     result, trust, slide = explanation.attribution, explanation.reliability, explanation.slide
-    values = result.values[:, explanation.focus]
+    values = result.values[:, explanation.target_index]
     limit = limit or colour_limit(values)
     faint = np.abs(values) < trust.noise_floor if trust else None
     picture = draw_map(canvas, slide.coords, slide.tile_size, values, limit, faint)
@@ -47,21 +47,21 @@ def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float
 
 
 def _unit(explanation: Explanation) -> str:
-    return UNITS[explanation.score].format(explanation.target)
+    return UNITS[explanation.score].format(explanation.target_class)
 
 
 def _title(explanation: Explanation) -> list[str]:
-    result, focus, trust = explanation.attribution, explanation.focus, explanation.reliability
-    occluder = explanation.settings.baselines
+    result, target_index, trust = explanation.attribution, explanation.target_index, explanation.reliability
+    occluder = explanation.settings.occluder
     lines = [
-        f"{explanation.slide.slide_id}: {explanation.target}, {result.method}",
-        f"whole slide {result.full[focus]:+.3g}, nothing {result.base[focus]:+.3g}, sum of tiles "
-        f"{np.nansum(result.values[:, focus]):+.3g}; {result.evaluations} masks, "
+        f"{explanation.slide.slide_id}: {explanation.target_class}, {result.method}",
+        f"full {result.full[target_index]:+.3g}, empty {result.base[target_index]:+.3g}, "
+        f"sum of tiles {np.nansum(result.values[:, target_index]):+.3g}; {result.evaluations} masks, "
         f"occluder {occluder if isinstance(occluder, str) else 'bank'}",
     ]
     if trust is not None:
         lines.append(
-            f"SRG {trust.curves.gain:+.3g} (random up to {max(map(abs, trust.random_gains)):.3g}), "
+            f"SRG {trust.curves.srg:+.3g} (random up to {max(map(abs, trust.random_srg)):.3g}), "
             f"noise floor {trust.noise_floor:.2g} (hatched below), redundancy {trust.redundancy:.2f}, "
             f"agreement with {trust.other_occluder} {trust.agreement:+.2f}"
         )
@@ -69,18 +69,18 @@ def _title(explanation: Explanation) -> list[str]:
 
 
 def _warnings(explanation: Explanation) -> list[str]:
-    untrained = [] if explanation.contract.trained else ["untrained weights: this map shows nothing real"]
+    untrained = [] if explanation.contract.trained else ["untrained weights: this map means nothing"]
     return untrained + (explanation.reliability.warnings() if explanation.reliability else [])
 
 
 def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
-    """The tiles that support the target most and those that oppose it most, as a contact sheet."""
-    values, coords = explanation.attribution.values[:, explanation.focus], explanation.slide.coords
+    """Write the tiles that support and that oppose the target most as a contact sheet (PNG)."""
+    values, coords = explanation.attribution.values[:, explanation.target_index], explanation.slide.coords
     rows = []
     for heading, tiles in zip(("supports", "opposes"), strongest(values), strict=True):
         if len(tiles):
             pixels = read_crops(slide, coords[tiles], explanation.contract)
-            rows.append((f"{heading} {explanation.target}", pixels, values[tiles], coords[tiles]))
+            rows.append((f"{heading} {explanation.target_class}", pixels, values[tiles], coords[tiles]))
     write_contact_sheet(path, rows, _title(explanation)[0])
 
 
@@ -94,16 +94,17 @@ def write_tile_map(
     of_slide: bool = True,
     fill: Fill = "blur",
 ) -> None:
-    """What matters inside one tile, as PNG.
+    """Write the occlusion map of one tile as PNG.
 
-    of_slide: explain the slide's score with the re-encoded tile put back; else the tile's own embedding.
+    of_slide: explain the slide's score with the re-encoded tile in its place; else the tile's embedding.
+    fill: see `tile_occlusion`.
     """
     at = explanation.slide.coords[tile : tile + 1]
     pixels = read_crops(slide, at, explanation.contract)[0]
     whole = read_crops(slide, at, explanation.contract, explanation.contract.tile.size_px)[0]
     if of_slide:
         score, unit = (
-            slide_score(explanation.subject, tile, explanation.numbers, explanation.focus),
+            slide_score(explanation.masked_slide, tile, explanation.outputs, explanation.target_index),
             f"slide's {_unit(explanation)}",
         )
     else:
@@ -113,12 +114,13 @@ def write_tile_map(
     warnings = []
     if not found.agreement >= 0.5:
         warnings.append(
-            f"{found.other_fill} instead of {found.fill} gives another map ({found.agreement:+.2f})"
+            f"{found.other_fill} instead of {found.fill} gives another map "
+            f"(correlation {found.agreement:+.2f})"
         )
     x, y = at[0].tolist()
     title = [
         f"{explanation.slide.slide_id}: tile at ({x}, {y}), {found.fill}",
-        "hatched: the model never sees it",
+        "hatched: outside the model's crop",
     ]
     with atomic_path(path) as part:
         save_figure(part, picture, limit, title=title, unit=unit, warnings=warnings)

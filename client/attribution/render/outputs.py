@@ -1,4 +1,4 @@
-"""The files an explanation becomes: arrays in the slide's HDF5, tiles for QuPath (`pictures` has more)."""
+"""Data files of an explanation: arrays in the slide's HDF5 file, tiles for QuPath."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ PLAIN_GEOJSON_TILES = 20_000
 
 
 def write_arrays(path: Path, explanation: Explanation) -> None:
-    """Add the values to the slide's HDF5 file, a row for each of its `coords`; whole or not at all.
+    """Add the values to the slide's HDF5 file, with one row per row of its `coords`; all or nothing.
 
     `attribution_<method>` float64 [rows, K] (NaN where a tile was not valid), `..._stderr` and
-    `..._leaf_size` where the method has them, and `attribution_keep_one`: plain arrays at the top, with
-    attributes that say how they were made.
+    `..._leaf_size` where the method has them, and `attribution_keep_one`; `provenance` is in the attributes.
+
+    Raises:
+        ClientError: the file can't be read as HDF5.
+        OutputError: it can't be written.
     """
     about = provenance(explanation)
     brief = {key: about[key] for key in ("score", "export_id", "trained", "embeddings_sha256")}
@@ -35,7 +38,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
         old = h5py.File(path)
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
-    # A new file rather than a changed one: the same results give the same bytes, and no space is lost.
+    # A new file and not a changed one: the same results give the same bytes, and no space is lost.
     with old, new_file(path) as new:
         new.attrs.update(old.attrs)
         for name in old:
@@ -46,9 +49,13 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
 
 
 def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0)) -> None:
-    """Tiles with measurements for QuPath: `attr:<class>`, `attr_se:<class>`, `keep_one:<class>`, `leaf_size`.
+    """Write tiles with measurements for QuPath, as GeoJSON.
 
-    `origin` is where QuPath's (0, 0) lies on level 0.
+    Measurements: `attr:<class>`, `attr_se:<class>`, `keep_one:<class>`, `leaf_size`.
+    origin: QuPath's (0, 0) in level-0 px.
+
+    Raises:
+        OutputError: the file can't be written.
     """
     result, slide = explanation.attribution, explanation.slide
     measurements: dict[str, Float64] = {}
@@ -73,7 +80,7 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
 def _datasets(
     explanation: Explanation, result: Attribution, about: dict[str, Any]
 ) -> dict[str, tuple[Float64, dict[str, Any]]]:
-    """A result's arrays and their attributes by name."""
+    """Arrays of a result and their attributes, by name."""
     name = f"attribution_{result.method}"
     attributes = {
         "method": result.method,
@@ -92,7 +99,7 @@ def _datasets(
 
 
 def _rows(explanation: Explanation, values: Float64) -> Float64:
-    """Values of the tiles -> values of the file's rows, NaN where a row is no valid tile."""
+    """Values of tiles [N, ...] -> values of the file's rows, NaN for rows without a valid tile."""
     rows = np.full((explanation.slide.total, *values.shape[1:]), np.nan)
     rows[explanation.slide.rows] = values
     return rows

@@ -26,21 +26,21 @@ DPI, MARGIN, SIDE, LINE = 100, 12, 130, 18  # px
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a map is drawn on: RGB pixels, each `downsample` (x, y) level-0 pixels wide."""
+    """What a map is drawn on: RGB pixels uint8 [h, w, 3], each `downsample` (x, y) level-0 px in size."""
 
     pixels: Pixels
     downsample: tuple[float, float]
 
     @staticmethod
     def blank(coords: Int64, tile_size: tuple[int, int], longest: int = 1200) -> Canvas:
-        """White, just large enough for the tiles: for a slide of which only embeddings are at hand."""
+        """White, just large enough for the tiles and at most `longest` px: to draw on without a slide."""
         width, height = (int(end) for end in coords.max(axis=0) + np.array(tile_size))
         scale = max(1.0, max(width, height) / longest)
         shape = (int(np.ceil(height / scale)), int(np.ceil(width / scale)), 3)
         return Canvas(np.full(shape, 255, dtype=np.uint8), (scale, scale))
 
     def edges(self, coords: Int64, tile_size: tuple[int, int]) -> Int64:
-        """Pixel rectangles [N, 4] (x0, y0, x1, y1) of tiles: floored, so neighbours meet exactly."""
+        """Pixel rectangles [N, 4] (x0, y0, x1, y1) of tiles, floored so that neighbours meet exactly."""
         scale = np.array(self.downsample)
         first = np.floor(coords / scale)
         last = np.maximum(np.floor((coords + np.array(tile_size)) / scale), first + 1)
@@ -48,7 +48,7 @@ class Canvas:
 
 
 def colour_limit(values: Float64) -> float:
-    """Symmetric limit of the colours: 99th percentile of |value|, so that one tile can't bleach the rest."""
+    """Symmetric limit of the colour scale: the 99th percentile of |value|, robust to single tiles."""
     finite = np.abs(values[np.isfinite(values)])
     limit = float(np.percentile(finite, 99)) if len(finite) else 0.0
     return limit if limit > 0 else float(finite.max(initial=0.0)) or 1.0
@@ -62,9 +62,12 @@ def draw_map(
     limit: float,
     faint: NDArray[np.bool_] | None = None,
 ) -> Pixels:
-    """The slide in grey with every scored tile coloured: red supports the class, blue speaks against it.
+    """The slide in grey with every scored tile coloured: red supports the class, blue opposes it.
 
-    values [N]: NaN is not drawn. faint [N]: hatched and pale, for values within the noise.
+    coords: [N, 2], and tile_size: (x, y), in level-0 px.
+    values: [N]; a NaN is not drawn.
+    limit: value of the strongest colours.
+    faint: bool [N], drawn pale and hatched, for values within the noise.
     """
     picture = faded_grey(canvas.pixels)
     hatch = hatching(picture.shape[:2])
@@ -83,13 +86,13 @@ def draw_map(
 
 
 def faded_grey(pixels: Pixels) -> NDArray[np.float32]:
-    """RGB pixels as light grey, on which colours keep their meaning."""
+    """RGB pixels as light grey, so that only the map has colour."""
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(255 - TISSUE * (255 - grey.astype(np.float32)), dtype=np.float32)
 
 
 def hatching(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Diagonal lines over a picture of `shape` (height, width)."""
+    """Diagonal lines, bool [height, width], over a picture of `shape`."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     lines: NDArray[np.bool_] = (rows + columns) % HATCH_PERIOD == 0
     return lines
@@ -104,9 +107,11 @@ def save_figure(
     unit: str,
     warnings: list[str] | None = None,
 ) -> tuple[int, int]:
-    """Write `picture` pixel for pixel as PNG with a title, warnings in red and a colour bar.
+    """Write `picture` without resampling as PNG, with title, warnings in red and a colour bar.
 
-    Returns where in the file the picture's top-left pixel lies, (x, y).
+    unit: the colour bar's label.
+
+    Returns the place of the picture's top-left pixel in the file, (x, y).
     """
     warnings = warnings or []
     height, width = picture.shape[:2]

@@ -1,4 +1,4 @@
-"""Pixels of a few chosen tiles."""
+"""Pixels of single tiles."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from ..methods.scorer import Int64
 def read_crops(
     slide: Slide, coords: Int64, contract: Contract, crop_px: int | None = None
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 [n, crop, crop, 3] of the tiles at `coords` [n, 2], read as the scoring run read them.
+    """Pixels uint8 [n, crop, crop, 3] of the tiles at `coords` [n, 2], read as for scoring.
 
-    crop_px: the contract's by default; `contract.tile.size_px` gives the whole tile.
+    crop_px: the contract's by default; `contract.tile.size_px` for whole tiles.
+
+    Raises:
+        SlideError: a tile can't be decoded.
     """
     tile = contract.tile
     plan = plan_tiles(slide, None, tile_px=tile.size_px, crop_px=crop_px or tile.crop_px, mpp=tile.mpp)
@@ -33,7 +36,7 @@ def read_crops(
 
 
 def glass_colour(slide: Slide) -> tuple[int, int, int]:
-    """The colour of the slide's empty background: the median of its brightest tenth."""
+    """The slide's background colour: the median of the brightest tenth of its thumbnail."""
     pixels = slide.thumbnail(512).reshape(-1, 3)
     light = pixels.astype(np.int64).sum(axis=1)
     red, green, blue = np.median(pixels[light >= np.quantile(light, 0.9)], axis=0).astype(int).tolist()

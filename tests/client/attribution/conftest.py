@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from client.attribution.methods.game import CoalitionGame
-from client.attribution.methods.scorer import Float64, Int64, Mask, Scores
-from client.attribution.methods.target import Target
+from client.attribution.methods.model_outputs import ModelOutputs
+from client.attribution.methods.scorer import Float64, Int64, KeepMask, Scores
 from gigapath_contract.schema import (
     Contract,
     HeadContract,
@@ -22,7 +22,7 @@ from gigapath_contract.schema import (
     VariantContract,
 )
 
-Rule = Callable[[Mask], Float64]
+Rule = Callable[[KeepMask], Float64]
 
 
 class MakeGame(Protocol):
@@ -34,14 +34,14 @@ def toy_game() -> MakeGame:
     """A game whose value is exactly `rule(keep [M, N]) -> [M]`, as the raw first logit of two classes."""
 
     def make(rule: Rule, players: int, feature_mask: Int64 | None = None) -> CoalitionGame:
-        def scorer(keep: Mask) -> Scores:
+        def scorer(keep: KeepMask) -> Scores:
             value = rule(keep).astype(np.float32)
             return Scores(
                 np.stack([value, np.zeros_like(value)], axis=1), np.ones((len(keep), 2), np.float32)
             )
 
         mask = np.arange(players) if feature_mask is None else feature_mask
-        return CoalitionGame(scorer, Target(("tumour", "normal"), score="log_odds"), mask)
+        return CoalitionGame(scorer, ModelOutputs(("tumour", "normal"), score="log_odds"), mask)
 
     return make
 

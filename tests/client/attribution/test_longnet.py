@@ -1,4 +1,4 @@
-"""The mask on the real slide encoder: slots matter to LongNet, so dropping a tile is not leaving it out."""
+"""Masks on the real slide encoder: LongNet depends on positions, so dropping a tile is not occluding it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import spearman
 from client.attribution.methods.game import CoalitionGame
+from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.methods.occlusion import occlusion
-from client.attribution.methods.scorer import Float32, Int64, Mask, Scores, concatenate, drop, in_place
-from client.attribution.methods.target import Target
+from client.attribution.methods.scorer import Float32, Int64, KeepMask, Scores, concatenate, drop, in_place
 from client.attribution.model.masked_slide import MaskedSlide
 from training.models.build import build_models
 from training.models.slide_model import SlideModel
@@ -28,12 +28,12 @@ class TorchForward:
     def __init__(self, model: SlideModel, batch: int = 64) -> None:
         self.model, self.batch = model, batch
 
-    def __call__(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+    def __call__(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
         slices = range(0, len(keep), self.batch)
         return concatenate([self._some(embeddings, coords, keep[i : i + self.batch]) for i in slices])
 
     @torch.inference_mode()
-    def _some(self, embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+    def _some(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
         score = self.model.score(*map(torch.from_numpy, (embeddings, coords, np.ascontiguousarray(keep))))
         assert score.logits is not None
         return Scores(score.logits.numpy(), score.slide.numpy())
@@ -86,25 +86,25 @@ def tiles() -> tuple[Float32, Int64]:
 
 
 @pytest.fixture
-def target() -> Target:
-    return Target(("benign", "lesion"))
+def outputs() -> ModelOutputs:
+    return ModelOutputs(("benign", "lesion"))
 
 
 def test_masking_a_tile_that_means_nothing_changes_nothing_and_dropping_it_does(
-    slide_model: SlideModel, tiles: tuple[Float32, Int64], target: Target
+    slide_model: SlideModel, tiles: tuple[Float32, Int64], outputs: ModelOutputs
 ) -> None:
     embeddings, coords = tiles
     forward = TorchForward(slide_model)
     without_it = np.ones((2, TILES), dtype=bool)
     without_it[1, NULL] = False
-    dropped = target(drop(forward, embeddings, coords)(without_it))[:, 1]
-    masked = occlusion(CoalitionGame(in_place(forward, embeddings, coords), target, np.arange(TILES))).values[
-        :, 1
-    ]
+    dropped = outputs(drop(forward, embeddings, coords)(without_it))[:, 1]
+    masked = occlusion(
+        CoalitionGame(in_place(forward, embeddings, coords), outputs, np.arange(TILES))
+    ).values[:, 1]
     typical = np.median(np.abs(np.delete(masked, NULL)))
     assert typical > 1e-3  # the other tiles do matter
     assert abs(masked[NULL]) < 1e-5
-    # Dropped, the same tile seems to matter as much as a real one: only slots have moved.
+    # Dropped, the same tile seems to matter as much as a real one: only positions have changed.
     assert abs(dropped[0] - dropped[1]) > typical
 
 
@@ -118,10 +118,10 @@ def test_masks_give_the_same_scores_one_by_one_and_64_at_a_time(
     np.testing.assert_allclose(one.slide, many.slide, atol=1e-5)
 
 
-def test_head_randomisation_changes_the_map(tiles: tuple[Float32, Int64], target: Target) -> None:
+def test_head_randomisation_changes_the_map(tiles: tuple[Float32, Int64], outputs: ModelOutputs) -> None:
     maps = []
     settings = Settings(method="occlusion", feature_mask=np.arange(TILES))
     for seed in (3, 4):
-        subject = MaskedSlide(TorchForward(build_models("demo", seed=seed).slide_model.eval()), *tiles)
-        maps.append(attribute(subject, target, settings).values[:, 1])
+        masked_slide = MaskedSlide(TorchForward(build_models("demo", seed=seed).slide_model.eval()), *tiles)
+        maps.append(attribute(masked_slide, outputs, settings).values[:, 1])
     assert abs(spearman(np.abs(maps[0]), np.abs(maps[1]))) < 0.5

@@ -16,7 +16,7 @@ from PIL import Image
 
 from client.attribution.attribute import Settings
 from client.attribution.explain import ExplainProgress, Explanation, explain
-from client.attribution.methods.scorer import Float32, Float64, Int64, Mask, Scores
+from client.attribution.methods.scorer import Float32, Float64, Int64, KeepMask, Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
 from client.attribution.render.figures import canvas_for, write_map, write_strongest
@@ -37,7 +37,7 @@ from gigapath_contract.schema import Contract
 TILE = (257, 257)
 
 
-def forward(embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+def forward(embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
     """Evidence in channel 0 of an embedding adds up, softly."""
     value = np.tanh(keep @ embeddings[:, 0].astype(np.float64) / 4).astype(np.float32) * 4
     return Scores(np.stack([value, 0 * value], axis=1), np.stack([value, np.ones_like(value)], axis=1))
@@ -133,8 +133,8 @@ def test_a_map_that_does_not_beat_random_says_so_on_the_picture(
     explanation: Explanation, tmp_path: Path
 ) -> None:
     assert explanation.reliability is not None
-    good = replace(explanation.reliability, random_gains=(0.0,))
-    bad = replace(explanation.reliability, random_gains=(1e9,))
+    good = replace(explanation.reliability, random_srg=(0.0,))
+    bad = replace(explanation.reliability, random_srg=(1e9,))
     red = {}
     for name, trust in (("good", good), ("bad", bad)):
         path = tmp_path / f"{name}.png"
@@ -165,7 +165,7 @@ def test_values_land_in_the_file_s_own_rows(
     # Tile i alone: tanh of its own evidence, in the row that i had in the file.
     np.testing.assert_allclose(alone[6, 0], 4 * np.tanh(grid[0][6, 0] / 4), atol=1e-6)
     assert about["target"] == "tumour"
-    assert about["occluder"] == "mask"
+    assert about["occluder"] == "in_place"
     assert list(about["classes"]) == ["tumour", "normal"]
     assert about["export_id"] == "toy"
     assert not about["trained"]
@@ -189,7 +189,7 @@ def by_place(slide: EmbeddedSlide, values: Float64) -> dict[tuple[int, int], flo
 def test_the_order_of_tiles_in_the_file_changes_nothing(
     grid: tuple[Float32, Int64], toy_contract: Contract, tmp_path: Path, method: str
 ) -> None:
-    def slotted(embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+    def positional(embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
         weight = 1 + 0.2 * np.cos(np.arange(len(embeddings)))
         return forward((embeddings * weight[:, None]).astype(np.float32), coords, keep)
 
@@ -199,7 +199,7 @@ def test_the_order_of_tiles_in_the_file_changes_nothing(
     found = []
     for name, rows in (("a", np.arange(40)), ("b", order)):
         slide = read_embedded(write_h5(tmp_path / f"{name}.h5", embeddings[rows], coords[rows]))
-        result = explain(slide, slotted, toy_contract, settings, checks=False)
+        result = explain(slide, positional, toy_contract, settings, checks=False)
         found.append(by_place(slide, result.attribution.values))
     assert found[0] == found[1]
 
@@ -230,15 +230,15 @@ def test_the_strongest_tiles_are_shown_once_each(
     assert read_png(tmp_path / "sheet.png").std() > 10
 
 
-def test_progress_tells_the_cost_of_a_forward(slide: EmbeddedSlide, toy_contract: Contract) -> None:
-    told: list[ExplainProgress] = []
-    explain(slide, forward, toy_contract, progress=told.append)
-    assert [pace.done for pace in told] == sorted(pace.done for pace in told)
-    assert {pace.stage for pace in told} == {"partition_shap", "keep_one", "reliability"}
-    assert all(pace.seconds_a_forward is not None and pace.seconds_a_forward > 0 for pace in told)
-    assert told[0].seconds_left is not None
-    assert told[0].seconds_left > 0
-    assert told[-1].done <= told[-1].planned
+def test_progress_gives_the_cost_per_forward(slide: EmbeddedSlide, toy_contract: Contract) -> None:
+    progresses: list[ExplainProgress] = []
+    explain(slide, forward, toy_contract, progress=progresses.append)
+    assert [p.done for p in progresses] == sorted(p.done for p in progresses)
+    assert {p.stage for p in progresses} == {"partition_shap", "keep_one", "reliability"}
+    assert all(p.seconds_per_forward is not None and p.seconds_per_forward > 0 for p in progresses)
+    assert progresses[0].seconds_left is not None
+    assert progresses[0].seconds_left > 0
+    assert progresses[-1].done <= progresses[-1].planned
 
 
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         explain(replace(slide, embeddings=np.ones((39, 3), np.float32)), forward, toy_contract)
     rule = replace(toy_contract, variant=replace(toy_contract.variant, coordinates="target-mpp/256"))
     with pytest.raises(ContractMismatch, match="mpp"):
-        slide.frame(rule, slide.coords)
+        slide.model_coords(rule)
     with pytest.raises(ClientError, match="no valid tile"):
         read_embedded(write_h5(tmp_path / "nan.h5", np.full((3, 2), np.nan, np.float32), grid[1][:3]))
     unsized = write_h5(tmp_path / "unsized.h5", *grid)

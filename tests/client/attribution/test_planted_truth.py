@@ -14,11 +14,11 @@ from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.occlusion import keep_one, occlusion
 from client.attribution.methods.partition_shap import partition_shap
 from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64, Int64, Mask
+from client.attribution.methods.scorer import Float64, Int64, KeepMask
 from client.attribution.methods.shapley import shapley_sampling
 
 ALL = 10**9
-Rule = Callable[[Mask], Float64]
+Rule = Callable[[KeepMask], Float64]
 Square = Callable[[int], Int64]
 
 
@@ -152,7 +152,7 @@ def test_a_parent_is_the_sum_of_its_leaves(toy_game: MakeGame, square: Square) -
 def exact_shapley(rule: Rule, players: int) -> Float64:
     """Shapley's formula over all 2^n coalitions."""
     codes = np.arange(2**players)
-    keep: Mask = (codes[:, None] >> np.arange(players) & 1).astype(bool)
+    keep: KeepMask = (codes[:, None] >> np.arange(players) & 1).astype(bool)
     value = rule(keep).astype(np.float32).astype(np.float64)
     size = keep.sum(axis=1)
     weight = np.array(
@@ -170,7 +170,7 @@ def test_standard_errors_cover_exact_shapley_values(toy_game: MakeGame) -> None:
     weights = rng.normal(size=12)
     triples = list(combinations(range(12), 3))
 
-    def rule(keep: Mask) -> Float64:
+    def rule(keep: KeepMask) -> Float64:
         hidden = np.stack([keep[:, list(triple)].all(axis=1) for triple in triples[::7]], axis=1)
         return np.asarray(np.maximum(keep @ weights, -1) + 2 * np.tanh(hidden.sum(axis=1) / 4))
 
@@ -201,7 +201,7 @@ def test_paired_orders_are_exact_for_interactions_of_two(toy_game: MakeGame) -> 
 def test_values_do_not_depend_on_masks_per_request(toy_game: MakeGame, square: Square, batch: int) -> None:
     weights = np.random.default_rng(4).integers(-64, 64, 16) / 64
     game = toy_game(lambda keep: (keep @ weights) ** 2, 16)
-    parts = CoalitionGame(game.scorer, game.target, game.feature_mask, perturbations_per_eval=batch)
+    parts = CoalitionGame(game.scorer, game.outputs, game.feature_mask, perturbations_per_eval=batch)
     found = methods(parts, square(4))
     for name, result in methods(game, square(4)).items():
         np.testing.assert_array_equal(result.values, found[name].values, err_msg=name)

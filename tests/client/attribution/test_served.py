@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +63,17 @@ def test_served_masks_score_as_in_pytorch_in_any_batch(
 ) -> None:
     tiles = len(slide.coords)
     keep = np.random.default_rng(0).random((20, tiles)) < 0.7
-    frame = partial(slide.frame, contract)
-    served = ServedForward(connection, contract, frame)
-    scores = served(slide.embeddings, slide.coords, keep)
+    coords = slide.model_coords(contract)
+    served = ServedForward(connection, contract)
+    scores = served(slide.embeddings, coords, keep)
     assert served.requests == 1
     payload = slide.embeddings.nbytes + slide.coords.nbytes
     assert served.bytes_sent == payload + keep.nbytes
 
     small = replace(contract, occlusion=replace(contract.occlusion, max_mask_tokens=3 * (tiles + 1) + tiles))
-    split = ServedForward(connection, small, frame)
-    again = split(slide.embeddings, slide.coords, keep)
-    assert split.requests == 7  # 3 masks a request
+    split = ServedForward(connection, small)
+    again = split(slide.embeddings, coords, keep)
+    assert split.requests == 7  # 3 masks per request
     assert split.bytes_sent == 7 * payload + keep.nbytes
     np.testing.assert_allclose(again.logits, scores.logits, atol=1e-5)
     np.testing.assert_allclose(again.slide, scores.slide, atol=1e-5)
@@ -93,8 +92,10 @@ def test_served_masks_score_as_in_pytorch_in_any_batch(
 def test_nothing_kept_still_has_a_score(
     connection: Connection, contract: Contract, slide: EmbeddedSlide
 ) -> None:
-    served = ServedForward(connection, contract, partial(slide.frame, contract))
-    scores = served(slide.embeddings, slide.coords, np.zeros((2, len(slide.coords)), dtype=bool))
+    served = ServedForward(connection, contract)
+    scores = served(
+        slide.embeddings, slide.model_coords(contract), np.zeros((2, len(slide.coords)), dtype=bool)
+    )
     assert np.isfinite(scores.logits).all()
     np.testing.assert_array_equal(scores.logits[0], scores.logits[1])
 
@@ -103,7 +104,7 @@ def test_a_slide_over_the_budget_is_refused_before_anything_is_sent(
     connection: Connection, contract: Contract, slide: EmbeddedSlide
 ) -> None:
     tiny = replace(contract, occlusion=replace(contract.occlusion, max_mask_tokens=len(slide.coords)))
-    served = ServedForward(connection, tiny, partial(slide.frame, tiny))
+    served = ServedForward(connection, tiny)
     with pytest.raises(ContractMismatch, match="budget"):
         explain(slide, served, tiny)
     assert served.bytes_sent == 0
@@ -211,8 +212,8 @@ def test_what_if_an_annotated_area_were_removed(
     assert table[0] == "area,change,tiles,class,log_odds,stderr"
     inside = [tuple(c) in {(x, y), (x + width, y)} for c in slide.coords.tolist()]
     keep = ~np.stack([np.zeros(len(inside), bool), np.array(inside)])
-    logits = ServedForward(connection, contract, partial(slide.frame, contract))(
-        slide.embeddings, slide.coords, keep
+    logits = ServedForward(connection, contract)(
+        slide.embeddings, slide.model_coords(contract), keep
     ).logits.astype(np.float64)
     odds = logits[:, 1] - logits[:, 0]
     name, change, tiles, label, value, _ = table[2].split(",")

@@ -10,8 +10,8 @@ import shapely
 from numpy.typing import NDArray
 
 from client.attribution.counterfactual import counterfactual, tiles_inside
-from client.attribution.methods.scorer import Float32, Int64, Mask, Scores
-from client.attribution.methods.target import Target
+from client.attribution.methods.model_outputs import ModelOutputs
+from client.attribution.methods.scorer import Float32, Int64, KeepMask, Scores
 from client.attribution.model.masked_slide import MaskedSlide
 from client.attribution.render.contact_sheet import ENLARGED, draw_tile_map
 from client.attribution.render.tiles import glass_colour, read_crops
@@ -23,7 +23,7 @@ from client.slides.tiling import plan_tiles
 from gigapath_contract.schema import Contract
 
 Pixels = NDArray[np.uint8]
-TARGET = Target(("tumour", "normal"))
+TARGET = ModelOutputs(("tumour", "normal"))
 SPOT = np.s_[64:80, 112:128]  # patch row 4, column 7
 
 
@@ -33,7 +33,7 @@ def encode(tiles: Pixels) -> Float32:
     return np.stack([red, np.ones_like(red)], axis=1).astype(np.float32)
 
 
-def additive(embeddings: Float32, coords: Int64, keep: Mask) -> Scores:
+def additive(embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
     value = (keep @ embeddings[:, 0]).astype(np.float32)
     return Scores(np.stack([value, 0 * value], axis=1), np.ones((len(keep), 1), np.float32))
 
@@ -64,8 +64,8 @@ def test_only_patches_near_what_the_encoder_sees_matter(tile: Pixels, window: in
 def test_a_patch_inside_a_tile_is_traced_to_the_slide_s_score(tile: Pixels) -> None:
     embeddings = np.concatenate([encode(tile[None]), np.ones((3, 2), np.float32)])
     coords = np.arange(8).reshape(4, 2) * 256
-    subject = MaskedSlide(additive, embeddings, coords)
-    found = tile_occlusion(tile, encode, slide_score(subject, 0, TARGET, 0), window=1, fill="mean")
+    masked_slide = MaskedSlide(additive, embeddings, coords)
+    found = tile_occlusion(tile, encode, slide_score(masked_slide, 0, TARGET, 0), window=1, fill="mean")
     mean_red = round(float(tile[..., 0].mean())) / 255
     assert found.values[4, 7] == pytest.approx(1 - mean_red, abs=1e-5)
     assert np.abs(np.delete(found.values.ravel(), 4 * 14 + 7)).max() < 1e-6
@@ -108,24 +108,24 @@ def test_crops_are_the_pixels_that_were_scored(real_slide: Path, toy_contract: C
 
 
 @pytest.fixture
-def subject() -> MaskedSlide:
+def masked_slide() -> MaskedSlide:
     rows, columns = np.divmod(np.arange(16), 4)
     embeddings = np.zeros((16, 2), np.float32)
     embeddings[:, 0] = np.arange(16)
     return MaskedSlide(additive, embeddings, np.stack([columns, rows], axis=1).astype(np.int64) * 256)
 
 
-def test_counterfactuals_remove_keep_and_replace(subject: MaskedSlide) -> None:
+def test_counterfactuals_remove_keep_and_replace(masked_slide: MaskedSlide) -> None:
     inside = np.isin(np.arange(16), [14, 15])
-    (removed,) = counterfactual(subject, TARGET, {"tumour": inside})
+    (removed,) = counterfactual(masked_slide, TARGET, {"tumour": inside})
     assert removed.mean[0] == -29
     assert removed.tiles == 2
     assert removed.stderr is None
-    (kept,) = counterfactual(subject, TARGET, {"tumour": inside}, change="keep")
+    (kept,) = counterfactual(masked_slide, TARGET, {"tumour": inside}, change="keep")
     assert kept.mean[0] == 29 - 120
     bank = np.array([[1, 0], [3, 0]], np.float32)
     (swapped,) = counterfactual(
-        subject, TARGET, {"tumour": inside}, change="replace", bank=bank, n_samples=200
+        masked_slide, TARGET, {"tumour": inside}, change="replace", bank=bank, n_samples=200
     )
     assert swapped.draws.shape == (200, 2)
     assert swapped.stderr is not None
@@ -134,17 +134,17 @@ def test_counterfactuals_remove_keep_and_replace(subject: MaskedSlide) -> None:
     assert swapped.stderr[0] == pytest.approx(np.sqrt(2) / np.sqrt(200), rel=0.2)
 
 
-def test_counterfactuals_refuse_what_makes_no_sense(subject: MaskedSlide) -> None:
+def test_counterfactuals_refuse_what_makes_no_sense(masked_slide: MaskedSlide) -> None:
     inside = np.isin(np.arange(16), [14, 15])
     with pytest.raises(ClientError, match="bank"):
-        counterfactual(subject, TARGET, {"tumour": inside}, change="replace")
+        counterfactual(masked_slide, TARGET, {"tumour": inside}, change="replace")
     with pytest.raises(ClientError, match="'stroma' holds no tile"):
-        counterfactual(subject, TARGET, {"stroma": ~np.ones(16, bool)})
+        counterfactual(masked_slide, TARGET, {"stroma": ~np.ones(16, bool)})
 
 
-def test_a_tile_belongs_to_the_annotation_that_holds_its_centre(subject: MaskedSlide) -> None:
+def test_a_tile_belongs_to_the_annotation_that_holds_its_centre(masked_slide: MaskedSlide) -> None:
     area = shapely.box(0, 0, 256 + 129, 256)
-    assert np.flatnonzero(tiles_inside(area, subject.coords, (256, 256))).tolist() == [0, 1]
-    assert np.flatnonzero(tiles_inside(shapely.box(0, 0, 383, 256), subject.coords, (256, 256))).tolist() == [
-        0
-    ]
+    assert np.flatnonzero(tiles_inside(area, masked_slide.coords, (256, 256))).tolist() == [0, 1]
+    assert np.flatnonzero(
+        tiles_inside(shapely.box(0, 0, 383, 256), masked_slide.coords, (256, 256))
+    ).tolist() == [0]

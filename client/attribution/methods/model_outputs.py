@@ -1,4 +1,4 @@
-"""The number that is explained: log-odds (default), probability, raw logit or slide-embedding likeness."""
+"""The outputs that are explained: log-odds, probabilities, logits or the slide embedding's similarity."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ Score = Literal["log_odds", "probability", "logit", "embedding"]
 
 
 @dataclass(frozen=True)
-class Target:
-    """Turns scores into K explained numbers, one a class (K = C) or the embedding's likeness (K = 1).
+class ModelOutputs:
+    """Turns scores into K explained outputs: one per class, or the embedding's similarity (K = 1).
 
-    score: `log_odds`: logit_c - logsumexp(the others), for a multilabel or one-logit head the logit itself;
-        `probability`: softmax or sigmoid; `logit`: raw; `embedding`: cosine to `reference`, so that
-        1 - value is how far the masked slide's embedding has moved.
-    reference: the unmasked slide's embedding [E], for `embedding` only.
+    Attributes:
+        names: the classes, or `embedding`.
+        score: `log_odds`: logit_c - logsumexp(the other logits); for a multilabel or one-logit head the logit
+            itself. `probability`: softmax or sigmoid. `logit`: as it is. `embedding`: cosine similarity to
+            `reference`.
+        reference: the unmasked slide's embedding [E], for `embedding` only.
+
+    Raises:
+        ClientError: `embedding` without a reference.
     """
 
     names: tuple[str, ...]
@@ -35,7 +40,7 @@ class Target:
             raise ClientError("the `embedding` score compares with the unmasked slide: give its embedding")
 
     def __call__(self, scores: Scores) -> Float64:
-        """[M, K] float64."""
+        """Scores of M masks -> outputs, float64 [M, K]."""
         if self.score == "embedding":
             assert self.reference is not None
             return _cosine(scores.slide.astype(np.float64), self.reference.astype(np.float64))[:, None]
