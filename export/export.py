@@ -15,6 +15,7 @@ from export import repository as repo
 from export.errors import ExportError
 from export.fingerprint import HUB, LIBRARIES, ROOT, input_key
 from export.parity import GATES, ParityError, Report
+from training.runs.placement import warn_misplaced
 
 if TYPE_CHECKING:
     from training.models.build import Models
@@ -78,6 +79,8 @@ def export_preset(
             f"or {HUB}OWNER/REPOSITORY"
         )
     slide = slide or DEFAULT_SLIDE
+    if checkpoint is not None:
+        warn_misplaced(checkpoint)
     with repo.exclusive(repository):
         key = input_key(preset, precision, occlusion_precision, weights, checkpoint)
         version, report = repo.find(repository, key=key), None

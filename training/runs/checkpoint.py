@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.models.build import Models, build_models
@@ -33,6 +34,7 @@ class CheckpointMetadata(BaseModel):
         max_wsi_size: slide edge in px from which the segment lengths derive.
         classes, kind: the head's.
         weights_sha256: digest of the weights in `model.safetensors`.
+        coordinate_rule_version: that of the coordinate rules that the run was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class CheckpointMetadata(BaseModel):
     classes: tuple[str, ...]
     kind: HeadKind
     weights_sha256: str
+    coordinate_rule_version: int = 1
 
     def build_preset(self) -> Preset:
         """The preset as the run had it."""
@@ -58,7 +61,9 @@ def published_state(model: SlideModel) -> dict[str, Tensor]:
     return state | (model.head.state_dict() if model.head is not None else {})
 
 
-def save_run(folder: Path, preset: Preset, model: SlideModel) -> CheckpointMetadata:
+def save_run(
+    folder: Path, preset: Preset, model: SlideModel, coordinate_rule_version: int = RULE_VERSION
+) -> CheckpointMetadata:
     """Write `model.safetensors` and `run.json` into `folder`."""
     if model.head is None:
         raise TrainingError("a run without a classification head has nothing to serve")
@@ -70,6 +75,7 @@ def save_run(folder: Path, preset: Preset, model: SlideModel) -> CheckpointMetad
         classes=model.head.config.classes,
         kind=model.head.config.kind,
         weights_sha256=weights_digest(state),
+        coordinate_rule_version=coordinate_rule_version,
     )
     save_file(state, folder / MODEL)
     (folder / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 import yaml
 
+from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.loops.metrics import evaluate, indicator, intervals
@@ -42,8 +43,14 @@ def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
         raise TrainingError(f"{folder} is not empty and not a run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    environment = {"python": platform.python_version(), "machine": platform.machine(), **versions}
-    write_json(folder / ENVIRONMENT, environment | {"threads": torch.get_num_threads()})
+    environment = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **versions,
+        "threads": torch.get_num_threads(),
+        "coordinate_rule_version": RULE_VERSION,
+    }
+    write_json(folder / ENVIRONMENT, environment)
     write_json(folder / DATA, data)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     (folder / RECIPE).write_text(text, encoding="utf-8")

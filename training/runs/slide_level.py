@@ -28,6 +28,7 @@ from training.models.head import HeadConfig
 from training.models.slide_model import SlideModel
 from training.recipe import SEEDED, Recipe
 from training.runs.checkpoint import save_run
+from training.runs.placement import rule_version, warn_misplaced
 from training.runs.record import (
     METRICS,
     open_record,
@@ -88,9 +89,11 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     where a folder holds a run of another recipe or of other data.
     """
     main = getattr(rank_zero_only, "rank", 0) == 0
+    rule = plan.recipe.build_preset().variant.coordinates
     for number, (fold, folder) in enumerate(zip(plan.folds, plan.folders(out), strict=True)):
         if main:
             open_record(folder, plan.recipe, _data(number, fold, plan.digests))
+            warn_misplaced(folder, rule)
         if not (folder / METRICS).exists():
             _run_fold(plan, fold, folder, bar)
     if not main:
@@ -142,7 +145,7 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
     results = {
         split: _evaluate(model, bags, plan, folder, split) for split, bags in (("val", val), ("test", test))
     }
-    save_run(folder, preset, model)
+    save_run(folder, preset, model, rule_version(folder))
     facts = _facts(recipe, fold, trainer.current_epoch)
     title = f"{recipe.preset}, fine-tuned: {', '.join(plan.task.classes)}"
     write_metrics(folder, title, facts, {"epochs": trainer.current_epoch, **results})
