@@ -1,4 +1,4 @@
-"""Build one export into a stage: PyTorch's answers, the three graphs, the parity report and the contract."""
+"""Build one export in a staging folder: PyTorch's answers, three graphs, parity report and contract."""
 
 from __future__ import annotations
 
@@ -45,8 +45,11 @@ def build(
     versions: dict[str, str],
     progress: Callable[[str], None],
 ) -> tuple[Contract, Report]:
-    """Write `<model>/model.onnx`, `parity.json` and `reference.npz` into `stage`; `models` is used up."""
-    progress("asking PyTorch for the reference outputs")
+    """Write `<model>/model.onnx`, `parity.json` and `reference.npz` into `stage`.
+
+    `models` is modified and moved to the meta device.
+    """
+    progress("computing the reference outputs in PyTorch")
     reference = make_reference(models, real_tiles(slide))
     contract = _contract(models, precision, occlusion_precision, version, versions)
     precisions = {
@@ -55,7 +58,7 @@ def build(
         "slide_occlusion": occlusion_precision,
     }
 
-    # slide_occlusion may stay in float32 while the encoder that it shares goes to half, so it comes first.
+    # slide_occlusion shares the encoder and may stay in float32, so it is traced before the conversion.
     halved = False
     for model in sorted(GRAPHS[1:], key=lambda name: precisions[name], reverse=True):
         progress(f"tracing {model}")
@@ -68,7 +71,7 @@ def build(
     if precision == "fp16":
         halve(models.tile.vit, widen=False)
     write_graph(tile_graph(models.tile), stage / "tile_encoder" / "model.onnx")
-    # ONNX Runtime is about to hold the weights too.
+    # Free the weights before ONNX Runtime loads its own copy.
     models.tile.to("meta")
     models.slide_model.to("meta")
 
@@ -155,9 +158,7 @@ def _contract(
 
 
 def _export_id(contract: Contract, stage: Path) -> str:
-    """Digest of what is served: every byte of the graphs, and the contract but for its numbers and
-    versions.
-    """
+    """Digest of the graphs' bytes and of the contract without `export_id`, `version` and `versions`."""
     digest = hashlib.sha256()
     for model in GRAPHS:
         for path in sorted((stage / model).iterdir()):

@@ -26,9 +26,9 @@ from training.models.tile_encoder import TileEncoder
 
 op: Any = onnxscript.opset18
 OPSET = 18
-"""LayerNormalization is one operator from 17 on, and 18 is what the exporter itself is written in."""
+"""LayerNormalization is one operator from opset 17 on; the exporter's own translations are in opset 18."""
 EXTERNAL_ABOVE = 1 << 30
-"""Bytes of weights above which they go into `model.onnx.data`: a protobuf ends at 2 GiB."""
+"""Weights of more bytes go into `model.onnx.data`, because a protobuf holds at most 2 GiB."""
 
 
 class TileGraph(nn.Module):
@@ -46,9 +46,7 @@ class TileGraph(nn.Module):
 
 
 class SlideGraph(nn.Module):
-    """EMBEDDINGS [N, D] and COORDS int64 [N, 2] to LAYERS [L+1, 2, E], SLIDE [E] and, with a head, LOGITS
-    [C].
-    """
+    """EMBEDDINGS [N, D], COORDS i64 [N, 2] to LAYERS [L+1, 2, E], SLIDE [E] and, with a head, LOGITS [C]."""
 
     def __init__(self, model: SlideModel) -> None:
         super().__init__()
@@ -60,7 +58,7 @@ class SlideGraph(nn.Module):
 
 
 class OcclusionGraph(nn.Module):
-    """The same and KEEP bool [M, N] to SLIDE [M, E] and, with a head, LOGITS [M, C], and nothing besides."""
+    """EMBEDDINGS, COORDS and KEEP bool [M, N] to SLIDE [M, E] and, with a head, LOGITS [M, C]."""
 
     def __init__(self, model: SlideModel) -> None:
         super().__init__()
@@ -73,7 +71,7 @@ class OcclusionGraph(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to trace, and how its tensors are called and where they are dynamic (a dimension's name)."""
+    """A module to trace, with the names of its tensors and of their dynamic dimensions."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -102,7 +100,7 @@ def occlusion_graph(model: SlideModel) -> Graph:
 
 
 def _traceable(model: SlideModel) -> SlideModel:
-    """The same weights with the attention that is written in ONNX."""
+    """The same weights with the attention backend that is exported as ONNX operators."""
     encoder = model.encoder.with_attention(longnet.OperatorAttention)
     return SlideModel(encoder, model.head, model.variant)
 
@@ -119,7 +117,7 @@ def _remainder(x: Any, divisor: Any) -> Any:
 
 
 def _floor_divide(x: Any, divisor: Any, rounding_mode: str | None = None) -> Any:
-    """Integer floor division in integers: the exporter's own goes through floating point."""
+    """Floor division of integers in integers; the exporter's own translation goes through floating point."""
     if rounding_mode != "floor":
         raise NotImplementedError(f"integer division with rounding_mode={rounding_mode}")
     divisor = op.CastLike(divisor, x)
@@ -127,7 +125,7 @@ def _floor_divide(x: Any, divisor: Any, rounding_mode: str | None = None) -> Any
 
 
 def _gelu(x: Any, approximate: str = "none") -> Any:
-    """In the order of factors that ONNX Runtime fuses into one operator; it doesn't know the exporter's."""
+    """GELU in the form that ONNX Runtime fuses into one operator; it does not recognise the exporter's."""
     if approximate != "none":
         raise NotImplementedError(f"gelu with approximate={approximate}")
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2))), 1.0)), 0.5)
@@ -144,11 +142,10 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
-    """Trace `graph` and write it to `path` (weights beside it as `.data` if they are many); the number of
-    nodes.
+    """Trace `graph`, write it to `path` and return its number of nodes.
 
-    Equal inputs give equal bytes. `fused=False` leaves the tile encoder's attention decomposed, to compare
-    with.
+    Weights of more than `EXTERNAL_ABOVE` bytes go into `<path>.data`. Equal inputs give equal bytes.
+    `fused=False` leaves the tile encoder's attention decomposed, as a baseline.
     """
     translations = dict(_TRANSLATIONS)
     if not fused:
@@ -185,8 +182,8 @@ def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
 def _simplify(model: onnx_ir.Model) -> None:
     """Fold constants and merge what is computed twice.
 
-    The exporter's own `optimize=True` runs its rewrite rules too, which takes most of its time and spares
-    ONNX Runtime nothing: it has the same rules.
+    The exporter's own `optimize=True` also applies rewrite rules, which takes most of its time and gains
+    nothing: ONNX Runtime applies the same rules.
     """
     onnxscript.optimizer.fold_constants(model)
     for simplify in (
@@ -195,7 +192,7 @@ def _simplify(model: onnx_ir.Model) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
-        # What the tracer notes down about its sources names this machine's paths.
+        # The tracer records the paths of its source files on this machine.
         passes.ClearMetadataAndDocStringPass(),
         passes.NameFixPass(),
     ):

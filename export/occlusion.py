@@ -6,15 +6,15 @@ from export.longnet import channel_width
 from training.models.presets import SlideEncoderConfig
 
 BUDGET_BYTES = 8 << 30
-"""Memory that one `slide_occlusion` request may take beside the weights."""
+"""Memory that one `slide_occlusion` request may take in addition to the weights."""
 
 
 def bytes_per_mask_token(config: SlideEncoderConfig) -> int:
     """Peak bytes of activations that one token of one mask needs in ONNX Runtime on a CPU.
 
-    Measured, not derived: 1 to 16 masks of 1,000 to 8,000 tiles took 23 to 26 kB a token at the size of
-    `demo` (this says 27 kB) and 73 to 88 kB at that of `gigapath-flash` (88 kB). The gathered rows of all
-    branches and their merge decide it.
+    Fitted to measurements: 1 to 16 masks of 1,000 to 8,000 tiles took 23 to 26 kB per token with `demo`
+    (the formula gives 27 kB) and 73 to 88 kB with `gigapath-flash` (88 kB). Most of it is taken by the
+    gathered rows of all branches and their merge.
     """
     branches = len(config.dilations)
     rows = config.heads * channel_width(config.embed_dim // config.heads)
@@ -22,5 +22,5 @@ def bytes_per_mask_token(config: SlideEncoderConfig) -> int:
 
 
 def max_mask_tokens(config: SlideEncoderConfig) -> int:
-    """The most mask-tokens of one request within the budget."""
+    """The largest number of mask-tokens of one request within `BUDGET_BYTES`."""
     return BUDGET_BYTES // bytes_per_mask_token(config)

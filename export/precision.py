@@ -1,10 +1,9 @@
-"""Mixed half precision: linear layers, convolutions and the tile encoder's attention in float16, the rest
-float32.
+"""Mixed half precision: float16 linear layers, convolutions and tile-encoder attention, the rest float32.
 
-That is what PyTorch's autocast, and so the published pipeline, does on a GPU: the residual stream, LayerNorm,
-LayerScale, pooling and the head stay in float32. In the slide encoder only the linear layers are half:
-attention with its softmax, log-sum-exp and merge, and GELU, stay in float32, since a share of the softmax
-mass of 1e-5 (one key of 100,000) is next to nothing in float16.
+PyTorch's autocast, and so the published pipeline, does the same on a GPU: the residual stream, LayerNorm,
+LayerScale, pooling and the head stay in float32. In the slide encoder only the linear layers are float16:
+attention with its softmax, log-sum-exp and merge, and GELU, stay in float32, because the weight of one key
+among 100,000 (1e-5) is below the smallest normal number of float16 (6e-5).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 
 class _HalfLinear(nn.Module):
-    """A linear layer with float16 weights; its output is float32 where `widen` says so."""
+    """A linear layer with float16 weights; its output is float32 if `widen`, else float16."""
 
     def __init__(self, linear: nn.Linear, widen: bool) -> None:
         super().__init__()
@@ -42,9 +41,9 @@ class _HalfConv(nn.Module):
 
 
 def halve(module: nn.Module, *, widen: bool) -> None:
-    """Make every linear layer and convolution below `module` half precision, in place, one at a time.
+    """Convert every linear layer and convolution in `module` to float16, in place, one at a time.
 
-    `widen`: whether linear layers return float32, so that all between them stays in it.
+    `widen`: linear layers return float32, so that everything between them is computed in float32.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):

@@ -13,8 +13,8 @@ from export.errors import ExportError
 from gigapath_contract.schema import TileContract
 
 SIZES = (1, 37, 1023, 1024, 1068, 5000)
-# Two short tables make every slide: tile i is rows[i % 61] + columns[i % 67]. So the reference file stays
-# small and its reader needs no random numbers, whose streams no library promises to keep.
+# Tile i of every slide is rows[i % 61] + columns[i % 67]. That keeps the reference file small, and its reader
+# needs no random numbers, whose streams NumPy may change between versions.
 BASIS = (61, 67)
 TILE = TileContract()
 
@@ -30,7 +30,7 @@ def real_tiles(slide: Path, count: int = 4, tile: TileContract = TILE) -> NDArra
             mpp = float(source.properties.get(openslide.PROPERTY_NAME_MPP_X, 0))
             if mpp <= 0:
                 raise ExportError(
-                    f"{slide} states no resolution (openslide.mpp-x): give another slide with --slide"
+                    f"{slide} has no resolution (openslide.mpp-x): give another slide with --slide"
                 )
             step = round(tile.size_px * tile.mpp / mpp)
             columns, rows = (side // step for side in source.dimensions)
@@ -80,7 +80,10 @@ def seeded_coords(tiles: int, seed: int = 11) -> NDArray[np.int64]:
 
 
 def seeded_keep(tiles: int, seed: int = 11) -> NDArray[np.bool_]:
-    """Masks bool [M, tiles] that keep about half, one tile at least; a second one, that keeps all, if few."""
+    """Masks bool [M, tiles]: the first keeps about half of the tiles, the second all of them.
+
+    The first keeps tile 0 at least; slides of more than 2,000 tiles get the first alone.
+    """
     keep = np.random.default_rng([seed, tiles, 2]).random((1 if tiles > 2000 else 2, tiles)) < 0.5
     keep[0, 0] = True
     keep[1:] = True

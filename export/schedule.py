@@ -1,8 +1,8 @@
-"""The order in which a runtime computes a graph, where it decides how much memory that takes.
+"""Force per-layer pooling order so that runtimes free hidden states early.
 
-ONNX Runtime sorts nodes depth first from the outputs, so it would pool a slide's states all at the end and
-keep every layer's until then: 13 x 3 kB a tile for `gigapath`, a quarter of the peak. A dependency is the one
-order that every runtime keeps.
+ONNX Runtime sorts nodes depth first from the outputs, so it would pool the hidden states of all layers at the
+end and keep them until then: 13 x 3 kB per tile for `gigapath`, a quarter of the peak. Runtimes may reorder
+nodes except along dependencies, so one is added.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ FIRST_NORM_BIAS = "encoder.layers.{}.self_attn_layer_norm.bias"
 
 
 def pool_before_next_layer(model: onnx_ir.Model) -> None:
-    """Make each block of a slide encoder that returns LAYERS wait until the state it starts from is pooled.
+    """Make each block of a slide encoder that returns LAYERS depend on the pooling of its own input.
 
-    Its first norm's bias gets 0 times the pooled state added, which changes no bit of a finite number.
+    0 times the pooled state is added to the bias of the block's first norm: no value changes if it is finite.
     """
     layers = next((value for value in model.graph.outputs if value.name == "LAYERS"), None)
     if layers is None:
