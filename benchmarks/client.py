@@ -24,7 +24,6 @@ import onnxruntime as ort
 import typer
 from rich.console import Console
 
-from benchmarks.pyramid import write_pyramid
 from client.batch.job import BatchJob, process_slide
 from client.outputs.records import OK
 from client.scoring.embedding import Throughput
@@ -37,6 +36,7 @@ from client.triton.endpoint import Endpoint
 from export.repository import copy_configs, served_version
 from gigapath_contract.schema import Contract
 from server.local import run_triton
+from training.cohort.pyramid import write_pyramid
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "build" / "bench" / "client"

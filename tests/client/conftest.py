@@ -15,7 +15,6 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.pyramid import write_pyramid
 from client.cli import main
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
@@ -24,6 +23,7 @@ from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
+from training.cohort.pyramid import write_pyramid
 
 
 class Outcome(NamedTuple):

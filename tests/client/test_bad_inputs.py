@@ -23,8 +23,8 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.pyramid import write_pyramid
 from server.local import run_triton
+from training.cohort.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 Pixels = NDArray[np.uint8]

@@ -18,7 +18,7 @@ import openslide
 import shapely
 
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
-from training.cohort.pyramid import write_pyramid
+from training.cohort.pyramid import halvings, write_pyramid
 from training.errors import TrainingError
 
 CLASSES = ("benign", "lesion")
@@ -80,7 +80,8 @@ def make_cohort(
 def write_slide(plan: SlidePlan, tissue: TissueSource, folder: Path) -> str:
     """Draw one slide into `folder`; returns the file's SHA-256."""
     path = folder / f"{plan.slide_id}.tiff"
-    write_pyramid(path, draw_slide(plan, tissue), plan.mpp)
+    pixels = draw_slide(plan, tissue)
+    write_pyramid(path, pixels, mpp=plan.mpp, levels=halvings(pixels.shape))
     return _sha256(path)
 
 

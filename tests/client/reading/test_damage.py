@@ -10,13 +10,13 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.pyramid import write_pyramid
 from client.errors import SlideError
 from client.reading.stream import read_tiles
 from client.reading.tile_reader import DIRECT, REFERENCE
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
+from training.cohort.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 

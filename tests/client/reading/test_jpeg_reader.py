@@ -16,11 +16,11 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.pyramid import write_pyramid
 from client.reading import jpeg_reader as reader_jpeg
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import resize
 from client.reading.tile_reader import DIRECT, REFERENCE, TileReader
+from training.cohort.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 

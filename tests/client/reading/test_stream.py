@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.pyramid import write_pyramid
 from client.errors import SlideError
 from client.reading.stream import TileBatch, read_tiles
 from client.reading.tile_reader import DIRECT
+from training.cohort.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 

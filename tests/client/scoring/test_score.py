@@ -16,7 +16,6 @@ import pytest
 import tifffile
 import tritonclient.grpc as triton
 
-from benchmarks.pyramid import write_pyramid
 from client.outputs.hdf5 import Provenance, read_features, write_slide_h5
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput
@@ -27,6 +26,7 @@ from client.triton.endpoint import Endpoint
 from client.triton.statistics import available_statistics
 from gigapath_contract.schema import Contract
 from server.local import run_triton
+from training.cohort.pyramid import write_pyramid
 
 Array = npt.NDArray[Any]
 THROUGHPUT = Throughput()

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.pyramid import write_pyramid
 from client.errors import ClientError, MppError, SlideError
 from client.slides.slide import flatten_alpha, open_slide
+from training.cohort.pyramid import write_pyramid
 
 
 def test_the_real_slide(real_slide: Path) -> None:

@@ -1,4 +1,4 @@
-"""Slides that the benchmarks and tests write: read back by OpenSlide and tifffile."""
+"""Slides that the cohort, the benchmarks and the tests write: read back by OpenSlide and tifffile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.pyramid import shrink, split_tables, take, write_pyramid
+from training.cohort.pyramid import shrink, split_tables, take, write_pyramid
 
 
 @pytest.fixture(scope="module")
