@@ -140,21 +140,14 @@ class Contract:
             )
         return _read(Contract, data, "contract")
 
-    def grid_coordinates(
-        self, coords: NDArray[np.int64], *, tile_size_level0: tuple[int, int], mpp_level0: tuple[float, float]
-    ) -> NDArray[np.int64]:
+    def grid_coordinates(self, coords: NDArray[Any], scale: LevelZeroScale) -> NDArray[np.int64]:
         """Level-0 pixels [N, 2] as COORDS [N, 2], by the variant's coordinate rule; pairs are (x, y).
 
         Raises:
-            CoordinateError: the rule is unknown, or a tile lies outside the position grid; it is named.
+            CoordinateError: see `gigapath_contract.coordinates.grid_coordinates`.
         """
-        return grid_coordinates(
-            coords,
-            self.variant.coordinates,
-            LevelZeroScale(tile_size_level0, mpp_level0),
-            target_mpp=self.tile.mpp,
-            grid=self.limits.grid,
-        )
+        rule, mpp, grid = self.variant.coordinates, self.tile.mpp, self.limits.grid
+        return grid_coordinates(coords, rule, scale, target_mpp=mpp, grid=grid)
 
 
 def _read(kind: type[T], value: Any, where: str) -> T:

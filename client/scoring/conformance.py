@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gigapath_contract.errors import ContractError
+from gigapath_contract.coordinates import LevelZeroScale
+from gigapath_contract.errors import CoordinateError
 from gigapath_contract.schema import Contract
 
 from ..errors import ContractMismatch
@@ -42,18 +43,14 @@ def check_plan(plan: TilePlan, contract: Contract) -> None:
 
 
 def grid_coordinates(
-    contract: Contract,
-    coords: NDArray[np.int64],
-    *,
-    tile_size_level0: tuple[int, int],
-    mpp_level0: tuple[float, float],
+    contract: Contract, coords: NDArray[np.int64], scale: LevelZeroScale
 ) -> NDArray[np.int64]:
     """`coords` (level-0 pixels [N, 2]) as COORDS [N, 2] by the contract's rule.
 
     Raises:
-        ContractMismatch: the rule is unknown to this client, or a tile lies outside the position grid.
+        ContractMismatch: the rule is unknown or lacks its scale, or a tile lies outside the position grid.
     """
     try:
-        return contract.grid_coordinates(coords, tile_size_level0=tile_size_level0, mpp_level0=mpp_level0)
-    except ContractError as error:
+        return contract.grid_coordinates(coords, scale)
+    except CoordinateError as error:
         raise ContractMismatch(str(error)) from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import Contract
 
 from ..errors import SlideError
@@ -94,12 +95,11 @@ def score_slide(
     with slide, timer.time("tissue"):
         tissue = find_tissue(slide, source, tiling)
         plan = plan_slide(slide, tissue, contract, tiling)
+        check_plan(plan, contract)
         contours = tissue.contours() if tissue else []
         thumbnail = _thumbnail(slide)
-    check_plan(plan, contract)
-    frame = grid_coordinates(
-        contract, plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
-    )
+    scale = LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
+    frame = grid_coordinates(contract, plan.coords, scale)
     with open_checkpoint(plan) or nullcontext() as checkpoint:
         embeddings, valid = embed_tiles(
             plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress

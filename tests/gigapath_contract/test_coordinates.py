@@ -77,9 +77,7 @@ def test_training_reads_the_positions_that_are_served(
     with open_slide(real_slide, mpp) as slide:
         plan = plan_tiles(slide, None)
     served_as = with_rule(contract, rule)
-    served = served_as.grid_coordinates(
-        plan.coords, tile_size_level0=plan.tile_size_level0, mpp_level0=plan.mpp_level0
-    )
+    served = served_as.grid_coordinates(plan.coords, LevelZeroScale(plan.tile_size_level0, plan.mpp_level0))
     stored = tmp_path / "slide.h5"
     scored = ScoredSlide(
         plan=plan,

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 
@@ -67,7 +68,7 @@ def test_coordinate_rules_by_hand(contract: Contract) -> None:
     }
     for rule, expected in frames.items():
         frame = with_rule(contract, rule).grid_coordinates(
-            coords, tile_size_level0=(515, 515), mpp_level0=(0.2485, 0.2485)
+            coords, LevelZeroScale((515, 515), (0.2485, 0.2485))
         )
         assert frame.dtype == np.int64
         np.testing.assert_array_equal(frame, expected)
@@ -78,7 +79,7 @@ def test_a_tile_outside_the_position_grid_is_named(contract: Contract) -> None:
 
     def frame(rule: str, coords: np.ndarray) -> np.ndarray:
         sized = with_rule(contract, rule)
-        return sized.grid_coordinates(coords, tile_size_level0=(256, 256), mpp_level0=(0.5, 0.5))
+        return sized.grid_coordinates(coords, LevelZeroScale((256, 256), (0.5, 0.5)))
 
     np.testing.assert_array_equal(frame("level0/256", edge), edge)
     for outside in ([1000 * 256, 0], [0, 1000 * 256], [-1, 0]):

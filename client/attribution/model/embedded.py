@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gigapath_contract.coordinates import read_scale
+from gigapath_contract.coordinates import LevelZeroScale, read_scale
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 
@@ -52,14 +52,7 @@ class EmbeddedSlide:
         Raises:
             ContractMismatch: the rule needs the slide's mpp, which the file lacks; a tile off the grid.
         """
-        if self.mpp_level0 is None and contract.variant.coordinates.startswith("target-mpp"):
-            raise ContractMismatch(
-                f"the model's coordinate rule {contract.variant.coordinates} needs the slide's mpp, which"
-                " the file of its embeddings lacks: attribute from the slide itself"
-            )
-        return grid_coordinates(
-            contract, self.coords, tile_size_level0=self.tile_size, mpp_level0=self.mpp_level0 or (1.0, 1.0)
-        )
+        return grid_coordinates(contract, self.coords, LevelZeroScale(self.tile_size, self.mpp_level0))
 
     def check(self, contract: Contract) -> None:
         """Refuse embeddings that the served model's tile encoder did not make.

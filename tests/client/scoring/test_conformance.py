@@ -12,6 +12,7 @@ from client.errors import ContractMismatch
 from client.scoring.conformance import check_plan, grid_coordinates
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import Contract
 
 
@@ -37,4 +38,4 @@ def test_a_plan_of_other_tiles_is_refused(
 def test_a_tile_off_the_grid_is_an_error_of_the_client(contract: Contract) -> None:
     outside = np.array([[1000 * 256, 0]])
     with pytest.raises(ContractMismatch, match="tile 0 at level-0"):
-        grid_coordinates(contract, outside, tile_size_level0=(256, 256), mpp_level0=(0.5, 0.5))
+        grid_coordinates(contract, outside, LevelZeroScale())
