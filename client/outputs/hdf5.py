@@ -108,11 +108,16 @@ def read_features(path: Path) -> StoredFeatures:
     """Read a feature file; in one of another tool `valid` is all True and `tissue` NaN.
 
     Raises:
-        ClientError: no such file, not HDF5, or without `features` and `coords`.
+        ClientError: no such file, not HDF5, or without `features` and `coords` of the same length.
     """
     try:
         with h5py.File(path, "r") as file:
             features, coords = file["features"], file["coords"]
+            if features.ndim != 2 or len(features) != len(coords):
+                raise ClientError(
+                    f"{path}: holds no row of features per tile (features {features.shape}, coords "
+                    f"{coords.shape}): give a file of tile features, or a batch's folder with --slide-id"
+                )
             return StoredFeatures(
                 features[:],
                 coords[:],

@@ -1,12 +1,15 @@
-"""Where outputs lie: TRIDENT's job folder."""
+"""Where outputs lie: TRIDENT's job folder, and how a slide's features are found again."""
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.schema import Contract
+
+from ..errors import ClientError
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class Layout:
 
     def features(self, slide_id: str, suffix: str = ".h5") -> Path:
         """Tile embeddings and coordinates."""
-        return self.job / f"features_{_safe(self.contract.tile_encoder.name)}" / f"{slide_id}{suffix}"
+        return self.job / f"features_{file_stem(self.contract.tile_encoder.name)}" / f"{slide_id}{suffix}"
 
     def slide_features(self, slide_id: str) -> Path:
         """Slide embedding, layers and scores."""
-        return self.job / f"slide_features_{_safe(self.contract.slide_encoder.name)}" / f"{slide_id}.h5"
+        return self.job / f"slide_features_{file_stem(self.contract.slide_encoder.name)}" / f"{slide_id}.h5"
 
     def picture(self, slide_id: str) -> Path:
         """The thumbnail with the tiles."""
@@ -61,5 +64,42 @@ class Layout:
         return self.out / "clam" / kind / f"{slide_id}{'.pt' if kind == 'pt_files' else '.h5'}"
 
 
-def _safe(name: str) -> str:
+def find_features(target: Path, slide_id: str | None = None) -> Path:
+    """The HDF5 file with a slide's tile embeddings: `target` itself, or the one of `slide_id` below it.
+
+    A folder is what `client score` (OUT/SLIDE.h5) or `client batch` (OUT/*/features_*/SLIDE.h5) wrote to;
+    `slide_id` may be left out where it holds a single slide.
+
+    Raises:
+        ClientError: there is no such file or slide, or several.
+    """
+    if not target.is_dir():
+        if not target.exists():
+            raise ClientError(f"{target}: no such file or folder: check the path")
+        if slide_id is not None:
+            raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
+        return target
+    name = f"{'*' if slide_id is None else glob.escape(slide_id)}.h5"
+    found = [
+        path for folder in ("", "features_*", "*/features_*") for path in target.glob(f"{folder}/{name}")
+    ]
+    if len(found) == 1:
+        return found[0]
+    if slide_id is None:
+        slides = sorted({path.stem for path in found})
+        some = ", ".join(slides[:3]) + (", …" if len(slides) > 3 else "")
+        raise ClientError(
+            f"{target}: holds features of {len(slides)} slides ({some}): choose one with --slide-id"
+            if found
+            else f"{target}: holds no slide's features: score slides into it first"
+        )
+    raise ClientError(
+        f"{target}: holds several files with features of {slide_id}: give one of {', '.join(map(str, found))}"
+        if found
+        else f"{target}: holds no features of slide {slide_id}: score it first, or check the name"
+    )
+
+
+def file_stem(name: str) -> str:
+    """A name as part of a file name: everything but letters, digits, `.`, `_` and `-` becomes `_`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
