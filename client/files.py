@@ -43,6 +43,16 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs and its parents.
+
+    Raises:
+        OutputError: it cannot be made, or is a file.
+    """
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file as a whole."""
     with atomic_path(path) as part:

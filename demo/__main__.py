@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.outputs.hdf5 import read_features
+from client.outputs.layout import find_features
 from demo.planted import planted_auroc, planted_tiles, read_csv
 from server.errors import ServerError
 from server.local import run_triton
@@ -65,7 +66,8 @@ def demo(
                 scores = read_csv(out / "cohort" / "scores.csv")
                 for row in (row for row in scores if row["label"] == "lesion"):
                     source = COHORT / "slides" / f"{row['slide_id']}.tiff"
-                    about = (str(features_of(row, out)), "--slide", str(source), "--target", "lesion")
+                    cohort = (str(out / "cohort"), "--slide-id", row["slide_id"])
+                    about = (*cohort, "--slide", str(source), "--target", "lesion")
                     run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     except StepFailed as failure:
         sys.exit(failure.code)
@@ -74,11 +76,6 @@ def demo(
         sys.exit(1)
     report(h5, seconds)
     report_held_out(scores, out)
-
-
-def features_of(row: dict[str, str], out: Path) -> Path:
-    """The h5 of a slide that `batch` scored."""
-    return next((out / "cohort").glob(f"*/features_*/{row['slide_id']}.h5"))
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
@@ -107,7 +104,7 @@ def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
         if row["label"] != "lesion":
             table.add_row(name, "no lesion", score, "0", "")
             continue
-        h5 = features_of(row, out)
+        h5 = find_features(out / "cohort", name)
         truth = planted_tiles(COHORT, h5)
         found = f"{planted_auroc(truth, h5):.3f}"
         table.add_row(name, f"{row['pattern']} lesion", score, f"{truth.sum()} of {len(truth)}", found)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ClientError
-from ..files import output_errors
+from ..files import make_folder, output_errors
 from ..outputs.records import FAILED, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
@@ -49,8 +49,8 @@ def exclusive_output(out: Path) -> Iterator[None]:
     Raises:
         ClientError: another batch holds it. OutputError: the folder can't be written to.
     """
+    make_folder(out)
     with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
     with lock:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +20,8 @@ from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.tile import Encode, Fill
-from ..files import output_errors
+from ..files import make_folder
+from ..outputs.layout import file_stem, find_features
 from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
@@ -40,16 +40,17 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SLIDE_OR_H5",
-            help="A slide, or the H5 that `client score` made of it.",
+            metavar="SLIDE_OR_H5_OR_FOLDER",
+            help="A slide, its H5 file, or the --out folder of a batch (with --slide-id).",
             show_default=False,
         ),
     ],
     endpoint: Endpoint,
     tiling: TilingOptions,
     throughput: Throughput,
+    slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the outputs [default: the H5's, or out].")
+        Path | None, typer.Option(help="Folder for the outputs [default: that of SOURCE, for a slide out].")
     ] = None,
     slide: Annotated[
         Path | None, typer.Option(help="The slide of an H5, to draw on; no tile of it is encoded.")
@@ -92,7 +93,11 @@ def command(
 
     Every scored mask is kept in OUT/SLIDE-masks.sqlite: started again, an interrupted run goes on there.
 
-    Example: `python -m client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
+    Examples:
+
+    `python -m client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
+
+    `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
     """
     settings = Settings(
         method=method,
@@ -106,20 +111,22 @@ def command(
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
         contract = read_contract(connection)
-        if source.is_file() and h5py.is_hdf5(source):
-            h5 = source
+        stored = source.is_dir() or h5py.is_hdf5(source)
+        slide = slide if stored else source
+        opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
+        if stored:
+            h5 = find_features(source, slide_id)
+            folder = out or (source if source.is_dir() else h5.parent)
         else:
-            slide, outputs = source, SingleFile(out or Path("out"))
+            folder = out or Path("out")
+            outputs = SingleFile(folder)
             h5 = outputs.paths(source.stem)[0]
             with tile_progress(source.name) as progress:
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
         embedded = read_embedded(h5)
         forward = ServedForward(connection, contract)
-        opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
-        folder = out or h5.parent
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         cache = stack.enter_context(ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite"))
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
@@ -215,7 +222,7 @@ def _tile_maps(
 
 
 def _stem(explanation: Explanation) -> str:
-    target = re.sub(r"[^A-Za-z0-9._-]+", "_", explanation.target_class)
+    target = file_stem(explanation.target_class)
     return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{target}"
 
 

@@ -19,7 +19,8 @@ from ..attribution.model.cache import ScoreCache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
-from ..files import output_errors, write_text
+from ..files import make_folder, write_text
+from ..outputs.layout import find_features
 from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
@@ -30,9 +31,17 @@ from . import options
 
 @options.shares(endpoint=options.endpoint)
 def command(
-    h5: Annotated[Path, typer.Argument(help="What `client score` made of the slide.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="H5_OR_FOLDER",
+            help="The slide's H5 file, or the --out folder of a batch (with --slide-id).",
+            show_default=False,
+        ),
+    ],
     annotations: Annotated[Path, typer.Argument(help="QuPath's GeoJSON of areas.", show_default=False)],
     endpoint: Endpoint,
+    slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     area: Annotated[
         list[str] | None, typer.Option(help="Class of areas; may be repeated [default: all areas as one].")
     ] = None,
@@ -45,7 +54,7 @@ def command(
     slide: Annotated[
         Path | None, typer.Option(help="The slide, where QuPath crops it to its bounds (MRXS and others).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table [default: the H5's].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table [default: that of SOURCE].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For the draws.")] = 0,
 ) -> None:
     """Tell how a slide's score changes when areas are removed, kept alone or replaced by benign tiles.
@@ -54,15 +63,15 @@ def command(
 
     Example: `python -m client counterfactual out/S.h5 S.geojson --area tumour --change remove`
     """
+    h5 = find_features(source, slide_id)
     embedded = read_embedded(h5)
     origin = (0, 0)
     if slide:
         with open_slide(slide) as opened:
             origin = opened.bounds[:2]
     regions = _regions(embedded, annotations, area, origin)
-    folder = out or h5.parent
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = out or (source if source.is_dir() else h5.parent)
+    make_folder(folder)
     with (
         Connection(endpoint) as connection,
         ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite") as cache,

@@ -80,9 +80,8 @@ def find_features(target: Path, slide_id: str | None = None) -> Path:
             raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
         return target
     name = f"{'*' if slide_id is None else glob.escape(slide_id)}.h5"
-    found = [
-        path for folder in ("", "features_*", "*/features_*") for path in target.glob(f"{folder}/{name}")
-    ]
+    places = (name, f"features_*/{name}", f"*/features_*/{name}")
+    found = [path for place in places for path in sorted(target.glob(place))]
     if len(found) == 1:
         return found[0]
     if slide_id is None:

@@ -1,0 +1,83 @@
+"""A slide's features, found by its name in what `score` and `batch` leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.errors import ClientError
+from client.outputs.hdf5 import read_features
+from client.outputs.layout import find_features
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Feature files of two slides, one of which two encoders have embedded."""
+    for path in ("20x/features_x/a.h5", "20x/features_x/b[1].h5", "20x/features_y/a.h5"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "20x" / "slide_features_x").mkdir()
+    (tmp_path / "20x" / "slide_features_x" / "a.h5").touch()
+    return tmp_path
+
+
+def test_a_file_is_itself_and_a_slide_is_found_below_a_folder(folder: Path) -> None:
+    path = folder / "20x" / "features_x" / "b[1].h5"
+    assert find_features(path) == path
+    assert find_features(folder, "b[1]") == path
+    assert find_features(folder / "20x", "b[1]") == path
+    (folder / "s").mkdir()
+    (folder / "s" / "single.h5").touch()
+    assert find_features(folder / "s") == find_features(folder / "s", "single") == folder / "s" / "single.h5"
+
+
+@pytest.mark.parametrize(
+    ("target", "slide_id", "message"),
+    [
+        ("gone.h5", None, "no such file or folder"),
+        ("", None, "features of 2 slides (a, b[1]): choose one with --slide-id"),
+        ("", "a", "several files with features of a: give one of "),
+        ("", "c", "no features of slide c"),
+        ("20x/slide_features_x", "c", "no features of slide c"),
+        ("20x/features_x/a.h5", "a", "--slide-id chooses a slide of a folder"),
+    ],
+)
+def test_what_is_not_one_slide_is_refused(
+    folder: Path, target: str, slide_id: str | None, message: str
+) -> None:
+    with pytest.raises(ClientError) as error:
+        find_features(folder / target, slide_id)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
+    slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    server = ("--url", triton_url)
+    assert run_client("batch", slides, "--out", out, *server).code == 0
+    explain = ("--max-evals", 16, "--no-checks")
+    done = run_client("attribute", out, "--slide-id", "b", "--slide", slides / "b.tif", *explain, *server)
+    assert done.code == 0, done.err
+    names = {path.name for path in out.glob("b-*")}
+    assert {path.rsplit(".")[-1] for path in names} == {"png", "geojson", "sqlite"}
+    assert not list(out.glob("*/features_*/b-*"))
+    # The tissue that `batch` wrote for QuPath is an area to remove.
+    annotations = out / "contours_geojson" / "b.geojson"
+    done = run_client("counterfactual", out, annotations, "--slide-id", "b", "--change", "keep", *server)
+    assert done.code == 0, done.err
+    assert (out / "b-counterfactual-keep.csv").exists()
+    # Which slide, and a file of slide features: one line each.
+    [stored] = out.glob("*/slide_features_*/b.h5")
+    for arguments, message in (((out,), "choose one with --slide-id"), ((stored,), "tile features")):
+        done = run_client("attribute", *arguments, *server)
+        assert (done.code, done.err.count("\n")) == (1, 1), done.err
+        assert message in done.err
+    with pytest.raises(ClientError, match="tile features"):
+        read_features(stored)
