@@ -9,3 +9,7 @@ class ContractError(ValueError):
 
 class CoordinateError(ContractError):
     """An unknown rule, a scale that the rule needs and lacks, or a tile outside the position grid."""
+
+
+class TableError(ContractError):
+    """A file that is not a table in UTF-8; the message is the reason alone."""

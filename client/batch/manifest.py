@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gigapath_contract.errors import TableError
+from gigapath_contract.slides import SLIDE_SUFFIXES
+from gigapath_contract.tables import (
+    ID_COLUMNS,
+    MASK_COLUMNS,
+    MPP_COLUMNS,
+    PATH_COLUMNS,
+    find_column,
+    id_in,
+    read_table,
+)
+
 from ..errors import ManifestError
 from ..scoring.score import SlideSource
 from ..slides.mpp import PLAUSIBLE
-
-# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva call them so; compared without case.
-ID_NAMES = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")
-PATH_NAMES = ("image_path", "path", "file_name", "wsi")
-MPP_NAMES = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
-MASK_NAMES = ("mask_path",)
-
-# What OpenSlide opens, see https://openslide.org/formats/
-SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"}
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
     """
     if source.is_dir():
         return _checked(((p.stem, {}, SlideSource(p, p.stem)) for p in _find(source)), source)
-    if source.suffix.lower() in SUFFIXES:
+    if source.suffix.lower() in SLIDE_SUFFIXES:
         return _checked([(source.stem, {}, SlideSource(source, source.stem))], source)
     return _checked(_manifest_rows(source, slides or source.parent), source)
 
@@ -80,7 +80,7 @@ def _checked(rows: Iterator[Row] | list[Row], source: Path) -> WorkList:
         else:
             slides[slide_id], columns[slide_id] = row, own
     if not slides and not bad:
-        raise ManifestError(f"{source}: holds no slides (looked for {' '.join(sorted(SUFFIXES))})")
+        raise ManifestError(f"{source}: holds no slides (looked for {' '.join(sorted(SLIDE_SUFFIXES))})")
     return WorkList(list(slides.values()), bad, columns)
 
 
@@ -89,61 +89,46 @@ def _find(folder: Path) -> list[Path]:
     found: dict[object, Path] = {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in SLIDE_SUFFIXES and not hidden and path.is_file():
             found.setdefault(path.parent if path.suffix.lower() == ".dcm" else path, path)
     return list(found.values())
 
 
 def _manifest_rows(manifest: Path, folder: Path) -> Iterator[Row]:
     try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
+        table = read_table(manifest)
     except FileNotFoundError:
         raise ManifestError(f"{manifest}: no such file or folder: check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TableError) as error:
         raise ManifestError(
             f"{manifest}: not a readable CSV or TSV file ({error}): save it as UTF-8 CSV"
         ) from None
-    if not lines:
+    if not table.header:
         raise ManifestError(f"{manifest}: is empty: give it a header line, such as slide_id,path")
-    table = csv.DictReader(lines, delimiter=max(",\t;", key=lines[0].count))
-    names = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
-    id_name, path_name, mpp_name, mask_name = (
-        next((names[alias] for alias in aliases if alias in names), None)
-        for aliases in (ID_NAMES, PATH_NAMES, MPP_NAMES, MASK_NAMES)
-    )
+    id_name, path_name, mpp_name, mask_name = used = [
+        find_column(table.columns, names) for names in (ID_COLUMNS, PATH_COLUMNS, MPP_COLUMNS, MASK_COLUMNS)
+    ]
     if id_name is None and path_name is None:
         raise ManifestError(
-            f"{manifest}: no column names the slides (has {', '.join(map(str, names.values()))}): "
-            f"call one {', '.join(ID_NAMES)} or {', '.join(PATH_NAMES)}"
+            f"{manifest}: no column names the slides (has {', '.join(table.header)}): "
+            f"call one {', '.join(ID_COLUMNS)} or {', '.join(PATH_COLUMNS)}"
         )
     by_name = {} if path_name else {key: p for p in _find(folder) for key in (p.stem, p.name)}
-    for number, row in enumerate(table, start=2):
-        values = {str(name): (value or "").strip() for name, value in row.items() if isinstance(value, str)}
-        if not any(values.values()):
-            continue
+    for row in table.rows:
+        values, where = table.values(row), f"line {row.line} of {manifest}"
         named = values.get(path_name or "", "") or values.get(id_name or "", "")
-        slide_id = _slide_id(values.get(id_name or "", "") or Path(named).name)
-        if None in row or any(value is None for value in row.values()):
-            yield (
-                slide_id,
-                {},
-                BadRow(slide_id, named, f"line {number} of {manifest} has too many or too few cells"),
-            )
+        slide_id = id_in(values, id_name, path_name)
+        if len(row.cells) != len(table.header):
+            yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
             continue
         path = folder / named if path_name else by_name.get(named, folder / named)
         mpp, mask = values.get(mpp_name or "", ""), values.get(mask_name or "", "")
-        own = {
-            name: value
-            for name, value in values.items()
-            if name not in (id_name, path_name, mpp_name, mask_name)
-        }
+        own = {name: values[name.lower()] for name in table.header if name.lower() not in used}
         try:
             scale = _mpp(mpp) if mpp else None
         except ValueError:
             low, high = PLAUSIBLE
-            reason = (
-                f"line {number} of {manifest}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
-            )
+            reason = f"{where}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
             yield slide_id, own, BadRow(slide_id, named, reason)
             continue
         yield slide_id, own, SlideSource(path, slide_id, scale, folder / mask if mask else None)
@@ -163,8 +148,3 @@ def _mpp(text: str) -> float:
     if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
         raise ValueError(text)
     return value
-
-
-def _slide_id(name: str) -> str:
-    """`name` as a slide id: prov-gigapath and STAMP write it with the file's suffix."""
-    return Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name

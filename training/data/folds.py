@@ -47,9 +47,9 @@ def read_split_column(table: Table, slides: dict[str, Slide]) -> Fold:
     """The one fold that the labels file's own column `split` names (train, val, test)."""
     column = table.column("split")
     parts: dict[str, list[Slide]] = {split: [] for split in SPLITS}
-    for number, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True), start=2):
+    for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
         if row[column] not in parts:
-            raise TrainingError(f"{table.at(number)}: split {row[column]!r} is none of {', '.join(SPLITS)}")
+            raise TrainingError(f"{table.at(index)}: split {row[column]!r} is none of {', '.join(SPLITS)}")
         parts[row[column]].append(slides[slide_id])
     return Fold(*(tuple(parts[split]) for split in SPLITS))
 

@@ -73,13 +73,13 @@ def _in_table(table: Table) -> list[Tile]:
     image, label, split = (table.column(name) for name in ("image", "label", "split"))
     placed = {"x", "y", "size"} <= set(table.columns)
     tiles = []
-    for number, row in enumerate(table.rows, start=2):
+    for index, row in enumerate(table.rows):
         if not row[label] or row[split] not in SPLITS:
-            raise TrainingError(f"{table.at(number)} needs a label, and a split out of {', '.join(SPLITS)}")
+            raise TrainingError(f"{table.at(index)} needs a label, and a split out of {', '.join(SPLITS)}")
         try:
             place = (int(row["x"]), int(row["y"]), int(row["size"])) if placed else None
         except ValueError as error:
-            raise TrainingError(f"{table.at(number)}: x, y and size must be whole pixels") from error
+            raise TrainingError(f"{table.at(index)}: x, y and size must be whole pixels") from error
         tiles.append(Tile(table.path.parent / row[image], row[label], row[split], place))
     return tiles
 

@@ -1,0 +1,21 @@
+"""Suffixes of slide files, and the id by which tables, records and HDF5 files name a slide."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+# What OpenSlide opens, see https://openslide.org/formats/
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"}
+)
+FEATURES_SUFFIX = ".h5"
+
+
+def slide_id(name: str) -> str:
+    """The id of the slide that a table calls `name`: a file's name without folder and suffix, else `name`.
+
+    prov-gigapath and STAMP write ids with the slide's suffix, others name the feature file; an id without a
+    known suffix is taken as it is, dots and slashes included.
+    """
+    path = PurePath(name)
+    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | {FEATURES_SUFFIX} else name

@@ -1,0 +1,74 @@
+"""Tables of slides as people have them: CSV, TSV or semicolons, and the column names of the field's tools."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from gigapath_contract.errors import TableError
+from gigapath_contract.slides import slide_id
+
+# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva use these names; they are compared without case.
+ID_COLUMNS = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")
+PATH_COLUMNS = ("image_path", "path", "file_name", "wsi")
+PATIENT_COLUMNS = ("pat_id", "case_id", "patient_id", "patient")
+LABEL_COLUMNS = ("label", "isup_grade", "target")
+MPP_COLUMNS = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
+MASK_COLUMNS = ("mask_path",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's cells, stripped, and the line of the file on which it ends (the first is 1)."""
+
+    line: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, stripped and otherwise as written, and the rows that are not empty, of whatever length."""
+
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The header in lower case."""
+        return tuple(name.lower() for name in self.header)
+
+    def values(self, row: Row) -> dict[str, str]:
+        """The cells of `row` by column in lower case; a missing cell is left out, one too many is ignored."""
+        return dict(zip(self.columns, row.cells, strict=False))
+
+
+def read_table(path: Path) -> Table:
+    """Read a table in UTF-8; the character that the header holds most of, `,`, tab or `;`, divides the cells.
+
+    Raises:
+        OSError: it cannot be opened; FileNotFoundError where there is none.
+        TableError: it is no text in UTF-8, or no table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",\t;", key=first.count))
+            rows = [Row(reader.line_num, tuple(cell.strip() for cell in line)) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(str(error)) from error
+    rows = [row for row in rows if any(row.cells)]
+    return Table(rows[0].cells, tuple(rows[1:])) if rows else Table((), ())
+
+
+def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of `names`, without case, that is among `columns` (lower case)."""
+    return next((name.lower() for name in names if name.lower() in columns), None)
+
+
+def id_in(values: Mapping[str, str], id_column: str | None, path_column: str | None) -> str:
+    """The slide id of a row, from its id column or else from the file that its path column names."""
+    given = values.get(id_column or "", "")
+    return slide_id(given or PurePath(values.get(path_column or "", "")).name)
