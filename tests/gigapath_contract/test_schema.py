@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +89,17 @@ def test_a_tile_outside_the_position_grid_is_named(contract: Contract) -> None:
             frame("level0/256", np.array([[0, 0], outside]))
     with pytest.raises(ContractError, match="rule 'none' is unknown"):
         frame("none", edge)
+
+
+def test_the_documentation_names_every_field(contract: Contract) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    section = page.partition("## The contract")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    data = dataclasses.asdict(contract)
+    nested = {
+        name
+        for field, value in data.items()
+        if field != "versions" and isinstance(value, dict)
+        for name in value
+    }
+    assert data.keys() | nested <= named
