@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from export.errors import ExportError
-from gigapath_contract.reference import Arrays, Case, Gate, Gates, Row, compare
+from gigapath_contract.reference import Arrays, Case, Gate, Gates, ParityRow, compare
 
 GATES = {"fp32": Gate(1e-4, 0.99999), "fp16": Gate(float("inf"), 0.999)}
 
@@ -19,14 +19,14 @@ class Report:
 
     precision: str
     gates: Gates
-    rows: tuple[Row, ...]
+    rows: tuple[ParityRow, ...]
 
     @property
     def passed(self) -> bool:
         """Whether every row passed (an empty report did not)."""
         return bool(self.rows) and all(row.passed for row in self.rows)
 
-    def worst(self) -> Row:
+    def worst(self) -> ParityRow:
         """The first row that failed, else the one with the smallest cosine."""
         return min(self.rows, key=lambda row: (row.passed, row.min_cosine))
 

@@ -159,7 +159,7 @@ def _under(arrays: Arrays, prefix: str) -> Arrays:
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One output of one request; the cosine is the smallest over its vectors (the last axis)."""
 
     model: str
@@ -170,13 +170,13 @@ class Row:
     passed: bool
 
 
-def compare(case: Case, answers: Mapping[str, Array], gate: Gate) -> Iterator[Row]:
+def compare(case: Case, answers: Mapping[str, Array], gate: Gate) -> Iterator[ParityRow]:
     """Compare `answers` with the case's outputs, one row per output."""
     for output, expected in case.outputs.items():
         max_abs, min_cosine = distance(answers[output], expected)
         # Written so that NaN fails.
         passed = max_abs <= gate.max_abs and min_cosine >= gate.min_cosine
-        yield Row(case.model, case.name, output, max_abs, min_cosine, passed)
+        yield ParityRow(case.model, case.name, output, max_abs, min_cosine, passed)
 
 
 def distance(actual: Array, expected: Array) -> tuple[float, float]:

@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gigapath_contract.probabilities import HeadKind
-from training.data.tables import Task
 from training.errors import TrainingError
 from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
 from training.models.variant import EmbeddingVariant, get_recipe
+from training.task import Task
 
 Model = TypeVar("Model", bound=BaseModel)
 SEEDED = "seeded"  # in the place of a weights file: weights drawn from the seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gigapath_contract.reference import Gates, Reference, Row, compare, read_reference
+from gigapath_contract.reference import Gates, ParityRow, Reference, compare, read_reference
 from gigapath_contract.schema import Contract
 
 from ..errors import ClientError, ContractMismatch
@@ -36,7 +36,9 @@ def load_reference(path: Path, contract: Contract) -> tuple[Reference, Gates]:
     return reference, gates
 
 
-def verify(connection: Connection, reference: Reference, gates: Gates, contract: Contract) -> Iterator[Row]:
+def verify(
+    connection: Connection, reference: Reference, gates: Gates, contract: Contract
+) -> Iterator[ParityRow]:
     """Send every reference request to the version served and compare, one row per output.
 
     Raises:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from training.data.tables import Slide, Table, Task
+from training.data.tables import Slide, Table
 from training.errors import TrainingError
+from training.task import Task
 
 SPLITS = ("train", "val", "test")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.errors import TableError
-from gigapath_contract.probabilities import HeadKind
 from gigapath_contract.tables import (
     ID_COLUMNS,
     LABEL_COLUMNS,
@@ -18,23 +17,7 @@ from gigapath_contract.tables import (
     read_table,
 )
 from training.errors import TrainingError
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is predicted.
-
-    Attributes:
-        kind: `multiclass` (one of the classes), `multilabel` (each by itself), `binary` (the one or not).
-        classes: their names, in the order of the logits.
-        values: what the label column says for each class; for `binary` what it says for no and for yes.
-        column: the label column's name; None looks for the usual ones.
-    """
-
-    kind: HeadKind
-    classes: tuple[str, ...]
-    values: tuple[str, ...]
-    column: str | None = None
+from training.task import Task
 
 
 @dataclass(frozen=True)

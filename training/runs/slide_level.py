@@ -17,7 +17,7 @@ from gigapath_contract.probabilities import probabilities
 from training.data.bag_data import Batch, EpochOrder, Share, SlideBags
 from training.data.bags import check_bags
 from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
-from training.data.tables import Slide, Table, Task, read_slides
+from training.data.tables import Slide, Table, read_slides
 from training.errors import TrainingError
 from training.loops.metrics import indicator
 from training.loops.optim import freeze, freeze_unreached
@@ -37,6 +37,7 @@ from training.runs.record import (
     summarise,
     write_metrics,
 )
+from training.task import Task
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from training.data.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
-from training.data.tables import Slide, Table, Task, read_slides
+from training.data.tables import Slide, Table, read_slides
 from training.errors import TrainingError
+from training.task import Task
 
 GRADES = Task("multiclass", ("low", "high"), ("0", "1"))
 
