@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from gigapath_contract.probabilities import HeadKind
+from gigapath_contract.probabilities import HeadKind, probabilities
 
 from ...errors import ClientError
 from .scorer import Float32, Float64, Scores
@@ -50,9 +50,7 @@ class ModelOutputs:
             return logits
         if self.score == "log_odds":
             return _log_odds(logits)
-        if exclusive:
-            return np.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)))
-        return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+        return probabilities(logits, "multiclass" if exclusive else "multilabel")
 
 
 def _log_odds(logits: Float64) -> Float64:
