@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
+from . import __version__
 from .commands import attribute, batch, benchmark, counterfactual, doctor, explain, score, verify
 from .commands.options import console
 from .errors import ClientError
@@ -31,8 +33,32 @@ COMMANDS = {
     "benchmark": benchmark,
     "verify": verify,
 }
+PROGRAM = "python -m client" if __package__ == "client" else "gigapath-client"
+"""What a user types: the first in a checkout, the second where the wheel is installed."""
+
 for name, module in COMMANDS.items():
-    app.command(name)(module.command)
+    app.command(name, help=(module.command.__doc__ or "").replace("python -m client", PROGRAM))(
+        module.command
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gigapath-client {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log retries and other details.")] = False,
+) -> None:
+    """Options of the program itself, given before the command."""
+    if verbose:
+        logging.getLogger(__package__).setLevel(logging.INFO)
 
 
 def main() -> None:
