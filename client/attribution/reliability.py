@@ -64,7 +64,7 @@ class Reliability:
         found = []
         if not self.beats_random:
             found.append(
-                f"does not beat a random map (SRG {self.curves.srg:+.3g}, "
+                f"the map does not beat a random map (SRG {self.curves.srg:+.3g}, "
                 f"random up to {max(map(abs, self.random_srg)):.3g}): do not read it"
             )
         if abs(self.full - self.base) <= self.position_sensitivity:

@@ -18,6 +18,8 @@ from .model.masked_slide import MaskedSlide
 
 Pixels = NDArray[np.uint8]
 Fill = Literal["glass", "blur", "mean"]
+TileScore = Literal["slide", "embedding"]
+"""What a tile's map explains: the slide's score with the tile in its place, or the tile's embedding."""
 Encode = Callable[[Pixels], Float32]
 """Tiles uint8 [B, 224, 224, 3] -> embeddings [B, D]."""
 

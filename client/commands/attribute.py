@@ -3,39 +3,124 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import h5py
-import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from ..attribution.attribute import Method, OccluderName, Settings
-from ..attribution.explain import ExplainProgress, Explanation, explain
+from ..attribution.explain import explain
 from ..attribution.methods.model_outputs import Score
-from ..attribution.model.cache import ScoreCache
+from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.served import ServedForward, served_tile_encoder
-from ..attribution.tile import Encode, Fill
-from ..files import make_folder
-from ..outputs.layout import file_stem, find_features
+from ..attribution.tile import Fill, TileScore
+from ..outputs.layout import find_features
 from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
-from ..slides.slide import Slide, open_slide
+from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import tile_progress
+from .view import MaskProgress, explanation_table, tile_progress
 
-TileScore = Literal["slide", "embedding"]
+_METHOD, _INSIDE = "Method", "Inside tiles (needs the slide)"
 
 
-@options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
+def method_settings(
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="Attribution method: Owen values (partition_shap), what the score needs (occlusion), each "
+            "tile alone (keep_one), Shapley values of regions with errors (shapley_sampling).",
+            rich_help_panel=_METHOD,
+        ),
+    ] = "partition_shap",
+    occluder: Annotated[
+        OccluderName,
+        typer.Option(
+            help="How occluded tiles are replaced: masked in place, mean or medoid embedding.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = "in_place",
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            help="H5 of benign tiles to draw replacements from, instead of --occluder.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    max_evals: Annotated[
+        int, typer.Option(min=2, help="Largest number of masks for partition_shap.", rich_help_panel=_METHOD)
+    ] = 512,
+    n_samples: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Number of antithetic permutation pairs for shapley_sampling.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = 16,
+    region: Annotated[
+        int, typer.Option(min=1, help="Side of occlusion's windows, in tiles.", rich_help_panel=_METHOD)
+    ] = 4,
+    stride: Annotated[
+        int, typer.Option(min=1, help="Step of occlusion's windows, in tiles.", rich_help_panel=_METHOD)
+    ] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=_METHOD)] = 0,
+) -> Settings:
+    """Build the Settings from the command line."""
+    return Settings(
+        method=method,
+        occluder=read_bank(bank) if bank else occluder,
+        sliding_window_shapes=region,
+        strides=stride,
+        max_evals=max_evals,
+        n_samples=n_samples,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class TileMaps:
+    """How many tiles to look into, and how."""
+
+    count: int
+    score: TileScore
+    fill: Fill
+
+
+def tile_map_options(
+    tile_maps: Annotated[
+        int, typer.Option(min=0, help="Map this many of the strongest tiles.", rich_help_panel=_INSIDE)
+    ] = 0,
+    tile_score: Annotated[
+        TileScore,
+        typer.Option(
+            help="Explain the slide's score with the tile in its place, or the tile's embedding.",
+            rich_help_panel=_INSIDE,
+        ),
+    ] = "slide",
+    fill: Annotated[
+        Fill, typer.Option(help="Fill used to occlude patches within a tile.", rich_help_panel=_INSIDE)
+    ] = "blur",
+) -> TileMaps:
+    """Build the TileMaps from the command line."""
+    return TileMaps(tile_maps, tile_score, fill)
+
+
+@options.shares(
+    settings=method_settings,
+    maps=tile_map_options,
+    endpoint=options.endpoint,
+    tiling=options.tiling,
+    throughput=options.throughput,
+)
 def command(
     source: Annotated[
         Path,
@@ -45,6 +130,8 @@ def command(
             show_default=False,
         ),
     ],
+    settings: Settings,
+    maps: TileMaps,
     endpoint: Endpoint,
     tiling: TilingOptions,
     throughput: Throughput,
@@ -53,45 +140,24 @@ def command(
         Path | None, typer.Option(help="Folder for the outputs [default: that of SOURCE, for a slide out].")
     ] = None,
     slide: Annotated[
-        Path | None, typer.Option(help="The slide of an H5, to draw on; no tile of it is encoded.")
+        Path | None, typer.Option(help="Slide image to draw the map on; its tiles are not re-encoded.")
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="Microns per level-0 pixel, where the slide doesn't tell.")
+        float | None, typer.Option(help="Microns per level-0 pixel, where the slide lacks them.")
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Class to explain; may be repeated [default: the predicted one].")
     ] = None,
-    method: Annotated[
-        Method, typer.Option(help="Which question: see docs/attribution.md.")
-    ] = "partition_shap",
-    score: Annotated[Score, typer.Option(help="The number that is explained.")] = "log_odds",
-    occluder: Annotated[OccluderName, typer.Option(help="What a left-out tile becomes.")] = "in_place",
-    bank: Annotated[
-        Path | None, typer.Option(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
-    ] = None,
-    max_evals: Annotated[int, typer.Option(min=2, help="Masks that partition_shap may score.")] = 512,
-    n_samples: Annotated[int, typer.Option(min=2, help="Pairs of orders of shapley_sampling.")] = 16,
-    region: Annotated[int, typer.Option(min=1, help="Side of occlusion's windows, in tiles.")] = 4,
-    stride: Annotated[int, typer.Option(min=1, help="Step of occlusion's windows, in tiles.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="For what is sampled.")] = 0,
+    score: Annotated[Score, typer.Option(help="The model output to explain.")] = "log_odds",
     limit: Annotated[
-        float | None, typer.Option(min=0, help="Fix the colours' limit, to compare slides.")
+        float | None,
+        typer.Option(min=0, help="Fix the colour scale at +-LIMIT so that maps are comparable."),
     ] = None,
-    checks: Annotated[bool, typer.Option(help="Measure how far the map can be trusted.")] = True,
-    tile_maps: Annotated[
-        int, typer.Option(min=0, help="Look inside this many of the strongest tiles (needs the slide).")
-    ] = 0,
-    tile_score: Annotated[
-        TileScore,
-        typer.Option(
-            help="Inside a tile: the slide's score with the tile put back, or the tile's embedding."
-        ),
-    ] = "slide",
-    fill: Annotated[Fill, typer.Option(help="What covers a patch inside a tile.")] = "blur",
+    checks: Annotated[bool, typer.Option(help="Measure the reliability of the map.")] = True,
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
 
-    Every scored mask is kept in OUT/SLIDE-masks.sqlite: started again, an interrupted run goes on there.
+    Mask scores are stored in OUT/SLIDE-masks.sqlite, from which an interrupted run resumes.
 
     Examples:
 
@@ -99,15 +165,10 @@ def command(
 
     `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
     """
-    settings = Settings(
-        method=method,
-        occluder=read_bank(bank) if bank else occluder,
-        sliding_window_shapes=region,
-        strides=stride,
-        max_evals=max_evals,
-        n_samples=n_samples,
-        seed=seed,
-    )
+    # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
+    from ..attribution.render.files import write_explanation, write_tile_maps
+
+    console = Console()
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
         contract = read_contract(connection)
@@ -125,12 +186,11 @@ def command(
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
         embedded = read_embedded(h5)
-        forward = ServedForward(connection, contract)
-        make_folder(folder)
-        cache = stack.enter_context(ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite"))
+        cache = stack.enter_context(open_cache(folder, embedded.slide_id))
+        forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
-            with ForwardBar() as bar:
+            with MaskProgress() as bar:
                 explanation = explain(
                     embedded,
                     forward,
@@ -143,118 +203,16 @@ def command(
                     progress=bar.show,
                 )
             check_same(connection, contract)
-            written = _write(explanation, h5, folder, opened, limit)
+            written = write_explanation(explanation, h5, folder, opened, limit)
             if opened:
-                encode = served_tile_encoder(connection, contract)
-                written += _tile_maps(explanation, folder, opened, encode, tile_maps, tile_score, fill)
-            _report(explanation, forward, written)
-
-
-class ForwardBar(Progress):
-    """Masks done, of how many, and the time left from the measured cost of a forward."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("masks {task.fields[left]}"),
-            console=options.console,
-            transient=True,
-        )
-        self._task = self.add_task("first forward", total=None, left="")
-
-    def show(self, progress: ExplainProgress) -> None:
-        """Draw where an explanation stands."""
-        left = ""
-        if progress.seconds_left is not None and progress.seconds_per_forward is not None:
-            minutes, seconds = divmod(round(progress.seconds_left), 60)
-            left = f"at {progress.seconds_per_forward * 1000:.3g} ms, {minutes}:{seconds:02} left"
-        self.update(
-            self._task,
-            description=progress.stage,
-            completed=progress.done,
-            total=progress.planned,
-            left=left,
-        )
-
-
-def _write(
-    explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None
-) -> list[Path]:
-    # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
-    from ..attribution.render.figures import canvas_for, write_map, write_strongest
-    from ..attribution.render.outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
-
-    stem = _stem(explanation)
-    suffix = ".geojson" if len(explanation.slide.coords) <= PLAIN_GEOJSON_TILES else ".geojson.gz"
-    picture, tiles, sheet = (folder / f"{stem}{end}" for end in (".png", suffix, "-strongest.png"))
-    write_arrays(h5, explanation)
-    write_map(picture, explanation, canvas_for(explanation, slide), limit)
-    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
-    if slide is None:
-        return [h5, picture, tiles]
-    write_strongest(sheet, explanation, slide)
-    return [h5, picture, tiles, sheet]
-
-
-def _tile_maps(
-    explanation: Explanation,
-    folder: Path,
-    slide: Slide,
-    encode: Encode,
-    count: int,
-    score: TileScore,
-    fill: Fill,
-) -> list[Path]:
-    """Look inside the `count` tiles of the largest absolute value."""
-    from ..attribution.render.figures import write_tile_map
-
-    values = explanation.attribution.values[:, explanation.target_index]
-    written = []
-    for tile in np.argsort(-np.abs(values), kind="stable")[:count].tolist():
-        x, y = explanation.slide.coords[tile].tolist()
-        path = folder / f"{_stem(explanation)}-tile-{x}-{y}.png"
-        with options.console.status(f"inside the tile at ({x}, {y})"):
-            write_tile_map(path, explanation, slide, tile, encode, of_slide=score == "slide", fill=fill)
-        written.append(path)
-    return written
-
-
-def _stem(explanation: Explanation) -> str:
-    target = file_stem(explanation.target_class)
-    return f"{explanation.slide.slide_id}-{explanation.attribution.method}-{target}"
-
-
-def _report(explanation: Explanation, forward: ServedForward, written: list[Path]) -> None:
-    """The short table at the end."""
-    console, result, trust = Console(), explanation.attribution, explanation.reliability
-    target_index = explanation.target_index
-    if not explanation.contract.trained:
-        console.print(
-            f"[yellow]The weights of the served preset {explanation.contract.preset!r} are untrained."
-        )
-    table = Table(show_header=False, box=None)
-    table.add_row("explained", f"{explanation.score} of {explanation.target_class}, {result.method}")
-    table.add_row("full slide", f"{result.full[target_index]:+.4g}")
-    table.add_row("empty slide", f"{result.base[target_index]:+.4g}")
-    if result.additive:
-        table.add_row("completeness gap", f"{result.completeness_gap[target_index]:.1e}")
-    if trust is not None:
-        table.add_row("SRG", f"{trust.curves.srg:+.4g}, random up to {max(map(abs, trust.random_srg)):.4g}")
-        table.add_row(
-            "positional noise", f"slide {trust.position_sensitivity:.2g}, tile {trust.noise_floor:.2g}"
-        )
-        table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
-        table.add_row("redundancy", f"{trust.redundancy:.2f}")
-    cost, dropped = explanation.masked_slide.cost, explanation.masked_slide.dropped_cost
-    rate = f"{1000 * cost.per_forward:.3g} ms each" if cost.per_forward else "all kept"
-    alone = f", {dropped.forwards} of one tile" if dropped.forwards else ""
-    table.add_row("forwards", f"{cost.forwards}, {rate}{alone}, {forward.bytes_sent / 1e6:.1f} MB sent")
-    console.print(table)
-    for warning in trust.warnings() if trust else []:
-        console.print(
-            f"this map {warning}" if warning.startswith("does") else warning, style="yellow", markup=False
-        )
-    for path in written:
-        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+                with options.console.status("mapping the strongest tiles"):
+                    written += write_tile_maps(
+                        explanation, folder, opened, encode, maps.count, maps.score, maps.fill
+                    )
+            if not contract.trained:
+                console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+            console.print(explanation_table(explanation, forward.bytes_sent))
+            for warning in explanation.reliability.warnings() if explanation.reliability else []:
+                console.print(warning, style="yellow", markup=False)
+            for path in written:
+                console.print(str(path), highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`client counterfactual`: what if an annotated area were not there?"""
+"""`client counterfactual`: how a slide's score changes when annotated areas are changed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_i
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
 from ..attribution.methods.scorer import KeepMask
-from ..attribution.model.cache import ScoreCache
+from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
-from ..files import make_folder, write_text
+from ..files import write_text
 from ..outputs.layout import find_features
 from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
@@ -39,25 +39,26 @@ def command(
             show_default=False,
         ),
     ],
-    annotations: Annotated[Path, typer.Argument(help="QuPath's GeoJSON of areas.", show_default=False)],
+    annotations: Annotated[Path, typer.Argument(help="Areas: GeoJSON from QuPath.", show_default=False)],
     endpoint: Endpoint,
     slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     area: Annotated[
         list[str] | None, typer.Option(help="Class of areas; may be repeated [default: all areas as one].")
     ] = None,
-    change: Annotated[Change, typer.Option(help="What is done to the tiles inside.")] = "remove",
+    change: Annotated[Change, typer.Option(help="What happens to the tiles inside.")] = "remove",
     bank: Annotated[
-        Path | None, typer.Option(help="H5 of benign tiles that take their place (--change replace).")
+        Path | None, typer.Option(help="H5 of benign tiles to replace them with (--change replace).")
     ] = None,
-    n_samples: Annotated[int, typer.Option(min=2, help="Draws from the bank.")] = 16,
-    score: Annotated[Score, typer.Option(help="The number that changes.")] = "log_odds",
+    n_samples: Annotated[int, typer.Option(min=2, help="Number of draws from the bank.")] = 16,
+    score: Annotated[Score, typer.Option(help="The model output that changes.")] = "log_odds",
     slide: Annotated[
-        Path | None, typer.Option(help="The slide, where QuPath crops it to its bounds (MRXS and others).")
+        Path | None,
+        typer.Option(help="The slide, for formats that QuPath crops to their bounds (MRXS and others)."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the table [default: that of SOURCE].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="For the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
-    """Tell how a slide's score changes when areas are removed, kept alone or replaced by benign tiles.
+    """Measure how a slide's score changes when areas are removed, kept alone or replaced by benign tiles.
 
     A tile belongs to an area that holds its centre. Writes OUT/SLIDE-counterfactual-CHANGE.csv.
 
@@ -71,11 +72,7 @@ def command(
             origin = opened.bounds[:2]
     regions = _regions(embedded, annotations, area, origin)
     folder = out or (source if source.is_dir() else h5.parent)
-    make_folder(folder)
-    with (
-        Connection(endpoint) as connection,
-        ScoreCache(folder / f"{embedded.slide_id}-masks.sqlite") as cache,
-    ):
+    with Connection(endpoint) as connection, open_cache(folder, embedded.slide_id) as cache:
         contract = read_contract(connection)
         masked_slide = MaskedSlide.from_embedded(
             embedded, ServedForward(connection, contract), contract, cache

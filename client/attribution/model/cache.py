@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ClientError
+from ...files import make_folder
 from ..methods.scorer import Float32, Int64, KeepMask, Scorer, Scores
 
 Key = bytes
@@ -75,6 +76,17 @@ class ScoreCache:
             ) from error
         except sqlite3.DatabaseError as error:
             raise ClientError(f"{self._path}: not a cache of mask scores ({error}): delete it") from error
+
+
+def open_cache(folder: Path, slide_id: str) -> ScoreCache:
+    """The cache of one slide, FOLDER/SLIDE-masks.sqlite.
+
+    Raises:
+        OutputError: the folder can't be made.
+        ClientError: as `ScoreCache` does.
+    """
+    make_folder(folder)
+    return ScoreCache(folder / f"{slide_id}-masks.sqlite")
 
 
 class CachedScorer:

@@ -9,7 +9,7 @@ import numpy as np
 from ...files import atomic_path
 from ...slides.slide import Slide
 from ..explain import Explanation
-from ..tile import Encode, Fill, embedding_score, slide_score, tile_occlusion
+from ..tile import Encode, Fill, TileScore, embedding_score, slide_score, tile_occlusion
 from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
 from .overlay import Canvas, colour_limit, draw_map, save_figure
 from .tiles import glass_colour, read_crops
@@ -91,25 +91,24 @@ def write_tile_map(
     tile: int,
     encode: Encode,
     *,
-    of_slide: bool = True,
+    score: TileScore = "slide",
     fill: Fill = "blur",
 ) -> None:
     """Write the occlusion map of one tile as PNG.
 
-    of_slide: explain the slide's score with the re-encoded tile in its place; else the tile's embedding.
-    fill: see `tile_occlusion`.
+    score, fill: see `TileScore` and `tile_occlusion`.
     """
     at = explanation.slide.coords[tile : tile + 1]
     pixels = read_crops(slide, at, explanation.contract)[0]
     whole = read_crops(slide, at, explanation.contract, explanation.contract.tile.size_px)[0]
-    if of_slide:
-        score, unit = (
-            slide_score(explanation.masked_slide, tile, explanation.outputs, explanation.target_index),
-            f"slide's {_unit(explanation)}",
+    if score == "slide":
+        score_tiles = slide_score(
+            explanation.masked_slide, tile, explanation.outputs, explanation.target_index
         )
+        unit = f"slide's {_unit(explanation)}"
     else:
-        score, unit = embedding_score(encode, pixels), "1 - cosine of the tile's embedding"
-    found = tile_occlusion(pixels, encode, score, fill=fill, glass=glass_colour(slide))
+        score_tiles, unit = embedding_score(encode, pixels), "1 - cosine of the tile's embedding"
+    found = tile_occlusion(pixels, encode, score_tiles, fill=fill, glass=glass_colour(slide))
     picture, limit = draw_tile_map(whole, found)
     warnings = []
     if not found.agreement >= 0.5:

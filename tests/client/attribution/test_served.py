@@ -128,7 +128,7 @@ def test_from_embeddings_on_disk_with_no_slide_and_again_without_a_forward(
     before = {path.name: path.read_bytes() for path in h5.parent.iterdir()}
     again = run_client(*arguments)
     assert again.code == 0, again.err
-    assert "0, all kept, 0.0 MB sent" in " ".join(again.out.split())
+    assert "0, all from the cache, 0.0 MB sent" in " ".join(again.out.split())
     for path in h5.parent.iterdir():
         assert path.read_bytes() == before[path.name], path.name
 

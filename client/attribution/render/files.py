@@ -1,0 +1,60 @@
+"""Write every file of an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...outputs.layout import file_stem
+from ...slides.slide import Slide
+from ..explain import Explanation
+from ..tile import Encode, Fill, TileScore
+from .figures import canvas_for, write_map, write_strongest, write_tile_map
+from .outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
+
+
+def write_explanation(
+    explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None = None
+) -> list[Path]:
+    """Add the arrays to `h5`; write the map, the GeoJSON and, with a slide, the strongest tiles to `folder`.
+
+    limit: fixes the map's colour scale at +-limit.
+
+    Returns the files. Raises OutputError where one can't be written.
+    """
+    compressed = len(explanation.slide.coords) > PLAIN_GEOJSON_TILES
+    picture = _path(folder, explanation, ".png")
+    tiles = _path(folder, explanation, ".geojson.gz" if compressed else ".geojson")
+    write_arrays(h5, explanation)
+    write_map(picture, explanation, canvas_for(explanation, slide), limit)
+    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
+    if slide is None:
+        return [h5, picture, tiles]
+    sheet = _path(folder, explanation, "-strongest.png")
+    write_strongest(sheet, explanation, slide)
+    return [h5, picture, tiles, sheet]
+
+
+def write_tile_maps(
+    explanation: Explanation,
+    folder: Path,
+    slide: Slide,
+    encode: Encode,
+    count: int,
+    score: TileScore = "slide",
+    fill: Fill = "blur",
+) -> Iterator[Path]:
+    """Write the maps of the `count` tiles with the largest absolute values, and yield the file of each."""
+    values = explanation.attribution.values[:, explanation.target_index]
+    for tile in np.argsort(-np.abs(values), kind="stable")[:count].tolist():
+        x, y = explanation.slide.coords[tile].tolist()
+        path = _path(folder, explanation, f"-tile-{x}-{y}.png")
+        write_tile_map(path, explanation, slide, tile, encode, score=score, fill=fill)
+        yield path
+
+
+def _path(folder: Path, explanation: Explanation, suffix: str) -> Path:
+    target = file_stem(explanation.target_class)
+    return folder / f"{explanation.slide.slide_id}-{explanation.attribution.method}-{target}{suffix}"
