@@ -10,11 +10,14 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from gigapath_contract.errors import ContractError
+
 from . import __version__
-from .commands import attribute, batch, benchmark, counterfactual, doctor, explain, score, verify
+from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify
 from .commands.options import console
 from .errors import ClientError
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(
     name="client",
     help="Whole slides in, tile embeddings, slide embeddings, scores and occlusion maps out.",
@@ -28,7 +31,7 @@ COMMANDS = {
     "batch": batch,
     "attribute": attribute,
     "counterfactual": counterfactual,
-    "explain": explain,
+    "timings": timings,
     "doctor": doctor,
     "benchmark": benchmark,
     "verify": verify,
@@ -52,23 +55,33 @@ def _print_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log retries and other details.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Log retries and readers; twice, tracebacks too."),
+    ] = 0,
 ) -> None:
     """Options of the program itself, given before the command."""
-    if verbose:
-        logging.getLogger(__package__).setLevel(logging.INFO)
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    logging.getLogger(__package__).setLevel(level)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped pod does too
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped pod cleans up as Ctrl-C does
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     try:
         app(standalone_mode=True)
-    except ClientError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (ClientError, ContractError, OSError) as error:
+        logger.debug("traceback of the error", exc_info=error)
+        console.print(
+            f"error: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}: check the path, its permissions and the disk"
+    return " ".join(str(error).split())

@@ -38,9 +38,7 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise OutputError(
-            f"cannot write {path}: {reason}; free some space or choose another --out"
-        ) from error
+        raise OutputError(f"cannot write {path}: {reason}; free some space or choose another path") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -50,7 +48,12 @@ def make_folder(folder: Path) -> None:
         OutputError: it cannot be made, or is a file.
     """
     with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise OutputError(
+                f"cannot write into {folder}: it is not a folder; choose another path"
+            ) from None
 
 
 def write_text(path: Path, text: str) -> None:

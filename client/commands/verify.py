@@ -1,4 +1,4 @@
-"""`client verify`: is what the server returns what was trained?"""
+"""`client verify`: compare a running server with the export's reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..files import make_folder, write_text
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
@@ -32,10 +33,13 @@ def command(
         Path | None, typer.Option(help="Write the rows as JSON too.", show_default=False)
     ] = None,
 ) -> None:
-    """Hold a running server to PyTorch's float32 answers, which every export keeps; exit 1 if one is off.
+    """Compare a running server with the PyTorch float32 reference stored with the export; exit 1 where it
+    differs.
 
     Example: `python -m client verify --url triton:8001 --reference reference.npz`
     """
+    if report:
+        make_folder(report.parent)
     console = Console(highlight=False)
     table = Table(
         "model", "input", "output", "max-abs", "min cosine", "", title="Parity with PyTorch float32"
@@ -52,7 +56,7 @@ def command(
             table.add_row(row.model, row.case, row.output, *numbers, verdict)
     console.print(table)
     if report:
-        report.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        write_text(report, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     failed = sum(not row.passed for row in rows)
     console.print(f"export {contract.export_id}, version {contract.version}: ", end="")
     console.print(f"[red]{failed} of {len(rows)} failed" if failed else f"[green]all {len(rows)} pass")

@@ -211,7 +211,17 @@ COMMANDS: dict[str, tuple[list[object], int, str]] = {
         "5000.0 is not plausible",
     ),
     "a slide that is missing": (["score", "gone.tif", "--url", "{url}"], 1, "No such file"),
-    "nothing to explain": (["explain", "nothing"], 1, "holds no records"),
+    "no timings": (["timings", "nothing"], 1, "holds no records"),
+    "a report where no file can be": (
+        ["verify", "--report", "empty.csv/report.json"],
+        1,
+        r"cannot write into empty\.csv: .*choose another",
+    ),
+    "a benchmark's folder that is a file": (
+        ["benchmark", "--out", "empty.csv", "--seconds", 0.1],
+        1,
+        r"empty\.csv: ",
+    ),
     "a share beyond one": (["score", "good.tif", "--min-tissue", 2], 2, "--min-tissue"),
     "no slide named": (["score"], 2, "Missing argument"),
 }

@@ -183,7 +183,7 @@ def test_the_command(
         "CMU-1-Small-Region-tiles.png",
         "records",
     }
-    explained = run_client("explain", tmp_path)
+    explained = run_client("timings", tmp_path)
     assert explained.code == 0
     for stage in ("tissue", "read", "wait-server", "send", "queue", "compute", "slide", "write"):
         assert stage in explained.out

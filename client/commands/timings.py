@@ -1,4 +1,4 @@
-"""`client explain`: where the time went."""
+"""`client timings`: where the time of a run went."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def command(
     out: Annotated[Path, typer.Argument(help="The --out folder of a score or a batch.")] = Path("out"),
     slide: Annotated[str | None, typer.Option(help="One slide's id; by default the sum of all.")] = None,
 ) -> None:
-    """Tell where the time of a run went, stage by stage, and name the bottleneck.
+    """Show where the time of a run went, stage by stage, and its bottleneck.
 
-    Example: `python -m client explain results/`
+    Example: `python -m client timings results/`
     """
     records = [record for record in read_records(out) if record.stages and slide in (None, record.slide_id)]
     if not records:
-        raise ClientError(f"{out}: no finished slide{f' {slide}' if slide else ''} to explain")
+        raise ClientError(f"{out}: no finished slide{f' {slide}' if slide else ''}, so no timings")
     stages = total([record.stages for record in records])
     tiles = sum(record.tiles - record.resumed_tiles for record in records)
     table = Table("stage", "seconds", "MB", "calls", "what it is")

@@ -1,0 +1,59 @@
+"""The command line as a whole: its version, its log, and errors of the operating system."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import __version__
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def level_kept() -> Any:
+    """Put the client's log level back after a test."""
+    yield
+    logging.getLogger("client").setLevel(logging.NOTSET)
+
+
+def test_the_version(run_client: Run) -> None:
+    done = run_client("--version")
+    assert (done.code, done.out) == (0, f"gigapath-client {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "level"), [((), "WARNING"), (("-v",), "INFO"), (("--verbose", "-v"), "DEBUG")]
+)
+def test_verbose_shows_more_of_the_log(run_client: Run, options: tuple[str, ...], level: str) -> None:
+    run_client(*options, "timings", "nowhere")
+    assert logging.getLevelName(logging.getLogger("client").level) == level
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("benchmark", "--out", "/dev/null/x"), ("verify", "--report", "/dev/null/x.json")],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_path_that_cannot_be_is_one_line_before_any_request(
+    run_client: Run, arguments: tuple[str, ...]
+) -> None:
+    done = run_client(*arguments, "--url", "127.0.0.1:1", "--retry-for", 0)
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "/dev/null" in done.err
+    assert re.search("Not a directory|not a folder", done.err)
+
+
+def test_any_other_error_of_the_system_is_one_line_too(run_client: Run, tmp_path: Path) -> None:
+    (tmp_path / "records").symlink_to(tmp_path / "records")
+    done = run_client("timings", tmp_path)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert done.err.count("\n") == 1
