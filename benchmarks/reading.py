@@ -23,11 +23,12 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from client.arrays import Pixels
 from client.reading.jpeg_reader import stored_tiles
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles, resize
 from client.reading.tile_reader import TileReader
-from client.slides.slide import Pixels, open_slide
+from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from training.cohort.pyramid import write_pyramid
 

@@ -22,8 +22,9 @@ import psutil
 import typer
 
 from benchmarks.serving import MACHINE, bounded_queue, edited
+from client.arrays import Array
 from client.benchmark.workloads import tiles_load
-from client.triton.connection import Array, Connection
+from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from server.local import RunningServer, run_triton

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..arrays import Float32, Int64
 from ..errors import ClientError
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
@@ -15,7 +16,7 @@ from .methods.occlusion import keep_one, occlusion
 from .methods.partition_shap import partition_shap
 from .methods.regions import coarse_regions, grid_cells, sliding_windows
 from .methods.result import Attribution
-from .methods.scorer import Float32, Int64, Scorer, average, bank_draws, medoid
+from .methods.scorer import Scorer, average, bank_draws, medoid
 from .methods.shapley import shapley_sampling
 from .model.masked_slide import MaskedSlide
 

@@ -10,10 +10,11 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from ..arrays import Float32, Float64, Int64, KeepMask
 from ..errors import ClientError
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
-from .methods.scorer import Float32, Float64, Int64, KeepMask, bank_draws
+from .methods.scorer import bank_draws
 from .model.masked_slide import MaskedSlide
 
 Change = Literal["remove", "keep", "replace"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Float64, Int64, KeepMask
 from .methods.game import CoalitionGame
-from .methods.scorer import Float64, Int64, KeepMask
 
 STEPS = 10
 

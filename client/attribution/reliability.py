@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..arrays import Float64, Int64
 from .attribute import Method, Occluder, Settings, attribute, planned_masks, scorer_for
 from .curves import STEPS, Curves, curves, descending, random_orders, spearman
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
 from .methods.regions import coarse_regions
 from .methods.result import Attribution
-from .methods.scorer import Float64, Int64
 from .model.masked_slide import MaskedSlide
 
 REGIONS = 16

@@ -8,15 +8,13 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Float32, Float64, Pixels
 from ..errors import ClientError
 from .curves import spearman
 from .methods.model_outputs import ModelOutputs
-from .methods.scorer import Float32, Float64
 from .model.masked_slide import MaskedSlide
 
-Pixels = NDArray[np.uint8]
 Fill = Literal["glass", "blur", "mean"]
 TileScore = Literal["slide", "embedding"]
 """What a tile's map explains: the slide's score with the tile in its place, or the tile's embedding."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from gigapath_contract.schema import Contract
 
+from ..arrays import Array
 from ..errors import ClientError
-from ..triton.connection import Array
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..arrays import KeepMask
 from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
-from ..attribution.methods.scorer import KeepMask
 from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
 from ..attribution.model.masked_slide import MaskedSlide

@@ -14,11 +14,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from gigapath_contract.schema import Contract
 
 from .. import __version__
+from ..arrays import Array, Bool, Float32, Int64
 from ..errors import ClientError
 from ..files import atomic_path
 from ..scoring.score import ScoredSlide
@@ -96,10 +96,10 @@ def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provena
 class StoredFeatures:
     """A feature file read back."""
 
-    embeddings: NDArray[np.float32]
-    coords: NDArray[np.int64]
-    valid: NDArray[np.bool_]
-    tissue: NDArray[np.float32]
+    embeddings: Float32
+    coords: Int64
+    valid: Bool
+    tissue: Float32
     coords_attributes: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
@@ -205,7 +205,7 @@ def _write_slide_arrays(
             file.create_dataset(key, data=values).attrs.update({"classes": head.classes, "kind": head.kind})
 
 
-def _rows(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
+def _rows(file: h5py.File, name: str, values: Array) -> h5py.Dataset:
     """A dataset of one row a tile that can grow, in chunks that are not one row each."""
     shape = values.shape
     return file.create_dataset(

@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..arrays import Pixels
 from ..files import atomic_path
 from ..scoring.score import ScoredSlide
-from ..slides.slide import Pixels
 
 _VALID, _INVALID = (20, 110, 60), (200, 30, 30)
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
-from ..slides.slide import Pixels
+from ..arrays import Int64, Pixels
 from ..slides.tiling import TilePlan
 
 VENDORS = ("aperio", "generic-tiff")  # the others overlap their tiles, shift them or draw something beneath
@@ -30,8 +29,8 @@ BUDGET = 256 << 20  # bytes of decoded tiles kept for the next rows; beyond it s
 class StoredTiles:
     """Where one level's JPEG tiles lie in the file."""
 
-    offsets: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    offsets: Int64
+    counts: Int64
     tile: tuple[int, int]
     size: tuple[int, int]  # the level's, pixels
     columns: int
@@ -139,7 +138,7 @@ class JpegReader:
         """Close the file; no thread may be reading."""
         os.close(self._file)
 
-    def _under(self, start: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def _under(self, start: int) -> Iterator[tuple[Int64, Int64]]:
         """Every pair of a region from `start` on and a stored tile under it, as indices of both."""
         span = self._last[start:] - self._first[start:]
         for dx in range(int(span[:, 0].max(initial=-1)) + 1):

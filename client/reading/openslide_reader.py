@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import openslide
 
+from ..arrays import Pixels
 from ..errors import SlideError
-from ..slides.slide import Pixels, open_handle, read_region
+from ..slides.slide import open_handle, read_region
 from ..slides.tiling import TilePlan
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from ..slides.slide import Pixels
+from ..arrays import Bool, Pixels
 from ..slides.tiling import TilePlan
 from .tile_reader import TileReader
 
@@ -28,7 +27,7 @@ class TileBatch:
 
     start: int
     pixels: Pixels  # [B, crop_px, crop_px, 3] RGB; zeros where not valid
-    valid: npt.NDArray[np.bool_]  # [B] False: the tile could not be decoded and means nothing
+    valid: Bool  # [B] False: the tile could not be decoded and means nothing
     read_seconds: float  # summed over threads
     resize_seconds: float
     reader: str  # `TileReader.name`
@@ -83,7 +82,7 @@ def _read(
     plan: TilePlan,
     start: int,
     pixels: Pixels,
-    valid: npt.NDArray[np.bool_],
+    valid: Bool,
     stop: threading.Event,
 ) -> tuple[float, float]:
     """Read consecutive tiles into `pixels` and `valid`; seconds spent on reading and on resizing."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..slides.slide import Pixels
+from ..arrays import Pixels
 from ..slides.tiling import TilePlan
 from .jpeg_reader import JpegReader, NotDirect, StoredTiles, stored_tiles
 from .openslide_reader import OpenSlideReader

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.errors import CoordinateError
 from gigapath_contract.schema import Contract
 
+from ..arrays import Int64
 from ..errors import ContractMismatch
 from ..slides.tiling import TilePlan
 
@@ -42,9 +40,7 @@ def check_plan(plan: TilePlan, contract: Contract) -> None:
         )
 
 
-def grid_coordinates(
-    contract: Contract, coords: NDArray[np.int64], scale: LevelZeroScale
-) -> NDArray[np.int64]:
+def grid_coordinates(contract: Contract, coords: Int64, scale: LevelZeroScale) -> Int64:
     """`coords` (level-0 pixels [N, 2]) as COORDS [N, 2] by the contract's rule.
 
     Raises:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gigapath_contract.schema import Contract
 
+from ..arrays import Bool, Float32
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
@@ -41,7 +41,7 @@ def embed_tiles(
     timer: StageTimer,
     checkpoint: EmbeddingCheckpoint | None = None,
     progress: Progress = lambda done, total: None,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+) -> tuple[Float32, Bool]:
     """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
 
     With `checkpoint`, the rows it holds are taken over and every answer is added to it.
@@ -59,7 +59,7 @@ def embed_tiles(
     progress(done, len(plan))
     request_timer = StageTimer()
 
-    def embed(batch: TileBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def embed(batch: TileBatch) -> tuple[Float32, Bool]:
         rows = np.full((len(batch.valid), dim), np.nan, np.float32)
         if batch.valid.any():
             pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Bool, Float32
 from ..files import output_errors
 
 _RECORD = struct.Struct("<II")  # rows, CRC-32 of what follows
@@ -54,7 +54,7 @@ class EmbeddingCheckpoint:
     ) -> None:
         self._file.close()
 
-    def append(self, embeddings: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+    def append(self, embeddings: Float32, valid: Bool) -> None:
         """Add rows [n, D] and [n]; they survive a kill at once and a power failure some seconds later."""
         payload = valid.tobytes() + np.ascontiguousarray(embeddings, np.float32).tobytes()
         with output_errors(self._path):
@@ -68,7 +68,7 @@ class EmbeddingCheckpoint:
         while rest:  # a full disk takes a part first and raises at the next try
             rest = rest[self._file.write(rest) :]
 
-    def _read(self, header: bytes) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+    def _read(self, header: bytes) -> tuple[Float32, Bool, int]:
         """The rows that are whole, and where the file's good part ends (0: not even the header)."""
         embeddings, valid = [np.empty((0, self._dim), np.float32)], [np.empty(0, np.bool_)]
         end = 0

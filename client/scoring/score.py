@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from shapely.geometry import Polygon
 
 from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import Contract
 
+from ..arrays import Array, Bool, Float32, Int64, Pixels
 from ..errors import SlideError
-from ..slides.slide import Pixels, Slide, open_slide
+from ..slides.slide import Slide, open_slide
 from ..slides.tiling import TilePlan, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
-from ..triton.connection import Array, Connection
+from ..triton.connection import Connection
 from .conformance import check_plan, grid_coordinates
 from .embedding import Progress, Throughput, embed_tiles
 from .resume import EmbeddingCheckpoint
@@ -56,11 +56,11 @@ class ScoredSlide:
     contours: list[Polygon]  # of the tissue, level-0 pixels
     origin: tuple[int, int]  # where the slide's bounds begin, which QuPath calls (0, 0)
     thumbnail: Pixels
-    embeddings: NDArray[np.float32]  # [N, D], NaN where not valid
-    valid: NDArray[np.bool_]  # [N]
-    layers: NDArray[np.float32] | None  # [L+1, 2, E]: CLS and mean of every layer
-    slide_embedding: NDArray[np.float32] | None  # [E], the contract's variant
-    logits: NDArray[np.float32] | None  # [C], None too where the export has no head
+    embeddings: Float32  # [N, D], NaN where not valid
+    valid: Bool  # [N]
+    layers: Float32 | None  # [L+1, 2, E]: CLS and mean of every layer
+    slide_embedding: Float32 | None  # [E], the contract's variant
+    logits: Float32 | None  # [C], None too where the export has no head
     resumed_tiles: int = 0  # taken over from an earlier run
 
     @property
@@ -159,9 +159,9 @@ def plan_slide(
 def encode_slide(
     connection: Connection,
     contract: Contract,
-    embeddings: NDArray[np.float32],
-    frame: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    embeddings: Float32,
+    frame: Int64,
+) -> tuple[Float32, Float32, Float32 | None]:
     """LAYERS [L+1, 2, E], SLIDE [E] and LOGITS [C] (None without a head) of tiles [N, D] at COORDS [N, 2]."""
     outputs = ["LAYERS", "SLIDE", *(["LOGITS"] if contract.head else [])]
     inputs: dict[str, Array] = {"EMBEDDINGS": embeddings, "COORDS": frame}

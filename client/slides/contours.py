@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 from shapely.geometry import MultiPoint, Polygon
 from shapely.geometry.base import BaseGeometry
 
-Mask = npt.NDArray[np.bool_]
-Points = npt.NDArray[np.int32]
+from ..arrays import BinaryMask, Int32
 
 SHIFT = 4  # cv2 takes vertices in fixed point, here 1/16 mask pixel
 
 
-def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tuple[int, int]) -> Mask:
+def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tuple[int, int]) -> BinaryMask:
     """Draw a shape in level-0 pixels, holes left out, as bool [h, w]; `size` is (w, h).
 
     A mask pixel is `downsample` (x, y) level-0 pixels wide; those that the outline touches belong to the
@@ -34,14 +32,14 @@ def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tup
     return mask
 
 
-def mask_contours(mask: Mask, downsample: tuple[float, float]) -> list[Polygon]:
+def mask_contours(mask: BinaryMask, downsample: tuple[float, float]) -> list[Polygon]:
     """Outline a mask bool [h, w], holes included: valid polygons in level-0 pixels, large ones first.
 
     Straight borders are exact; a corner that points inwards is cut by half a mask pixel.
     """
     rings, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer: dict[int, Points] = {}
-    holes: dict[int, list[Points]] = {}
+    outer: dict[int, Int32] = {}
+    holes: dict[int, list[Int32]] = {}
     for index, ring in enumerate(rings):
         parent = int(tree[0][index][3])
         vertices = np.asarray(ring[:, 0], np.int32)
@@ -55,7 +53,7 @@ def mask_contours(mask: Mask, downsample: tuple[float, float]) -> list[Polygon]:
     return sorted(polygons, key=lambda polygon: -polygon.area)
 
 
-def _outline(ring: Points, holes: list[Points], downsample: tuple[float, float]) -> list[Polygon]:
+def _outline(ring: Int32, holes: list[Int32], downsample: tuple[float, float]) -> list[Polygon]:
     # cv2's vertices are the centres of the mask's own outer pixels: their border lies half a pixel outwards.
     centres = shapely.make_valid(Polygon(ring, holes)) if len(ring) > 2 else MultiPoint(ring).convex_hull
     grown = centres.buffer(0.5, cap_style="square", join_style="mitre")

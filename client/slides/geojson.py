@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
+from ..arrays import Int64
 from ..errors import MaskError
 from ..files import atomic_path
 
@@ -86,7 +86,7 @@ def tissue_features(
 
 
 def tile_features(
-    coords: npt.NDArray[np.int64],
+    coords: Int64,
     size: tuple[int, int],
     slide_id: str,
     *,

@@ -11,14 +11,12 @@ from typing import Literal, Self
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import openslide
 import tifffile
 
+from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
 from .mpp import Mpp, Properties, find_mpp, objective_power
-
-Pixels = npt.NDArray[np.uint8]
 
 # A longer side is a damaged header: no scanner comes near.
 LONGEST_SIDE = 2_000_000
@@ -36,7 +34,7 @@ class Overview:
 
     pixels: Pixels
     downsample: tuple[float, float]
-    unreadable: npt.NDArray[np.bool_]
+    unreadable: Bool
 
 
 class Slide:

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import BinaryMask, Float32, Float64, Int64
 from ..errors import PlanError
-from .contours import Mask
 from .slide import Slide
 from .tissue import TissueMask
-
-Coords = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +27,8 @@ class TilePlan:
 
     path: Path
     slide_id: str
-    coords: Coords  # [N, 2] level-0 pixels of each tile's top-left corner
-    tissue: npt.NDArray[np.float32]  # [N] part of each tile that is tissue
+    coords: Int64  # [N, 2] level-0 pixels of each tile's top-left corner
+    tissue: Float32  # [N] part of each tile that is tissue
     tile_px: int
     crop_px: int
     overlap: int
@@ -70,9 +67,9 @@ class TilePlan:
         """The tile's width in level-0 pixels, by TRIDENT's name; an anisotropic slide has another height."""
         return self.tile_size_level0[0]
 
-    def level_positions(self) -> Coords:
+    def level_positions(self) -> Int64:
         """[N, 2] level pixels of the top-left corner of what is read of each tile."""
-        positions: Coords = np.rint(self.coords / self.downsample).astype(np.int64) + np.array(
+        positions: Int64 = np.rint(self.coords / self.downsample).astype(np.int64) + np.array(
             self.read_offset
         )
         return positions
@@ -177,7 +174,7 @@ def _best_level(slide: Slide, mpp: float, tolerance: float) -> int:
 
 def _grid(
     bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int], offset: tuple[int, int]
-) -> Coords:
+) -> Int64:
     """[N, 2] level-0 corners of every tile with something of the bounds in what is read of it, row-major."""
     axes = []
     for start, length, step, skip in zip(bounds[:2], bounds[2:], stride, offset, strict=True):
@@ -189,8 +186,8 @@ def _grid(
 
 
 def _tissue_fraction(
-    tissue: TissueMask | None, coords: Coords, tile_size: tuple[int, int], downsample: float
-) -> npt.NDArray[np.float32]:
+    tissue: TissueMask | None, coords: Int64, tile_size: tuple[int, int], downsample: float
+) -> Float32:
     """[N] part of each tile that is tissue, exact to a fraction of a mask pixel; outside the mask is none."""
     if tissue is None:
         return np.ones(len(coords), np.float32)
@@ -202,15 +199,13 @@ def _tissue_fraction(
     return np.asarray(area / np.prod(high - low, axis=1), np.float32)
 
 
-def _area_below(mask: Mask) -> npt.NDArray[np.float64]:
+def _area_below(mask: BinaryMask) -> Float64:
     sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     sums[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
     return sums
 
 
-def _at(
-    sums: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _at(sums: Float64, x: Float64, y: Float64) -> Float64:
     """The summed area up to (x, y): linear between corners, exact, as a mask pixel is all one value."""
     x, y = np.clip(x, 0, sums.shape[1] - 1), np.clip(y, 0, sums.shape[0] - 1)
     column = np.minimum(x.astype(np.int64), max(0, sums.shape[1] - 2))
@@ -218,7 +213,7 @@ def _at(
     dx, dy = x - column, y - row
     above = sums[row, column] * (1 - dx) + sums[row, column + 1] * dx
     below = sums[row + 1, column] * (1 - dx) + sums[row + 1, column + 1] * dx
-    result: npt.NDArray[np.float64] = above * (1 - dy) + below * dy
+    result: Float64 = above * (1 - dy) + below * dy
     return result
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from shapely.geometry import Polygon
 
+from ..arrays import Array, BinaryMask, Float32, Pixels
 from ..errors import MaskError
-from .contours import Mask, mask_contours, rasterise
+from .contours import mask_contours, rasterise
 from .geojson import is_geojson, read_annotations
-from .slide import Pixels, Slide
-
-Floats = npt.NDArray[np.float32]
+from .slide import Slide
 
 MASK_MPP = 8.0  # microns a mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
@@ -29,7 +26,7 @@ CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above 
 class TissueMask:
     """Tissue, bool [h, w]; a pixel is `downsample` (x, y) level-0 pixels wide; `source` says who drew it."""
 
-    mask: Mask
+    mask: BinaryMask
     downsample: tuple[float, float]
     source: str
 
@@ -54,7 +51,7 @@ def tissue_mask(slide: Slide) -> TissueMask:
     return TissueMask(found | overview.unreadable, overview.downsample, "colour")
 
 
-def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> Mask:
+def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> BinaryMask:
     """Tissue in RGB uint8 [h, w, 3] on any light background and without pen marks, as bool [h, w].
 
     Stain is colour that remains when the background's own is divided out: the spread of optical density over
@@ -114,7 +111,7 @@ def _downsample(slide: Slide) -> float:
     return max(1.0, MASK_MPP / max(slide.mpp), max(slide.dimensions) / LONGEST_SIDE)
 
 
-def _background(rgb: Pixels) -> Floats:
+def _background(rgb: Pixels) -> Float32:
     """The colour of bare glass: the median of what is light and nearly grey; white where there is none."""
     darkest, lightest = _extremes(rgb)
     glass = (lightest > 150) & (lightest - darkest < 0.1 * lightest)
@@ -123,12 +120,12 @@ def _background(rgb: Pixels) -> Floats:
     return np.asarray(np.median(rgb[glass], axis=0), np.float32)
 
 
-def _otsu(values: Floats) -> float:
+def _otsu(values: Float32) -> float:
     hundredths = np.clip(values * 100, 0, 255).astype(np.uint8)
     return cv2.threshold(hundredths, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 100
 
 
-def _pen(light: Floats, spread: Floats, lightest: Floats) -> Mask:
+def _pen(light: Float32, spread: Float32, lightest: Float32) -> BinaryMask:
     """Ink: H&E's hue is violet to rose, 250 to 350 degrees, and it takes more green than red and blue."""
     hue, saturation, _ = cv2.split(cv2.cvtColor(light, cv2.COLOR_RGB2HSV))
     green = (hue > 70) & (hue <= 200) & (saturation > 0.15)
@@ -139,20 +136,20 @@ def _pen(light: Floats, spread: Floats, lightest: Floats) -> Mask:
     return np.asarray(green | blue | black | red)
 
 
-def _extremes(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _extremes(pixels: Array) -> tuple[Array, Array]:
     """The darkest and the lightest channel of each pixel; NumPy is slow to reduce so short an axis itself."""
     red, green, blue = cv2.split(pixels)
     return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
 
 
-def _tidy(mask: Mask, smallest_px: float) -> Mask:
+def _tidy(mask: BinaryMask, smallest_px: float) -> BinaryMask:
     """Close gaps, then drop specks and fill holes that are smaller than a disc of `smallest_px` across."""
     area = np.pi / 4 * smallest_px**2
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(max(1, round(smallest_px / 4))))
     return ~_large(~_large(closed > 0, area), area)
 
 
-def _large(mask: Mask, area: float) -> Mask:
+def _large(mask: BinaryMask, area: float) -> BinaryMask:
     """The connected parts of a mask that have at least `area` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     large = stats[:, cv2.CC_STAT_AREA] >= area

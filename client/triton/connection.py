@@ -13,17 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tenacity
-from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from ..arrays import Array
 from ..errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
 from .endpoint import Endpoint
 from .shared_memory import SharedInputs, is_lost_region
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[Any]
 S = TypeVar("S")
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ import contextlib
 import threading
 from collections.abc import Mapping
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
 
 import numpy as np
 import tenacity
-from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from ..arrays import Array
 
 
 def is_lost_region(error: InferenceServerException) -> bool:
@@ -48,13 +48,13 @@ class SharedInputs:
         self._all: dict[str, SharedMemory] = {}
 
     def place(
-        self, client: InferenceServerClient, inputs: Mapping[str, NDArray[Any]], headers: Mapping[str, str]
+        self, client: InferenceServerClient, inputs: Mapping[str, Array], headers: Mapping[str, str]
     ) -> list[InferInput]:
         """Copy arrays into this thread's region; returns the tensors that point there."""
         region = self._region(client, sum(array.nbytes for array in inputs.values()), headers)
         tensors, offset = [], 0
         for name, array in inputs.items():
-            view: NDArray[Any] = np.ndarray(array.shape, array.dtype, region.buf, offset)
+            view: Array = np.ndarray(array.shape, array.dtype, region.buf, offset)
             view[...] = array
             del view  # the region can't be closed while an array looks into it
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))

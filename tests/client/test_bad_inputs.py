@@ -16,18 +16,16 @@ from typing import Any
 
 import cv2
 import h5py
-import numpy as np
 import pytest
 import tifffile
 from google.protobuf import text_format
-from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from client.arrays import Pixels
 from server.local import run_triton
 from training.cohort.pyramid import write_pyramid
 
 Run = Callable[..., Any]
-Pixels = NDArray[np.uint8]
 ROOT = Path(__file__).resolve().parents[2]
 DEAD = "127.0.0.1:1"
 

@@ -8,9 +8,10 @@ from itertools import islice
 
 import numpy as np
 
+from ...arrays import Float64, Int64, KeepMask
 from ...errors import ClientError
 from .model_outputs import ModelOutputs
-from .scorer import Float64, Int64, KeepMask, Scorer
+from .scorer import Scorer
 
 
 def _silent(count: int) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 
 from gigapath_contract.probabilities import HeadKind, probabilities
 
+from ...arrays import Float32, Float64
 from ...errors import ClientError
-from .scorer import Float32, Float64, Scores
+from .scorer import Scores
 
 Score = Literal["log_odds", "probability", "logit", "embedding"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ...arrays import Int64, KeepMask
 from .game import CoalitionGame
 from .result import Attribution
-from .scorer import Int64, KeepMask
 
 
 def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> Attribution:

@@ -12,12 +12,11 @@ import heapq
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...arrays import Float64, Int64, KeepMask, Pixels
 from .game import CoalitionGame
 from .regions import Quadtree, centres, quadtree
 from .result import Attribution
-from .scorer import Float64, Int64, KeepMask
 
 # Splits evaluated together. Fixed, so that values do not depend on how many masks a request holds.
 SPLITS_PER_ROUND = 8
@@ -31,7 +30,7 @@ class _Marginal:
     """`weight` of the Owen average in which `node` joins the players of `context`."""
 
     node: int
-    context: NDArray[np.uint8]  # packed bits [ceil(G / 8)]
+    context: Pixels  # packed bits [ceil(G / 8)]
     before: Float64  # v(context), [K]
     after: Float64  # v(context and node), [K]
     weight: float

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...arrays import Float64, Int64
 from ...errors import ClientError
-from .scorer import Float64, Int64
 
 
 def grid_cells(coords: Int64, step: tuple[int, int]) -> Int64:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scorer import Float64
+from ...arrays import Float64
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ...arrays import Float64, Int64, KeepMask
 from ...errors import ClientError
 from .game import CoalitionGame
 from .result import Attribution
-from .scorer import Float64, Int64, KeepMask
 
 
 def shapley_sampling(game: CoalitionGame, *, n_samples: int = 16, seed: int = 0) -> Attribution:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ...arrays import Float32, Int64, KeepMask
 from ...errors import ClientError
 from ...files import make_folder
-from ..methods.scorer import Float32, Int64, KeepMask, Scorer, Scores
+from ..methods.scorer import Scorer, Scores
 
 Key = bytes
 

@@ -13,10 +13,10 @@ from gigapath_contract.coordinates import LevelZeroScale, read_scale
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 
+from ...arrays import Float32, Int64
 from ...errors import ClientError, ContractMismatch
 from ...outputs.hdf5 import read_features
 from ...scoring.conformance import grid_coordinates
-from ..methods.scorer import Float32, Int64
 
 
 @dataclass(frozen=True, eq=False)

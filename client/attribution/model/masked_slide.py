@@ -8,9 +8,10 @@ import numpy as np
 
 from gigapath_contract.schema import Contract
 
+from ...arrays import Float32, Int64, KeepMask
 from ...errors import ClientError
 from ..methods import scorer as occluders
-from ..methods.scorer import Float32, Forward, Int64, KeepMask, Scorer, Scores
+from ..methods.scorer import Forward, Scorer, Scores
 from .cache import CachedScorer, ScoreCache, cache_key
 from .embedded import EmbeddedSlide
 

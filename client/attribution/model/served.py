@@ -8,9 +8,10 @@ import numpy as np
 
 from gigapath_contract.schema import Contract
 
+from ...arrays import Array, Float32, Int64, KeepMask
 from ...errors import ContractMismatch
-from ...triton.connection import Array, Connection
-from ..methods.scorer import Float32, Int64, KeepMask, Scores, concatenate
+from ...triton.connection import Connection
+from ..methods.scorer import Scores, concatenate
 
 # While the server works on one request, the next one is there already; more would only hold memory.
 IN_FLIGHT = 2

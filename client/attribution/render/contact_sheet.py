@@ -8,14 +8,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...arrays import Float64, Int64, Pixels
 from ...files import atomic_path
-from ..methods.scorer import Float64, Int64
 from ..tile import PATCH_PX, TileMap
 from .overlay import (
     COLOURS,
     HATCH_GREY,
     OPACITY,
-    Pixels,
     colour_limit,
     faded_grey,
     hatching,

@@ -9,12 +9,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ...arrays import Float64
 from ...errors import ClientError
 from ...outputs.hdf5 import new_file
 from ...slides.geojson import tile_features, write_feature_collection
 from ..explain import Explanation, provenance
 from ..methods.result import Attribution
-from ..methods.scorer import Float64
 
 PLAIN_GEOJSON_TILES = 20_000
 

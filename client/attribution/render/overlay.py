@@ -12,11 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from ..methods.scorer import Float64, Int64
-
-Pixels = NDArray[np.uint8]
+from ...arrays import Bool, Float32, Float64, Int64, Pixels
 
 COLOURS = matplotlib.colormaps["RdBu_r"]
 OPACITY, FAINT, TISSUE = 0.65, 0.25, 0.7
@@ -60,7 +57,7 @@ def draw_map(
     tile_size: tuple[int, int],
     values: Float64,
     limit: float,
-    faint: NDArray[np.bool_] | None = None,
+    faint: Bool | None = None,
 ) -> Pixels:
     """The slide in grey with every scored tile coloured: red supports the class, blue opposes it.
 
@@ -85,16 +82,16 @@ def draw_map(
     return pixels
 
 
-def faded_grey(pixels: Pixels) -> NDArray[np.float32]:
+def faded_grey(pixels: Pixels) -> Float32:
     """RGB pixels as light grey, so that only the map has colour."""
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(255 - TISSUE * (255 - grey.astype(np.float32)), dtype=np.float32)
 
 
-def hatching(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def hatching(shape: tuple[int, ...]) -> Bool:
     """Diagonal lines, bool [height, width], over a picture of `shape`."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
-    lines: NDArray[np.bool_] = (rows + columns) % HATCH_PERIOD == 0
+    lines: Bool = (rows + columns) % HATCH_PERIOD == 0
     return lines
 
 

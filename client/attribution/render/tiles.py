@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gigapath_contract.schema import Contract
 
+from ...arrays import Int64, Pixels
 from ...errors import SlideError
 from ...reading.stream import read_tiles
 from ...slides.slide import Slide
 from ...slides.tiling import plan_tiles
-from ..methods.scorer import Int64
 
 
-def read_crops(
-    slide: Slide, coords: Int64, contract: Contract, crop_px: int | None = None
-) -> NDArray[np.uint8]:
+def read_crops(slide: Slide, coords: Int64, contract: Contract, crop_px: int | None = None) -> Pixels:
     """Pixels uint8 [n, crop, crop, 3] of the tiles at `coords` [n, 2], read as for scoring.
 
     crop_px: the contract's by default; `contract.tile.size_px` for whole tiles.

@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from client.arrays import Float64, Int64, KeepMask
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
-from client.attribution.methods.scorer import Float64, Int64, KeepMask, Scores
+from client.attribution.methods.scorer import Scores
 from gigapath_contract.schema import (
     Contract,
     HeadContract,

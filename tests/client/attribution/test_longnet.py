@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from client.arrays import Float32, Int64, KeepMask
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import spearman
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.methods.occlusion import occlusion
-from client.attribution.methods.scorer import Float32, Int64, KeepMask, Scores, concatenate, drop, in_place
+from client.attribution.methods.scorer import Scores, concatenate, drop, in_place
 from client.attribution.model.masked_slide import MaskedSlide
 from training.models.build import build_models
 from training.models.slide_model import SlideModel

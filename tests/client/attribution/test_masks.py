@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.arrays import Float32, Int64, KeepMask
 from client.attribution.attribute import Settings, attribute, scorer_for
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
-from client.attribution.methods.scorer import Float32, Int64, KeepMask, Scores, medoid
+from client.attribution.methods.scorer import Scores, medoid
 from client.attribution.model.cache import ScoreCache
 from client.attribution.model.masked_slide import MaskedSlide
 from client.errors import ClientError

@@ -14,9 +14,10 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
+from client.arrays import Float32, Float64, Int64, KeepMask
 from client.attribution.attribute import Settings
 from client.attribution.explain import ExplainProgress, Explanation, explain
-from client.attribution.methods.scorer import Float32, Float64, Int64, KeepMask, Scores
+from client.attribution.methods.scorer import Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
 from client.attribution.render.figures import canvas_for, write_map, write_strongest

@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from client.arrays import Float64, Int64, KeepMask
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.occlusion import keep_one, occlusion
 from client.attribution.methods.partition_shap import partition_shap
 from client.attribution.methods.result import Attribution
-from client.attribution.methods.scorer import Float64, Int64, KeepMask
 from client.attribution.methods.shapley import shapley_sampling
 
 ALL = 10**9

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from client.arrays import Int64
 from client.attribution.methods.regions import (
     centres,
     coarse_regions,
@@ -14,7 +15,6 @@ from client.attribution.methods.regions import (
     quadtree,
     sliding_windows,
 )
-from client.attribution.methods.scorer import Int64
 from client.errors import ClientError
 
 Square = Callable[[int], Int64]

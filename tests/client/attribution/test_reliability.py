@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from client.arrays import Float32, Float64, Int64, KeepMask
 from client.attribution.attribute import Settings, attribute
 from client.attribution.curves import auc, curves, descending, random_orders, spearman
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.methods.regions import coarse_regions
-from client.attribution.methods.scorer import Float32, Float64, Int64, KeepMask, Scores
+from client.attribution.methods.scorer import Scores
 from client.attribution.model.masked_slide import MaskedSlide
 from client.attribution.reliability import Reliability, assess, redundancy_index
 

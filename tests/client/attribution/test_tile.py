@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from numpy.typing import NDArray
 
+from client.arrays import Float32, Int64, KeepMask, Pixels
 from client.attribution.counterfactual import counterfactual, tiles_inside
 from client.attribution.methods.model_outputs import ModelOutputs
-from client.attribution.methods.scorer import Float32, Int64, KeepMask, Scores
+from client.attribution.methods.scorer import Scores
 from client.attribution.model.masked_slide import MaskedSlide
 from client.attribution.render.contact_sheet import ENLARGED, draw_tile_map
 from client.attribution.render.tiles import glass_colour, read_crops
@@ -22,7 +22,6 @@ from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from gigapath_contract.schema import Contract
 
-Pixels = NDArray[np.uint8]
 TARGET = ModelOutputs(("tumour", "normal"))
 SPOT = np.s_[64:80, 112:128]  # patch row 4, column 7
 

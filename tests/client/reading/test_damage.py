@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from numpy.typing import NDArray
 
+from client.arrays import Pixels
 from client.errors import SlideError
 from client.reading.stream import read_tiles
 from client.reading.tile_reader import DIRECT, REFERENCE
@@ -17,8 +17,6 @@ from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
 from training.cohort.pyramid import write_pyramid
-
-Pixels = NDArray[np.uint8]
 
 
 def damage(path: Path, column: int, row: int, how: str) -> None:

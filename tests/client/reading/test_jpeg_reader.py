@@ -14,16 +14,13 @@ import numpy as np
 import pytest
 import simplejpeg
 import tifffile
-from numpy.typing import NDArray
 
+from client.arrays import Pixels
 from client.reading import jpeg_reader as reader_jpeg
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import resize
 from client.reading.tile_reader import DIRECT, REFERENCE, TileReader
 from training.cohort.pyramid import write_pyramid
-
-Pixels = NDArray[np.uint8]
-
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "ycbcr 420": {},

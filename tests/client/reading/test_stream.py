@@ -16,14 +16,12 @@ from typing import cast
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from client.arrays import Pixels
 from client.errors import SlideError
 from client.reading.stream import TileBatch, read_tiles
 from client.reading.tile_reader import DIRECT
 from training.cohort.pyramid import write_pyramid
-
-Pixels = NDArray[np.uint8]
 
 
 def test_the_real_slide_is_openslides_bytes(real_slide: Path, reading: SimpleNamespace) -> None:
