@@ -27,7 +27,7 @@ from client.arrays import Pixels
 from client.reading.jpeg_reader import stored_tiles
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles, resize
-from client.reading.tile_reader import TileReader
+from client.reading.tile_reader import open_reader
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from training.cohort.pyramid import write_pyramid
@@ -125,7 +125,7 @@ def client(case: Case, threads: int) -> tuple[int, float]:
     """`read_tiles`, less opening: that is reported apart."""
     plan = case.plan(SAMPLE)
     began = time.perf_counter()
-    with closing(TileReader(plan)) as reader:
+    with closing(open_reader(plan)) as reader:
         opening = time.perf_counter() - began
         assert reader.name == "jpeg tiles", reader.reason
     began = time.perf_counter()
@@ -265,7 +265,7 @@ def _opening(case: Case) -> float:
     seconds = []
     for _ in range(9):
         began = time.perf_counter()
-        TileReader(plan).close()
+        open_reader(plan).close()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 

@@ -1,7 +1,7 @@
 """Tiles of a tiled JPEG TIFF (Aperio SVS, generic TIFF) straight from the stored tiles, each decoded once.
 
-OpenSlide's compositing, not JPEG decoding, is most of what a tile costs. In these two formats its pixels are
-the stored tiles' own, so they can be had without it, byte for byte.
+Most of the time that OpenSlide takes for a tile is compositing, not JPEG decoding. In these two formats its
+pixels are the stored tiles' own, so the same bytes can be read without it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from ..arrays import Int64, Pixels
 from ..slides.tiling import TilePlan
+from .openslide_reader import OpenSlideReader
 
 VENDORS = ("aperio", "generic-tiff")  # the others overlap their tiles, shift them or draw something beneath
-BUDGET = 256 << 20  # bytes of decoded tiles kept for the next rows; beyond it some are decoded again
+CACHE_BYTES = 256 << 20  # bytes of decoded tiles kept for the next rows; beyond it some are decoded again
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,37 +38,37 @@ class StoredTiles:
     prefix: bytes  # what comes before a tile's own stream, in place of its first marker
 
 
-class NotDirect(Exception):
-    """Why a plan can't be read from the stored tiles; never leaves the readers."""
+class DirectReadUnsupported(Exception):
+    """Why a plan can't be read from the stored tiles; `tile_reader.open_reader` catches it."""
 
 
 def stored_tiles(path: Path, vendor: str, size: tuple[int, int]) -> StoredTiles:
     """Find the tiles of the level that is `size` (w, h) large.
 
     Raises:
-        NotDirect: they are not of a kind that this reader knows.
+        DirectReadUnsupported: they are not of a kind that this reader knows.
     """
     if vendor not in VENDORS:
-        raise NotDirect(f"OpenSlide composes {vendor} slides")
+        raise DirectReadUnsupported(f"OpenSlide composes {vendor} slides")
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page.aspage() for page in file.pages]
             tiled = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size]
             if len(tiled) != 1:
-                raise NotDirect(f"{len(tiled)} TIFF pages match the level")
+                raise DirectReadUnsupported(f"{len(tiled)} TIFF pages match the level")
             return _layout(tiled[0])
     except (tifffile.TiffFileError, OSError, ValueError, LookupError) as error:
-        raise NotDirect(f"tifffile: {error}") from error
+        raise DirectReadUnsupported(f"tifffile: {error}") from error
 
 
 def _layout(page: tifffile.TiffPage) -> StoredTiles:
     if page.compression != COMPRESSION.JPEG or page.bitspersample != 8:
-        raise NotDirect("its tiles are not 8-bit JPEG")
+        raise DirectReadUnsupported("its tiles are not 8-bit JPEG")
     if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) or page.samplesperpixel != 3:
-        raise NotDirect("its tiles are not RGB or YCbCr")
+        raise DirectReadUnsupported("its tiles are not RGB or YCbCr")
     if page.planarconfig != PLANARCONFIG.CONTIG:
-        raise NotDirect("its channels are stored apart")
-    # TIFF's word on the colour space goes before a guess from the stream, as in OpenSlide: a marker tells it.
+        raise DirectReadUnsupported("its channels are stored apart")
+    # As in OpenSlide, TIFF's tag decides the colour space, not the stream: an Adobe marker states it.
     transform = bytes([page.photometric == PHOTOMETRIC.YCBCR])
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform
     tables = (page.jpegtables or b"")[2:-2]
@@ -83,37 +84,47 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
 
 
 class JpegReader:
-    """Puts a plan's regions together from stored tiles, each region once; shared by all threads.
+    """Puts a plan's regions together from stored tiles, each region once.
 
     A stored tile is kept while regions from `start` on still need it, and no longer: `_uses` counts them.
+    Regions over a stored tile that the scanner left out go to `fallback`, which `close` closes too. Damage is
+    judged more strictly than by OpenSlide, which shows some damaged tiles.
     """
 
-    def __init__(self, plan: TilePlan, stored: StoredTiles, start: int = 0) -> None:
+    name = "jpeg tiles"
+    reason = ""
+
+    def __init__(
+        self, plan: TilePlan, stored: StoredTiles, fallback: OpenSlideReader, start: int = 0
+    ) -> None:
         self._stored = stored
+        self._fallback = fallback
         self._positions = plan.level_positions()
         self._read_size = plan.read_size
         end = np.minimum(self._positions + np.array(plan.read_size), np.array(stored.size))
         # The stored tile (column, row) under each region's first and last pixel.
         self._first = self._positions // np.array(stored.tile)
         self._last = (end - 1) // np.array(stored.tile)
-        under = list(self._under(start))
-        self._has = np.ones(len(plan), np.bool_)
+        under = list(self._stored_under(start))
+        self._covered = np.ones(len(plan), np.bool_)
         for regions, keys in under:
-            self._has[regions] &= stored.counts[keys] > 0
+            self._covered[regions] &= stored.counts[keys] > 0
         self._uses = np.zeros(len(stored.counts), np.int32)
         for regions, keys in under:
-            np.add.at(self._uses, keys[self._has[regions]], 1)
+            np.add.at(self._uses, keys[self._covered[regions]], 1)
         self._kept: dict[int, Future[Pixels | None]] = {}
-        self._room = BUDGET // (3 * stored.tile[0] * stored.tile[1])
+        self._room = CACHE_BYTES // (3 * stored.tile[0] * stored.tile[1])
         self._lock = threading.Lock()
         self._file = os.open(plan.path, os.O_RDONLY)
 
-    def has(self, index: int) -> bool:
-        """Whether every stored tile under a region is there; scanners leave empty ones out."""
-        return bool(self._has[index])
+    def covers(self, index: int) -> bool:
+        """Whether every stored tile under a region is in the file; scanners leave empty ones out."""
+        return bool(self._covered[index])
 
     def read(self, index: int, out: Pixels) -> bool:
         """Fill `out` RGB uint8 [h, w, 3] with one region; False where a stored tile is damaged."""
+        if not self.covers(index):
+            return self._fallback.read(index, out)
         (width, height), (tile_width, tile_height) = self._stored.size, self._stored.tile
         x, y = self._positions[index].tolist()
         right, bottom = min(x + self._read_size[0], width), min(y + self._read_size[1], height)
@@ -135,10 +146,11 @@ class JpegReader:
         return complete
 
     def close(self) -> None:
-        """Close the file; no thread may be reading."""
+        """Close the files; no thread may be reading."""
         os.close(self._file)
+        self._fallback.close()
 
-    def _under(self, start: int) -> Iterator[tuple[Int64, Int64]]:
+    def _stored_under(self, start: int) -> Iterator[tuple[Int64, Int64]]:
         """Every pair of a region from `start` on and a stored tile under it, as indices of both."""
         span = self._last[start:] - self._first[start:]
         for dx in range(int(span[:, 0].max(initial=-1)) + 1):
@@ -150,11 +162,11 @@ class JpegReader:
     def _take(self, key: int) -> Pixels | None:
         with self._lock:
             self._uses[key] -= 1
-            again = self._uses[key] > 0
-            kept = self._kept.get(key) if again else self._kept.pop(key, None)
+            needed_later = self._uses[key] > 0
+            kept = self._kept.get(key) if needed_later else self._kept.pop(key, None)
             if kept is None:
                 mine: Future[Pixels | None] = Future()
-                if again and len(self._kept) < self._room:
+                if needed_later and len(self._kept) < self._room:
                     self._kept[key] = mine
         if kept is not None:
             return kept.result()  # whoever decodes it waits for nobody, so this ends

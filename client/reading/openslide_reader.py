@@ -14,12 +14,16 @@ from ..slides.tiling import TilePlan
 
 
 class OpenSlideReader:
-    """Reads a plan's regions with one OpenSlide handle a thread; a handle that met an error is replaced.
+    """Reads a plan's regions with one OpenSlide handle per thread; a handle that met an error is replaced.
 
-    OpenSlide's handle refuses everything after one failed read, so a shared one would take good tiles along.
+    OpenSlide's handle refuses everything after one failed read, so a shared one would fail good tiles too.
+    `reason` says why no faster reader was taken.
     """
 
-    def __init__(self, plan: TilePlan) -> None:
+    name = "openslide"
+
+    def __init__(self, plan: TilePlan, reason: str = "") -> None:
+        self.reason = reason
         self._plan = plan
         self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
         self._handles: dict[int, openslide.OpenSlide] = {}

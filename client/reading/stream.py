@@ -16,9 +16,9 @@ import numpy as np
 
 from ..arrays import Bool, Pixels
 from ..slides.tiling import TilePlan
-from .tile_reader import TileReader
+from .tile_reader import TileReader, open_reader
 
-STEP = 16  # tiles a thread takes at once: a small slide keeps all threads busy too
+TILES_PER_TASK = 16  # tiles that a thread takes at once; few enough that a small slide keeps all threads busy
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int 
     stop = threading.Event()
     starts = iter(range(start, len(plan), batch))
     pending: deque[tuple[TileBatch, list[Future[tuple[float, float]]]]] = deque()
-    with closing(TileReader(plan, start)) as reader:
+    with closing(open_reader(plan, start)) as reader:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
         def submit() -> None:
@@ -55,16 +55,15 @@ def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int 
             count = min(batch, len(plan) - first)
             pixels = np.empty((count, plan.crop_px, plan.crop_px, 3), np.uint8)
             valid = np.zeros(count, np.bool_)
+            parts = [slice(low, low + TILES_PER_TASK) for low in range(0, count, TILES_PER_TASK)]
             jobs = [
-                pool.submit(
-                    _read, reader, plan, first + low, pixels[low : low + STEP], valid[low : low + STEP], stop
-                )
-                for low in range(0, count, STEP)
+                pool.submit(_read, reader, plan, first + part.start, pixels[part], valid[part], stop)
+                for part in parts
             ]
             pending.append((TileBatch(first, pixels, valid, 0.0, 0.0, reader.name), jobs))
 
         try:
-            for _ in range(2 + math.ceil(workers * STEP / batch)):
+            for _ in range(2 + math.ceil(workers * TILES_PER_TASK / batch)):
                 submit()
             while pending:
                 done, jobs = pending.popleft()

@@ -1,90 +1,102 @@
-"""Which reader a plan gets: the stored tiles' where that is proven to give OpenSlide's bytes, else its."""
+"""What a tile reader does, and which reader a plan gets.
+
+Adding a format is adding a file with a `TileReader` and a line to `open_reader`.
+"""
 
 from __future__ import annotations
 
 import logging
 from contextlib import closing
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from ..arrays import Pixels
 from ..slides.tiling import TilePlan
-from .jpeg_reader import JpegReader, NotDirect, StoredTiles, stored_tiles
+from .jpeg_reader import DirectReadUnsupported, JpegReader, StoredTiles, stored_tiles
 from .openslide_reader import OpenSlideReader
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-DIRECT, REFERENCE = "jpeg tiles", "openslide"
-PROBES = 3  # regions across the plan that both readers must agree on ...
-STRIP = 32  # ... in as many rows: enough for the stored tiles' colours and places, at a fraction of the time
+PROBE_REGIONS = 3  # across the plan, on which both readers must agree ...
+PROBE_ROWS = 32  # ... in as many pixel rows: enough to compare colours and places, at a fraction of the time
 
 
-class TileReader:
-    """Reads a plan's regions; `name` is DIRECT or REFERENCE, `reason` says why it is not DIRECT.
+class TileReader(Protocol):
+    """Reads the regions of one plan; shared by all threads.
 
-    A region over a stored tile that was left out goes to OpenSlide too: the format says what is there.
-    Damage is judged more strictly here than by OpenSlide, which shows some damaged tiles.
-
-    Raises:
-        SlideError: the slide cannot be opened.
+    `name` is that of the implementation, `reason` says why the plan is not read from stored JPEG tiles.
     """
 
-    def __init__(self, plan: TilePlan, start: int = 0) -> None:
-        self.name, self.reason = REFERENCE, ""
-        self._openslide = OpenSlideReader(plan)
-        self._direct: JpegReader | None = None
-        try:
-            self._direct = JpegReader(plan, _proven(plan, start), start)
-            self.name = DIRECT
-        except NotDirect as error:
-            self.reason = str(error)
-        log.info("%s: tiles through %s%s", plan.path, self.name, self.reason and f" ({self.reason})")
+    name: str
+    reason: str
 
     def read(self, index: int, out: Pixels) -> bool:
-        """Fill `out` RGB uint8 [h, w, 3] (the plan's `read_size`); False where it cannot be decoded."""
-        if self._direct is not None and self._direct.has(index):
-            return self._direct.read(index, out)
-        return self._openslide.read(index, out)
+        """Fill `out` RGB uint8 [h, w, 3] (the plan's `read_size`) with region `index` of the plan.
+
+        False where it cannot be decoded.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+        """
 
     def close(self) -> None:
         """Close the files; no thread may be reading."""
-        self._openslide.close()
-        if self._direct is not None:
-            self._direct.close()
 
 
-def _proven(plan: TilePlan, start: int) -> StoredTiles:
-    """Where the plan's stored tiles lie, once they have shown OpenSlide's own bytes across the plan.
+def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
+    """The direct JPEG reader where it reproduces OpenSlide's pixels, else OpenSlide.
+
+    `start` is the first region that will be read.
 
     Raises:
-        NotDirect: they have not.
         SlideError: the slide cannot be opened.
     """
-    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBES).astype(int))
-    strip = (plan.read_size[0], min(plan.read_size[1], STRIP))
-    probes = replace(plan, coords=plan.coords[chosen[chosen < len(plan)]], read_size=strip)
+    reader: TileReader
+    try:
+        reader = JpegReader(plan, _validated_layout(plan, start), OpenSlideReader(plan), start)
+    except DirectReadUnsupported as error:
+        reader = OpenSlideReader(plan, reason=str(error))
+    logger.info("%s: tiles through %s%s", plan.path, reader.name, reader.reason and f" ({reader.reason})")
+    return reader
+
+
+def _validated_layout(plan: TilePlan, start: int) -> StoredTiles:
+    """Where the plan's stored tiles lie, after comparing regions across the plan with OpenSlide's pixels.
+
+    Raises:
+        DirectReadUnsupported: another format, or other pixels.
+        SlideError: the slide cannot be opened.
+    """
+    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBE_REGIONS).astype(int))
+    size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
+    probes = replace(plan, coords=plan.coords[chosen[chosen < len(plan)]], read_size=size)
     with closing(OpenSlideReader(probes)) as reference:
         handle = reference.handle()
-        vendor, size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
-        stored = stored_tiles(plan.path, vendor, size)
+        vendor, level_size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
+        stored = stored_tiles(plan.path, vendor, level_size)
         if not _on_level_pixels(plan):
-            raise NotDirect(f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0")
-        with closing(JpegReader(probes, stored)) as direct:
+            raise DirectReadUnsupported(
+                f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
+            )
+        with closing(JpegReader(probes, stored, reference)) as direct:
             compared = [
-                _same(direct, reference, index, strip) for index in range(len(probes)) if direct.has(index)
+                _same_pixels(direct, reference, index, size)
+                for index in range(len(probes))
+                if direct.covers(index)
             ]
     if False in compared:
-        raise NotDirect("its stored tiles don't give OpenSlide's pixels")
+        raise DirectReadUnsupported("its stored tiles don't give OpenSlide's pixels")
     if True not in compared:
-        raise NotDirect("no stored tile to compare with OpenSlide's")
+        raise DirectReadUnsupported("no stored tile to compare with OpenSlide's")
     return stored
 
 
-def _same(direct: JpegReader, reference: OpenSlideReader, index: int, size: tuple[int, int]) -> bool | None:
+def _same_pixels(one: TileReader, other: TileReader, index: int, size: tuple[int, int]) -> bool | None:
     """Whether both readers give the same bytes; None where one of them cannot decode them."""
     ours, theirs = (np.empty((*size[::-1], 3), np.uint8) for _ in range(2))
-    if direct.read(index, ours) and reference.read(index, theirs):
+    if one.read(index, ours) and other.read(index, theirs):
         return np.array_equal(ours, theirs)
     return None
 
@@ -92,6 +104,5 @@ def _same(direct: JpegReader, reference: OpenSlideReader, index: int, size: tupl
 def _on_level_pixels(plan: TilePlan) -> bool:
     """Whether whole level-0 positions fall on whole pixels of the level; else OpenSlide interpolates."""
     positions = plan.level_positions()
-    return bool(
-        np.allclose(np.rint(positions * plan.downsample) / plan.downsample, positions, rtol=0, atol=1e-6)
-    )
+    level0 = np.rint(positions * plan.downsample)
+    return bool(np.allclose(level0 / plan.downsample, positions, rtol=0, atol=1e-6))

@@ -11,8 +11,9 @@ import tifffile
 
 from client.arrays import Pixels
 from client.errors import SlideError
+from client.reading.jpeg_reader import JpegReader
+from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles
-from client.reading.tile_reader import DIRECT, REFERENCE
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
@@ -46,7 +47,7 @@ def test_a_damaged_tile_is_not_valid_and_spoils_no_other(
     whole = reading.collect(tiles)[0]
     damage(path, 2, 1, how)
     pixels, valid, readers = reading.collect(tiles, workers=workers, batch=5)
-    assert readers == {REFERENCE if layout == "deflate" else DIRECT}
+    assert readers == {OpenSlideReader.name if layout == "deflate" else JpegReader.name}
     assert np.flatnonzero(~valid).tolist() == [4 + 2]
     assert not pixels[6].any()
     assert np.array_equal(np.delete(pixels, 6, axis=0), np.delete(whole, 6, axis=0))
@@ -120,4 +121,8 @@ def test_bit_rot_is_noticed(tmp_path: Path, picture: Pixels, reading: SimpleName
             assert not valid[index] or np.array_equal(pixels[index], expected)
             outcomes.add((bool(valid[index]), expected is not None, *readers))
     # Harmless, refused by both, and shown by OpenSlide though the stream is not right.
-    assert outcomes == {(True, True, DIRECT), (False, False, DIRECT), (False, True, DIRECT)}
+    assert outcomes == {
+        (True, True, JpegReader.name),
+        (False, False, JpegReader.name),
+        (False, True, JpegReader.name),
+    }

@@ -16,10 +16,11 @@ import simplejpeg
 import tifffile
 
 from client.arrays import Pixels
-from client.reading import jpeg_reader as reader_jpeg
+from client.reading import jpeg_reader
+from client.reading.jpeg_reader import JpegReader
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import resize
-from client.reading.tile_reader import DIRECT, REFERENCE, TileReader
+from client.reading.tile_reader import open_reader
 from training.cohort.pyramid import write_pyramid
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -51,7 +52,7 @@ def test_every_layout_is_openslides_bytes(
     path = write_pyramid(tmp_path / "a.tif", picture[900:1871, 500:1531], tile=stored, **options)
     tiles = reading.plan(path)
     pixels, valid, readers = reading.collect(tiles)
-    assert readers == {DIRECT}
+    assert readers == {JpegReader.name}
     assert valid.all()
     for index, expected in enumerate(reading.plainly(tiles)):
         assert np.array_equal(pixels[index], expected), index
@@ -93,7 +94,7 @@ def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading
         pixels, valid, readers = reading.collect(
             tiles, workers=int(rng.integers(1, 4)), batch=int(rng.integers(1, 40))
         )
-        assert readers == {DIRECT}, turn
+        assert readers == {JpegReader.name}, turn
         assert valid.all()
         reference = OpenSlideReader(tiles)
         region = np.empty((*tiles.read_size[::-1], 3), np.uint8)
@@ -127,9 +128,9 @@ def test_each_stored_tile_is_decoded_once(
         return decode(*arguments, **options)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", counting)
-    with closing(TileReader(tiles)):
+    with closing(open_reader(tiles)):
         probes = len(calls)
-    assert reading.collect(tiles, workers=workers, batch=8)[2] == {DIRECT}
+    assert reading.collect(tiles, workers=workers, batch=8)[2] == {JpegReader.name}
     assert len(calls) - 2 * probes == math.ceil(1500 / stored) ** 2
 
 
@@ -138,7 +139,7 @@ def test_a_full_store_costs_time_not_bytes(
 ) -> None:
     tiles = reading.plan(real_slide)
     expected = reading.collect(tiles)[0]
-    monkeypatch.setattr(reader_jpeg, "BUDGET", 3 * 3 * 240 * 240)
+    monkeypatch.setattr(jpeg_reader, "CACHE_BYTES", 3 * 3 * 240 * 240)
     assert np.array_equal(reading.collect(tiles, workers=4)[0], expected)
 
 
@@ -199,11 +200,11 @@ def test_the_rest_goes_through_openslide(
 ) -> None:
     reason = make(tmp_path / "a.tif", np.ascontiguousarray(picture[1000:1512, 600:1112]))
     tiles = reading.plan(tmp_path / "a.tif")
-    with closing(TileReader(tiles)) as reader:
-        assert reader.name == REFERENCE
+    with closing(open_reader(tiles)) as reader:
+        assert reader.name == OpenSlideReader.name
         assert reason in reader.reason
     pixels, valid, readers = reading.collect(tiles)
-    assert readers == {REFERENCE}
+    assert readers == {OpenSlideReader.name}
     assert valid.all()
     for index, expected in enumerate(reading.plainly(tiles)):
         assert np.array_equal(pixels[index], expected), index
@@ -213,7 +214,7 @@ def test_a_vendors_own_composition_goes_through_openslide(
     leica_slide: Path, reading: SimpleNamespace
 ) -> None:
     tiles = reading.plan(leica_slide)
-    with closing(TileReader(tiles)) as reader:
-        assert (reader.name, reader.reason) == (REFERENCE, "OpenSlide composes leica slides")
+    with closing(open_reader(tiles)) as reader:
+        assert (reader.name, reader.reason) == (OpenSlideReader.name, "OpenSlide composes leica slides")
     pixels, _, _ = reading.collect(tiles)
     assert np.array_equal(pixels[5], list(reading.plainly(tiles))[5])

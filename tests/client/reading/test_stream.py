@@ -19,15 +19,15 @@ import pytest
 
 from client.arrays import Pixels
 from client.errors import SlideError
+from client.reading.jpeg_reader import JpegReader
 from client.reading.stream import TileBatch, read_tiles
-from client.reading.tile_reader import DIRECT
 from training.cohort.pyramid import write_pyramid
 
 
 def test_the_real_slide_is_openslides_bytes(real_slide: Path, reading: SimpleNamespace) -> None:
     tiles = reading.plan(real_slide)
     pixels, valid, readers = reading.collect(tiles)
-    assert readers == {DIRECT}
+    assert readers == {JpegReader.name}
     assert pixels.shape == (108, 224, 224, 3)
     assert valid.all()
     for index, expected in enumerate(reading.plainly(tiles)):
