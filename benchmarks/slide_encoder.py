@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.plain_longnet import PlainAttention
 from training.models.dilated_attention import plan_fused_attention
 from training.models.presets import get_preset
-from training.models.seeded import seed_weights
+from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
 
 REPORT = Path("docs/benchmarks/slide-encoder.md")
@@ -36,7 +36,7 @@ def measure(tiles: int, out: Path, plain: bool = False) -> None:
     torch.manual_seed(0)
     attention = PlainAttention if plain else plan_fused_attention
     model = LongNetSlideEncoder(get_preset("gigapath").slide, attention).eval()
-    seed_weights(model, 0)
+    randomise(model, 0)
     cells = torch.arange(tiles)
     coords = torch.stack([cells % 1000, cells // 1000], dim=1) * 256
     embeddings = torch.randn(tiles, 1536)

@@ -25,7 +25,7 @@ from training.data.bags import read_bag
 from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
 from training.loops.tile_level import TileRecipe
-from training.models.build import build_models
+from training.models.build import build_slide_model, build_tile_encoder
 from training.models.packaged import files_in, packaged_files
 from training.models.slide_model import SlideModel
 from training.models.tile_encoder import TileEncoder
@@ -58,13 +58,13 @@ def train_demo(
     packaged.mkdir()
     _halve(tile_run / TILE_MODEL, files.tile)
     say("embedding the slides")
-    embed_slides(tiles, build_models("demo", files.tile).tile, features)
+    embed_slides(tiles, build_tile_encoder("demo", files.tile), features)
     say("training the slide encoder")
     places = {"data.features": str(features), "data.labels": str(cohort / "labels.csv")}
     slide_result = run(plan_runs(read_recipe(recipes / "demo-slides.yaml", places)), slide_run, bar=bar)
     _halve(slide_run / MODEL, files.slide)
     say("scoring the held-out slides")
-    model = build_models("demo", files.tile, files.slide).slide_model
+    model = build_slide_model("demo", files.slide)
     facts = {
         "made_by": "python -m training train-demo",
         "cohort": json.loads((cohort / MARK).read_text(encoding="utf-8"))["plan_sha256"],

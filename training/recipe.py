@@ -13,11 +13,12 @@ from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
+from training.models.random_init import HeadInit
 from training.models.variant import EmbeddingVariant, get_recipe
 from training.task import Task
 
 Model = TypeVar("Model", bound=BaseModel)
-SEEDED = "seeded"  # in the place of a weights file: weights drawn from the seed
+RANDOM_INIT = "random_init"  # in the place of a weights file: a random initialisation from the seed
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -167,12 +168,15 @@ class Recipe(RunRecipe):
     """Everything that decides a run of slide-level fine-tuning.
 
     Attributes:
-        slide_weights: a file, `hf-hub:OWNER/REPOSITORY[/FILE]`, `seeded`, or null: those packaged with the
-            preset, or seeded ones where it has none.
+        slide_weights: a file, `hf-hub:OWNER/REPOSITORY[/FILE]`, `random_init`, or null: those packaged with
+            the preset, or a random initialisation where it has none.
+        head_init: distribution of the new head's weights: `uniform`, PyTorch's default for a linear layer, as
+            published; or `normal`, with variance 1 / width, from which the packaged demo weights began.
         embedding: a named code path (docs/embedding-variants.md), a variant spelled out, or the preset's.
     """
 
     slide_weights: str | None = None
+    head_init: HeadInit = "uniform"
     embedding: str | EmbeddingVariant | None = None
     task: TaskSection
     data: DataSection = DataSection()

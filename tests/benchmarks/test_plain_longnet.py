@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.plain_longnet import PlainAttention
 from training.models.presets import SlideEncoderConfig
-from training.models.seeded import seed_weights
+from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
 from training.models.variant import EmbeddingVariant
 
@@ -24,7 +24,7 @@ def test_plain_attention_agrees_with_fused(tiles: int) -> None:
         dilations=(1, 2, 4),
     )
     fused = LongNetSlideEncoder(config).eval()
-    seed_weights(fused, 0)
+    randomise(fused, 0)
     plain = fused.with_attention(PlainAttention)
     generator = torch.Generator().manual_seed(tiles)
     embeddings = torch.randn(tiles, 8, generator=generator)

@@ -26,6 +26,16 @@ def test_panda_is_the_published_recipe() -> None:
     assert recipe.task.task().values == ("0", "1", "2", "3", "4", "5")
 
 
+def test_mutation_is_the_paper_s_task_on_the_released_defaults() -> None:
+    recipe = read_recipe(CONFIGS / "luad-mutation.yaml")
+    preset, optim = recipe.build_preset(), recipe.optim
+    assert preset.slide.segment_lengths == (1024, 5792, 32768, 185363, 1048576)  # of max_wsi_size 262144
+    assert (preset.variant.pooling, preset.variant.layer, preset.variant.norm) == ("cls", 11, "norm")
+    assert (preset.slide.dropout, preset.slide.drop_path_rate) == (0.1, 0.1)
+    assert (optim.epochs, optim.base_lr, optim.weight_decay) == (20, 2e-3, 0.01)
+    assert (recipe.task.kind, recipe.data.folds, recipe.head_init) == ("multilabel", 10, "uniform")
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
     if "tile" in path.stem:

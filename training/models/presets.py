@@ -105,7 +105,7 @@ class Preset:
     classes: tuple[str, ...] = ()
     variant: EmbeddingVariant = field(default_factory=EmbeddingVariant)
 
-    def with_recipe(self, name: str) -> Preset:
+    def with_variant(self, name: str) -> Preset:
         """This preset set up as a public code path (see `training.models.variant.KNOWN_VARIANTS`) has it."""
         recipe = get_recipe(name)
         recipe.variant.check_depth(self.slide.depth)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from pydantic import ValidationError
 
 from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
@@ -33,8 +34,7 @@ def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
     Raises TrainingError where it is one of another recipe, or the data has changed since.
     """
     if (folder / RECIPE).exists():
-        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        if before | {"resources": None} != recipe.model_dump(mode="json") | {"resources": None}:
+        if not _same_but_for_resources(folder / RECIPE, recipe):
             raise TrainingError(f"{folder} holds a run of another recipe: choose another --out")
         if json.loads((folder / DATA).read_text(encoding="utf-8")) != data:
             raise TrainingError(f"the data has changed since the run in {folder} began: choose another --out")
@@ -54,6 +54,15 @@ def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
     write_json(folder / DATA, data)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def _same_but_for_resources(path: Path, recipe: RunRecipe) -> bool:
+    """Whether the recipe in `path` decides the same as `recipe`; a setting that it lacks has its default."""
+    try:
+        before = type(recipe).model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError:
+        return False
+    return before.model_copy(update={"resources": recipe.resources}) == recipe
 
 
 def write_json(path: Path, content: Any) -> None:

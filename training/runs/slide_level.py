@@ -23,10 +23,10 @@ from training.loops.metrics import indicator
 from training.loops.optim import freeze, freeze_unreached
 from training.loops.slide_level import SlideFineTuner, predict
 from training.loops.trainer import build_trainer, fit
-from training.models.build import build_models
+from training.models.build import build_slide_model
 from training.models.head import HeadConfig
 from training.models.slide_model import SlideModel
-from training.recipe import SEEDED, Recipe
+from training.recipe import RANDOM_INIT, Recipe
 from training.runs.checkpoint import save_run
 from training.runs.placement import rule_version, warn_misplaced
 from training.runs.record import (
@@ -114,13 +114,13 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
         log_every=recipe.optim.accumulate,
         bar=bar,
     )
-    models = build_models(
+    model = build_slide_model(
         preset,
-        slide_weights=None if recipe.slide_weights == SEEDED else recipe.slide_weights,
-        head=HeadConfig(plan.task.classes, plan.task.kind),
+        None if recipe.slide_weights == RANDOM_INIT else recipe.slide_weights,
+        HeadConfig(plan.task.classes, plan.task.kind),
         seed=None if recipe.slide_weights is None else recipe.seed,
+        head_init=recipe.head_init,
     )
-    model = models.slide_model
     if recipe.optim.train == "head":
         freeze(model.encoder)
     freeze_unreached(model)

@@ -20,9 +20,9 @@ from training.data.tiles import SPLITS, Tile, TileImages
 from training.errors import TrainingError
 from training.loops.tile_level import TileOrder, TileRecipe, TileTuner
 from training.loops.trainer import build_trainer, fit
-from training.models.build import build_models
+from training.models.build import build_tile_encoder
 from training.models.tile_encoder import TileEncoder
-from training.recipe import SEEDED
+from training.recipe import RANDOM_INIT
 from training.runs.checkpoint import TILE_MODEL
 from training.runs.record import METRICS, open_record, read_metrics, record_predictions, write_metrics
 
@@ -45,9 +45,9 @@ def run_tiles(recipe: TileRecipe, tiles: Sequence[Tile], out: Path, *, bar: bool
         raise TrainingError(
             "training at the tile level takes one device: set resources.devices and nodes to 1"
         )
-    given = None if recipe.tile_weights == SEEDED else recipe.tile_weights
+    given = None if recipe.tile_weights == RANDOM_INIT else recipe.tile_weights
     seed = None if recipe.tile_weights is None else recipe.seed
-    encoder = build_models(recipe.preset, tile_weights=given, seed=seed).tile
+    encoder = build_tile_encoder(recipe.preset, given, seed=seed)
     images = {
         split: TileImages([t for t in tiles if t.split == split], classes, in_memory=recipe.in_memory)
         for split in SPLITS

@@ -9,7 +9,7 @@ import torch
 
 from training.errors import TrainingError
 from training.models.presets import Preset, SlideEncoderConfig, get_preset, segment_lengths
-from training.models.seeded import seeded_state
+from training.models.random_init import random_state
 from training.models.slide_encoder import LongNetSlideEncoder
 from training.models.tile_encoder import TileEncoder
 from training.models.variant import EmbeddingVariant
@@ -89,7 +89,7 @@ def test_gigapath_has_the_published_keys_shapes_and_sizes() -> None:
 
 def test_gigapath_slide_encoder_loads_a_state_dict_in_the_published_layout() -> None:
     _, slide = on_meta(get_preset("gigapath"))
-    load_strict(slide, seeded_state(slide, 0), "seed")
+    load_strict(slide, random_state(slide, 0), "seed")
     embeddings = torch.randn(5, 1536, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         output = slide.eval()(embeddings, torch.arange(10).reshape(5, 2) * 256)
@@ -127,11 +127,11 @@ def test_segment_lengths_are_the_published_integers(max_wsi_size: int, want: tup
 
 
 def test_a_recipe_sets_variant_and_segment_lengths() -> None:
-    preset = get_preset("gigapath").with_recipe("panda-finetune")
+    preset = get_preset("gigapath").with_variant("panda-finetune")
     assert preset.variant == EmbeddingVariant("cls", 11, "norm", "level0/256")
     assert preset.slide.segment_lengths == (1024, 4870, 23170, 110217, 524288)
     with pytest.raises(TrainingError, match="layer 11 does not exist; choose 0 to 4"):
-        get_preset("demo").with_recipe("trident")
+        get_preset("demo").with_variant("trident")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.errors import TrainingError
 from training.models.head import ClassificationHead, HeadConfig
 from training.models.presets import SlideEncoderConfig, get_preset
-from training.models.seeded import seed_weights
+from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
 from training.models.slide_model import SlideModel
 from training.models.variant import EmbeddingVariant
@@ -72,7 +72,7 @@ def tiny() -> LongNetSlideEncoder:
 
 def seeded(config: SlideEncoderConfig) -> LongNetSlideEncoder:
     model = LongNetSlideEncoder(config)
-    seed_weights(model, 1)
+    randomise(model, 1)
     return model.eval()
 
 

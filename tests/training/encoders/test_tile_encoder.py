@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from training.errors import TrainingError
 from training.models.presets import TileEncoderConfig
-from training.models.seeded import seed_weights
+from training.models.random_init import randomise
 from training.models.tile_encoder import IMAGENET_MEAN, IMAGENET_STD, TILE_SIZE, TileEncoder, centre_crop
 
 CONFIG = TileEncoderConfig("tiny", embed_dim=48, depth=2, heads=3)
@@ -19,7 +19,7 @@ CONFIG = TileEncoderConfig("tiny", embed_dim=48, depth=2, heads=3)
 @pytest.fixture(scope="module")
 def encoder() -> TileEncoder:
     model = TileEncoder(CONFIG)
-    seed_weights(model, 0)
+    randomise(model, 0)
     return model.eval()
 
 

@@ -10,7 +10,7 @@ import torch
 from training.errors import TrainingError
 from training.models.head import ClassificationHead, HeadConfig
 from training.models.presets import SlideEncoderConfig, get_preset
-from training.models.seeded import seed_weights
+from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
 from training.models.slide_model import SlideModel, SlideOcclusion
 from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
@@ -20,7 +20,7 @@ from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
 def encoder() -> LongNetSlideEncoder:
     """Twelve layers, as the recipes want them, and tiny."""
     model = LongNetSlideEncoder(SlideEncoderConfig("deep", in_chans=6, embed_dim=32, depth=12))
-    seed_weights(model, 0)
+    randomise(model, 0)
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from training.errors import TrainingError
-from training.models.build import Models, build_models
-from training.models.head import HeadConfig
+from training.models.build import Models, WeightSources, build_models, build_slide_model, choose_weights
+from training.models.head import ClassificationHead, HeadConfig
 from training.models.hub import fetch
+from training.models.packaged import Packaged
 from training.models.presets import get_preset
 from training.models.weights import load_strict, read_state_dict, split_finetuned, weights_digest
 
@@ -71,6 +73,47 @@ def test_other_seeds_give_other_weights_and_the_same_seed_the_same(demo: Models)
     digest = weights_digest(demo.slide_model.state_dict())
     assert weights_digest(build_models("demo", seed=5).slide_model.state_dict()) == digest
     assert weights_digest(build_models("demo", seed=6).slide_model.state_dict()) != digest
+
+
+def test_a_new_head_begins_like_a_linear_layer_of_pytorch() -> None:
+    """Uniform in +-1 / sqrt(width), weights and bias, like the released classifier."""
+    classes = HeadConfig(tuple(f"class {i}" for i in range(400)))
+    bound = 96**-0.5
+    drawn = build_slide_model("demo", head=classes, seed=0).head
+    assert drawn is not None
+    torch.manual_seed(0)
+    for ours, pytorch in zip(drawn.parameters(), ClassificationHead(96, classes).parameters(), strict=True):
+        for values in (ours.detach(), pytorch.detach()):
+            assert 0.98 * bound < values.abs().max() <= bound
+            assert float(values.var()) == pytest.approx(bound**2 / 3, rel=0.15)
+            assert abs(float(values.mean())) < 0.1 * bound
+    normal = build_slide_model("demo", head=classes, seed=0, head_init="normal").head
+    assert normal is not None
+    assert float(next(normal.parameters()).detach().std()) == pytest.approx(bound, rel=0.05)
+
+
+PACKAGED = Packaged(Path("tile"), Path("slide"), Path("facts"))
+TWO, THREE = HeadConfig(("benign", "lesion")), HeadConfig(("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("given", "packaged", "expected"),
+    [
+        ({}, PACKAGED, WeightSources(Path("tile"), Path("slide"), True, 0)),
+        ({"head": TWO}, PACKAGED, WeightSources(Path("tile"), Path("slide"), True, 0)),
+        ({"head": THREE}, PACKAGED, WeightSources(Path("tile"), Path("slide"), False, 0)),
+        ({"slide_weights": "mine", "head": THREE}, PACKAGED, WeightSources(Path("tile"), "mine", True, 0)),
+        ({"tile_weights": "mine"}, PACKAGED, WeightSources("mine", Path("slide"), True, 0)),
+        ({"seed": 3}, PACKAGED, WeightSources(None, None, True, 3)),
+        ({"seed": 0, "tile_weights": "mine"}, PACKAGED, WeightSources("mine", None, True, 0)),
+        ({}, None, WeightSources(None, None, True, 0)),
+        ({"slide_weights": "mine"}, None, WeightSources(None, "mine", True, 0)),
+    ],
+)
+def test_given_weights_come_before_packaged_ones_and_those_before_the_seed(
+    given: dict[str, Any], packaged: Packaged | None, expected: WeightSources
+) -> None:
+    assert choose_weights(get_preset("demo"), packaged, **given) == expected
 
 
 def test_a_finetuned_checkpoint_brings_a_head_where_the_preset_has_none(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_rate_warms_up_and_falls_as_published() -> None:
 
 
 def test_what_the_logits_do_not_depend_on_is_not_trained() -> None:
-    model = build_models(get_preset("gigapath-flash").with_recipe("panda-finetune"), seed=0).slide_model
+    model = build_models(get_preset("gigapath-flash").with_variant("panda-finetune"), seed=0).slide_model
     assert model.head is None  # the preset has none
     model = build_models("demo", seed=0).slide_model
     # The demo's variant is norm(h_4): every block counts, the encoder's own final norm doesn't.

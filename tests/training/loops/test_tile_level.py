@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(**changes: Any) -> TileRecipe:
-    common = {"preset": "demo", "tile_weights": "seeded", "bootstrap": 5, "batch": 8}
+    common = {"preset": "demo", "tile_weights": "random_init", "bootstrap": 5, "batch": 8}
     return TileRecipe.model_validate(common | {"resources": {"accelerator": "cpu", "threads": 1}} | changes)
 
 

@@ -201,6 +201,12 @@ def test_a_finished_run_is_kept_and_another_recipe_or_other_data_is_refused(
     before = (finished / "model.safetensors").stat().st_mtime_ns
     assert run(plan, finished) == json.loads((finished / "metrics.json").read_text())
     assert (finished / "model.safetensors").stat().st_mtime_ns == before
+    record = finished / "recipe.yaml"
+    text = record.read_text()
+    record.write_text(text.replace("head_init: uniform\n", ""))  # a run from before that setting
+    assert record.read_text() != text
+    assert run(plan, finished) == json.loads((finished / "metrics.json").read_text())
+    record.write_text(text)
     with pytest.raises(TrainingError, match="holds a run of another recipe: choose another --out"):
         run(plan_runs(recipe_of(recipe_text, tmp_path, optim__epochs=9)), finished)
     changed = type(plan)(plan.recipe, plan.task, plan.folds, dict.fromkeys(plan.digests, "0"))
