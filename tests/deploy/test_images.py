@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import client
 from server.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,9 @@ def test_nothing_secret_or_heavy_reaches_a_build() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
-    copied = re.findall(r"^COPY ([a-z]+(?:/base)?)/", DOCKERFILE.read_text(), re.MULTILINE)
-    assert {rule[1:] for rule in rules if rule.startswith("!")} == set(copied)
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    copied = {source.rstrip("/") for sources in copies for source in sources.split()}
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
 
 
 class Builder:
@@ -167,11 +169,21 @@ def test_an_image_leaves_out_what_it_does_not_need(
     builder: Builder, containers: dict[str, str], target: str, absent: str, limit: float
 ) -> None:
     root = Path(builder("mount", containers[target]))
-    packages = root / "opt/venv/lib/python3.11/site-packages"
+    (packages,) = (root / "opt/venv/lib").glob("python3.*/site-packages")
     assert (packages / "numpy").is_dir()
     assert not any((packages / name).exists() for name in absent.split())
     assert sum(path.lstat().st_size for path in root.rglob("*") if path.is_file()) < limit
     builder("umount", containers[target])
+
+
+def test_the_client_image_runs_the_installed_wheel(
+    builder: Builder, images: dict[str, dict[str, Any]], containers: dict[str, str]
+) -> None:
+    assert images["client"]["OCIv1"]["config"]["Entrypoint"] == ["gigapath-client"]
+    run = ("run", "--isolation=chroot", *builder.machine, containers["client"], "--")
+    version = "import importlib.metadata; print(importlib.metadata.version('gigapath-triton'))"
+    assert builder(*run, "gigapath-client", "--version") == f"gigapath-client {client.__version__}"
+    assert builder(*run, "python", "-c", version) == client.__version__
 
 
 def test_a_slide_is_scored_from_image_to_image(
@@ -205,7 +217,7 @@ def test_a_slide_is_scored_from_image_to_image(
                 ).returncode:
                     break
             mounts = [f"--volume={real_slide}:/slides/slide.svs:ro", f"--volume={results}:/out"]
-            score = ["python", "-m", "client", "score", "/slides/slide.svs", "--out", "/out"]
+            score = ["gigapath-client", "score", "/slides/slide.svs", "--out", "/out"]
             url = ["--url", f"127.0.0.1:{ports['grpc']}"]
             done = subprocess.run(
                 [*run, *mounts, containers["client"], "--", *score, *url], capture_output=True, text=True
