@@ -24,9 +24,9 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks.client import fresh, slide_of
 from client.batch.job import BatchJob, process_slide
 from client.benchmark import report
-from client.benchmark.baseline import bare_rate
-from client.benchmark.measure import Point, sweep
-from client.benchmark.workloads import LOADS, Load
+from client.benchmark.baseline import local_sessions
+from client.benchmark.measure import Result, sweep
+from client.benchmark.workloads import WORKLOADS, Workload
 from client.outputs.records import OK
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput
@@ -118,12 +118,12 @@ def edited(repository: Path, target: Path, edit: Edit) -> Path:
 
 def measure(
     repositories: dict[str, Path],
-    loads: Callable[[Contract], list[Load]],
+    loads: Callable[[Contract], list[Workload]],
     concurrencies: list[int],
     seconds: float,
     *,
     bare: bool,
-) -> list[Point]:
+) -> list[Result]:
     """Serve every repository at once and measure them in turns."""
     with tempfile.TemporaryDirectory() as logs, ExitStack() as opened:
         targets = {}
@@ -131,8 +131,8 @@ def measure(
             server = opened.enter_context(run_triton(repository, log=Path(logs) / name))
             targets[name] = opened.enter_context(Connection(Endpoint(server.url)))
         contract = read_contract(next(iter(targets.values())))
-        alone = bare_rate(next(iter(repositories.values())), contract) if bare else None
-        return list(sweep(targets, loads(contract), concurrencies, seconds=seconds, rounds=3, bare=alone))
+        alone = local_sessions(next(iter(repositories.values())), contract) if bare else None
+        return list(sweep(targets, loads(contract), concurrencies, seconds=seconds, rounds=3, baseline=alone))
 
 
 def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
@@ -150,8 +150,8 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
         Connection(Endpoint(server.url), in_flight=THROUGHPUT.in_flight) as connection,
     ):
         contract = read_contract(connection)
-        alone = bare_rate(repository, contract)
-        tiles, ensemble = (LOADS[kind](contract, THROUGHPUT.chunk) for kind in ("tiles", "ensemble"))
+        alone = local_sessions(repository, contract)
+        tiles, ensemble = (WORKLOADS[kind](contract, THROUGHPUT.chunk) for kind in ("tiles", "ensemble"))
 
         def read() -> None:
             assert (
@@ -159,9 +159,9 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
                 == SLIDE_TILES
             )
 
-        def send(load: Load) -> None:
-            requests = [load.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
-            answers = connection.infer_in_order(load.model, requests, load.outputs)
+        def send(workload: Workload) -> None:
+            requests = [workload.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
+            answers = connection.infer_in_order(workload.model, requests, workload.outputs)
             assert sum(1 for _ in answers) == len(requests)
 
         def score() -> None:
@@ -195,17 +195,17 @@ def write_serving(repository: Path, seconds: float, pages: Path) -> None:
     """A slide's stages, and every kind of request, beside bare sessions."""
     slide = [f"| {name} | {rate:,.0f} | {ratio:.2f} |" for name, rate, ratio in stages(repository)]
 
-    def loads(contract: Contract) -> list[Load]:
+    def loads(contract: Contract) -> list[Workload]:
         sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
-        return [LOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
+        return [WORKLOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
 
     points = measure({"local": repository}, loads, [1, 2, 4], seconds, bare=True)
     report.write_csv(pages / "serving.csv", points)
     report.write_plot(pages / "serving.png", points)
     rows = [
-        f"| {p.kind} | {p.size} | {p.concurrency} | {p.rate:.3g} {p.unit} | {p.rate / (p.bare or 1):.2f} "
-        f"| {p.p50_us / 1e3:.0f} | {p.p95_us / 1e3:.0f} | {p.queue_us / 1e3:.0f} "
-        f"| {p.compute_infer_us / 1e3:.0f} | {p.batch:.0f} |"
+        f"| {p.kind} | {p.tiles_per_request} | {p.concurrency} | {p.rate:.3g} {p.unit} "
+        f"| {p.rate / (p.baseline or 1):.2f} | {p.p50_us / 1e3:.0f} | {p.p95_us / 1e3:.0f} "
+        f"| {p.queue_us / 1e3:.0f} | {p.compute_infer_us / 1e3:.0f} | {p.batch:.0f} |"
         for p in points
     ]
     head = "| kind | tiles in a request | under way | a second | of bare | p50 ms | p95 ms | queue ms "
@@ -245,7 +245,7 @@ def write_tuning(repository: Path, seconds: float, pages: Path) -> None:
             other = edited(repository, Path(scratch) / "models", edit)
             points = measure(
                 {"as it is": repository, "changed": other},
-                lambda contract, kind=kind, size=size: [LOADS[kind](contract, size)],  # type: ignore[misc]
+                lambda contract, kind=kind, size=size: [WORKLOADS[kind](contract, size)],  # type: ignore[misc]
                 [under_way],
                 seconds,
                 bare=False,

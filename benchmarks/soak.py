@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.serving import MACHINE, bounded_queue, edited
 from client.arrays import Array
-from client.benchmark.workloads import tiles_load
+from client.benchmark.workloads import tiles_workload
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
@@ -75,10 +75,12 @@ def main(
     ):
         endpoint = Endpoint(server.url, timeout=600, retry_for=120)
         with Connection(endpoint) as connection:
-            load = tiles_load(read_contract(connection), chunk)
+            workload = tiles_workload(read_contract(connection), chunk)
             random = np.random.default_rng(0)
-            tiles = [random.integers(0, 256, load.inputs["TILES"].shape, np.uint8) for _ in range(16)]
-            expected = [connection.infer(load.model, {"TILES": t}, load.outputs)["EMBEDDINGS"] for t in tiles]
+            tiles = [random.integers(0, 256, workload.inputs["TILES"].shape, np.uint8) for _ in range(16)]
+            expected = [
+                connection.infer(workload.model, {"TILES": t}, workload.outputs)["EMBEDDINGS"] for t in tiles
+            ]
 
         def work(number: int) -> tuple[int, int, int]:
             """One client: requests sent, answered and answered wrongly."""
@@ -91,7 +93,7 @@ def main(
                         yield {"TILES": tiles[(number + sent) % len(tiles)]}
                         sent += 1
 
-                for answer in mine.infer_in_order(load.model, requests(), load.outputs):
+                for answer in mine.infer_in_order(workload.model, requests(), workload.outputs):
                     right = expected[(number + answered) % len(tiles)]
                     wrong += not np.allclose(answer["EMBEDDINGS"], right, rtol=0, atol=TOLERANCE)
                     answered += 1

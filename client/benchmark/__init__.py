@@ -1,1 +1,1 @@
-"""Load on Triton servers, and what they make of it."""
+"""Load generator and measurements for Triton servers."""

@@ -1,4 +1,4 @@
-"""The same work without a server: ONNX Runtime alone, on this machine, is the line to reach."""
+"""Baseline: the same models in a local ONNX Runtime session, without a server."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
-from .workloads import Load
+from .workloads import Workload
+
+Baseline = Callable[[Workload, float], float]
+"""Runs a workload for some seconds and returns its items per second."""
 
 
-def bare_rate(repository: Path, contract: Contract) -> Callable[[Load, float], float]:
-    """A function that runs a load for some seconds in bare sessions of a repository's models, items a second.
+def local_sessions(repository: Path, contract: Contract) -> Baseline:
+    """The baseline from a model repository's models, in the contract's version.
 
-    The models are those of the contract's version; an ensemble's steps run one after the other.
+    An ensemble's steps run one after the other. Sessions are made at the first use of a model.
 
     Raises:
-        ClientError: ONNX Runtime or a model is not there.
+        ClientError: ONNX Runtime is not installed; later, that a model is not in the repository.
     """
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise ClientError(
-            "a bare session needs ONNX Runtime: pip install onnxruntime, or give --bare a number"
-        ) from error
+        raise ClientError("--bare needs ONNX Runtime: pip install onnxruntime, or give a number") from error
     sessions: dict[str, ort.InferenceSession] = {}
 
     def session(model: str) -> ort.InferenceSession:
@@ -36,20 +37,20 @@ def bare_rate(repository: Path, contract: Contract) -> Callable[[Load, float], f
             sessions[model] = ort.InferenceSession(path, providers=ort.get_available_providers())
         return sessions[model]
 
-    def once(load: Load) -> None:
-        tensors = dict(load.inputs)
-        for step in load.steps:
+    def run_once(workload: Workload) -> None:
+        tensors = dict(workload.inputs)
+        for step in workload.steps:
             run = session(step)
             inputs = {spec.name: tensors[spec.name] for spec in run.get_inputs()}
             names = [spec.name for spec in run.get_outputs()]
             tensors.update(zip(names, run.run(names, inputs), strict=True))
 
-    def rate(load: Load, seconds: float) -> float:
-        once(load)
+    def rate(workload: Workload, seconds: float) -> float:
+        run_once(workload)
         began, count = time.perf_counter(), 0
         while not count or time.perf_counter() - began < seconds:
-            once(load)
+            run_once(workload)
             count += 1
-        return load.items * count / (time.perf_counter() - began)
+        return workload.items * count / (time.perf_counter() - began)
 
     return rate

@@ -1,14 +1,14 @@
-"""Closed-loop load: so many requests are always under way, and what comes of it is measured.
+"""Closed-loop load: keeps a fixed number of requests in flight and measures throughput and latency.
 
-The figures are perf_analyzer's (throughput, latency percentiles, the server's own account of a request), for
-requests that it can't make up by itself: whole slides, and masks over a slide.
+The figures are perf_analyzer's (throughput, latency percentiles, the server's times of a request), for
+requests that it can't generate: whole slides, and masks over a slide.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,17 +16,21 @@ import numpy as np
 
 from ..triton.connection import Connection
 from ..triton.statistics import ModelStatistics, read_statistics, wait_for_statistics
-from .workloads import Load
+from .baseline import Baseline
+from .workloads import Workload
 
-LEAST_REQUESTS = 8
-"""A round goes on until it has so many answers, however long one takes."""
+MIN_REQUESTS = 8
+"""A trial lasts until it has this many answers, however long one takes."""
 
 
 @dataclass(frozen=True)
-class Round:
-    """The latency of each answer and how long the round took, in seconds, and what the server counted.
+class Trial:
+    """One measurement.
 
-    `statistics` are those of the load's steps, in their order.
+    Attributes:
+        latencies: of each request, in seconds.
+        seconds: how long the trial took.
+        statistics: what the server counted during it, for each of the workload's steps.
     """
 
     latencies: tuple[float, ...]
@@ -34,56 +38,64 @@ class Round:
     statistics: tuple[ModelStatistics, ...]
 
 
-def measure_round(connection: Connection, load: Load, concurrency: int, seconds: float) -> Round:
-    """Keep `concurrency` requests under way for `seconds`, and for `LEAST_REQUESTS` answers at least.
+def measure_trial(connection: Connection, workload: Workload, concurrency: int, seconds: float) -> Trial:
+    """Keep `concurrency` requests in flight for `seconds`, and for at least `MIN_REQUESTS` answers.
 
     Raises:
-        ServerUnavailable, RequestRefused
+        ServerUnavailable, RequestRefused: a request fails, or the statistics can't be read.
     """
 
-    def ask() -> float:
+    def request() -> float:
         began = time.perf_counter()
-        connection.infer(load.model, load.inputs, load.outputs)
+        connection.infer(workload.model, workload.inputs, workload.outputs)
         return time.perf_counter() - began
 
-    def keep_asking(deadline: float) -> list[float]:
+    def repeat(deadline: float) -> list[float]:
         latencies: list[float] = []
-        while time.perf_counter() < deadline or len(latencies) * concurrency < LEAST_REQUESTS:
-            latencies.append(ask())
+        while time.perf_counter() < deadline or len(latencies) * concurrency < MIN_REQUESTS:
+            latencies.append(request())
         return latencies
 
     with ThreadPoolExecutor(concurrency) as pool:
-        start = {step: read_statistics(connection, step) for step in load.steps}
-        for warm in [pool.submit(ask) for _ in range(concurrency)]:
-            warm.result()
-        before = wait_for_statistics(connection, load.steps, start, concurrency)
+        start = {step: read_statistics(connection, step) for step in workload.steps}
+        for warm_up in [pool.submit(request) for _ in range(concurrency)]:
+            warm_up.result()
+        before = wait_for_statistics(connection, workload.steps, start, concurrency)
         began = time.perf_counter()
-        asking = [pool.submit(keep_asking, began + seconds) for _ in range(concurrency)]
-        latencies = tuple(latency for future in asking for latency in future.result())
+        streams = [pool.submit(repeat, began + seconds) for _ in range(concurrency)]
+        latencies = tuple(latency for stream in streams for latency in stream.result())
         took = time.perf_counter() - began
-    after = wait_for_statistics(connection, load.steps, before, len(latencies))
-    return Round(latencies, took, tuple(after[step] - before[step] for step in load.steps))
+    after = wait_for_statistics(connection, workload.steps, before, len(latencies))
+    return Trial(latencies, took, tuple(after[step] - before[step] for step in workload.steps))
 
 
 @dataclass(frozen=True)
-class Point:
-    """One load at one concurrency.
+class Result:
+    """One workload at one concurrency on one target; times in µs.
 
-    `rate` is items a second, the median of the rounds, and `spread` their least and most; `bare` is what a
-    bare session makes of the same. Times are µs: percentiles of the latency, and the server's mean account of
-    one request. `batch` is how many rows the server ran at once.
+    Attributes:
+        target: the server's name.
+        kind, tiles_per_request, unit, items: as in the `Workload`.
+        requests: number of requests in all trials.
+        rate: items per second, the median of the trials.
+        spread: the lowest and the highest rate of the trials.
+        baseline: items per second of the baseline, None without one.
+        mean_us, p50_us, p90_us, p95_us, p99_us: latency of a request.
+        queue_us, compute_input_us, compute_infer_us, compute_output_us: the server's mean times per request,
+            summed over the steps of an ensemble.
+        batch: mean rows per execution of the first step.
     """
 
     target: str
     kind: str
-    size: int
+    tiles_per_request: int
     unit: str
     items: int
     concurrency: int
     requests: int
     rate: float
     spread: tuple[float, float]
-    bare: float | None
+    baseline: float | None
     mean_us: float
     p50_us: float
     p90_us: float
@@ -97,31 +109,31 @@ class Point:
 
 
 def summarise(
-    target: str, load: Load, concurrency: int, rounds: Sequence[Round], bare: float | None
-) -> Point:
-    """The rounds of one load as one point."""
-    rates = [load.items * len(r.latencies) / r.seconds for r in rounds]
-    latencies = np.array([latency for r in rounds for latency in r.latencies]) * 1e6
+    target: str, workload: Workload, concurrency: int, trials: Sequence[Trial], baseline: float | None
+) -> Result:
+    """The trials of one workload as one result."""
+    rates = [workload.items * len(trial.latencies) / trial.seconds for trial in trials]
+    latencies = np.array([latency for trial in trials for latency in trial.latencies]) * 1e6
     p50, p90, p95, p99 = np.percentile(latencies, [50, 90, 95, 99])
-    first = [r.statistics[0] for r in rounds]  # an ensemble's first step is the one that batches
+    first = [trial.statistics[0] for trial in trials]  # an ensemble's first step is the one that batches
     requests, rows = sum(step.requests for step in first), sum(step.rows for step in first)
     executions = sum(step.executions for step in first)
 
     def mean_us(name: str) -> float:
-        seconds = sum(getattr(step, name) for r in rounds for step in r.statistics)
+        seconds = sum(getattr(step, name) for trial in trials for step in trial.statistics)
         return float(seconds / max(requests, 1) * 1e6)
 
-    return Point(
+    return Result(
         target=target,
-        kind=load.kind,
-        size=load.size,
-        unit=load.unit,
-        items=load.items,
+        kind=workload.kind,
+        tiles_per_request=workload.tiles_per_request,
+        unit=workload.unit,
+        items=workload.items,
         concurrency=concurrency,
         requests=len(latencies),
         rate=statistics.median(rates),
         spread=(min(rates), max(rates)),
-        bare=bare,
+        baseline=baseline,
         mean_us=float(latencies.mean()),
         p50_us=float(p50),
         p90_us=float(p90),
@@ -137,27 +149,27 @@ def summarise(
 
 def sweep(
     targets: Mapping[str, Connection],
-    loads: Sequence[Load],
+    workloads: Sequence[Workload],
     concurrencies: Sequence[int],
     *,
     seconds: float,
     rounds: int,
-    bare: Callable[[Load, float], float] | None = None,
-) -> Iterator[Point]:
-    """Measure every load at every concurrency on every target, and yield each point when it is done.
+    baseline: Baseline | None = None,
+) -> Iterator[Result]:
+    """Measure every workload at every concurrency on every target, and yield each result when it is done.
 
-    The targets, and the bare session where there is one (`bare(load, seconds)` gives items a second), take
-    turns in every round: what else the machine does meanwhile hits all of them alike.
+    A round has one trial of each target and one of the baseline, so that changes of the machine's speed
+    affect all of them alike. Raises as `measure_trial` does.
     """
-    for load in loads:
+    for workload in workloads:
         for concurrency in concurrencies:
-            done: dict[str, list[Round]] = {name: [] for name in targets}
-            bares: list[float] = []
+            trials: dict[str, list[Trial]] = {name: [] for name in targets}
+            baselines: list[float] = []
             for _ in range(rounds):
                 for name, connection in targets.items():
-                    done[name].append(measure_round(connection, load, concurrency, seconds))
-                if bare:
-                    bares.append(bare(load, seconds))
-            alone = statistics.median(bares) if bares else None
-            for name, measured in done.items():
-                yield summarise(name, load, concurrency, measured, alone)
+                    trials[name].append(measure_trial(connection, workload, concurrency, seconds))
+                if baseline:
+                    baselines.append(baseline(workload, seconds))
+            median = statistics.median(baselines) if baselines else None
+            for name in targets:
+                yield summarise(name, workload, concurrency, trials[name], median)

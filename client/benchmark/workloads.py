@@ -1,4 +1,4 @@
-"""What a benchmark sends: requests of random content, in the shapes that the models are used with."""
+"""Workloads: requests of random content, in the shapes that the models are used with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from ..errors import ClientError
 
 
 @dataclass(frozen=True)
-class Load:
-    """One kind of request: `items` (of `unit`: tiles, slides or masks) that `model` gets at once.
+class Workload:
+    """One kind of request.
 
-    `steps` are the models whose statistics count it: an ensemble's are those it runs; the first batches.
+    Attributes:
+        kind: its key in `WORKLOADS`.
+        tiles_per_request: tiles, or embeddings of tiles, in one request.
+        model, inputs, outputs: the request.
+        items, unit: what one request counts as, such as 64 `tiles` or 1 of `slides`.
+        steps: the models whose statistics count the request: those that an ensemble runs, in their order.
     """
 
     kind: str
-    size: int
+    tiles_per_request: int
     model: str
     inputs: Mapping[str, Array] = field(repr=False)
     outputs: tuple[str, ...]
@@ -31,46 +36,54 @@ class Load:
     steps: tuple[str, ...]
 
 
-def tiles_load(contract: Contract, chunk: int) -> Load:
-    """`chunk` random tiles for the tile encoder."""
-    inputs = {"TILES": _pixels(contract, chunk)}
-    return Load("tiles", chunk, "tile_encoder", inputs, ("EMBEDDINGS",), chunk, "tiles", ("tile_encoder",))
+def tiles_workload(contract: Contract, tiles: int) -> Workload:
+    """Random tiles for the tile encoder."""
+    inputs = {"TILES": _pixels(contract, tiles)}
+    return Workload(
+        "tiles", tiles, "tile_encoder", inputs, ("EMBEDDINGS",), tiles, "tiles", ("tile_encoder",)
+    )
 
 
-def ensemble_load(contract: Contract, chunk: int) -> Load:
-    """`chunk` random tiles through both encoders in one request."""
-    inputs = {"TILES": _pixels(contract, chunk), "COORDS": _square(chunk)}
-    # All outputs, for an ensemble can't leave out one that a later step reads (server#7482).
+def ensemble_workload(contract: Contract, tiles: int) -> Workload:
+    """Random tiles through both encoders in one request."""
+    inputs = {"TILES": _pixels(contract, tiles), "COORDS": _square(tiles)}
+    # All outputs, since an ensemble can't leave out one that a later step reads (server#7482).
     outputs = ("EMBEDDINGS", "LAYERS", *_scores(contract))
     steps = ("tile_encoder", "slide_encoder")
-    return Load("ensemble", chunk, "slide_pipeline", inputs, outputs, chunk, "tiles", steps)
+    return Workload("ensemble", tiles, "slide_pipeline", inputs, outputs, tiles, "tiles", steps)
 
 
-def slides_load(contract: Contract, tiles: int) -> Load:
-    """One slide of `tiles` random embeddings."""
+def slides_workload(contract: Contract, tiles: int) -> Workload:
+    """One slide of random embeddings."""
     inputs = {"EMBEDDINGS": _embeddings(contract, tiles), "COORDS": _square(tiles)}
-    steps = ("slide_encoder",)
-    return Load("slides", tiles, "slide_encoder", inputs, _scores(contract), 1, "slides", steps)
+    return Workload(
+        "slides", tiles, "slide_encoder", inputs, _scores(contract), 1, "slides", ("slide_encoder",)
+    )
 
 
-def occlusion_load(contract: Contract, tiles: int) -> Load:
-    """One slide of `tiles` random embeddings under as many masks as a request may hold, at most 64."""
+def occlusion_workload(contract: Contract, tiles: int) -> Workload:
+    """One slide of random embeddings under as many masks as a request may hold, at most 64."""
     masks = min(64, contract.occlusion.max_mask_tokens // (tiles + 1))
     if not masks:
-        raise ClientError(f"--slide-tiles {tiles}: the server takes no mask over so many tiles at once")
+        raise ClientError(
+            f"--slide-tiles {tiles}: the server takes no mask over so large a slide: choose fewer tiles"
+        )
     inputs = {"EMBEDDINGS": _embeddings(contract, tiles), "COORDS": _square(tiles)}
     inputs["KEEP"] = np.random.default_rng(0).random((masks, tiles)) > 0.1
     steps = ("slide_occlusion",)
-    return Load("occlusion", tiles, "slide_occlusion", inputs, _scores(contract), masks, "masks", steps)
+    return Workload("occlusion", tiles, "slide_occlusion", inputs, _scores(contract), masks, "masks", steps)
 
 
-LOADS: dict[str, Callable[[Contract, int], Load]] = {
-    "tiles": tiles_load,
-    "slides": slides_load,
-    "ensemble": ensemble_load,
-    "occlusion": occlusion_load,
+WORKLOADS: dict[str, Callable[[Contract, int], Workload]] = {
+    "tiles": tiles_workload,
+    "slides": slides_workload,
+    "ensemble": ensemble_workload,
+    "occlusion": occlusion_workload,
 }
-"""The load of each kind, from the number of tiles in a request."""
+"""The workload of each kind, from the number of tiles in a request.
+
+Raise ClientError where the contract does not allow so many.
+"""
 
 
 def _pixels(contract: Contract, count: int) -> Array:

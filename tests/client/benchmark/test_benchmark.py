@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from client.benchmark.baseline import bare_rate
-from client.benchmark.measure import Round, measure_round, summarise
-from client.benchmark.workloads import LOADS
+from client.benchmark.baseline import local_sessions
+from client.benchmark.measure import Trial, measure_trial, summarise
+from client.benchmark.workloads import WORKLOADS
 from client.cli import app
 from client.errors import ClientError
 from client.triton.connection import Connection
@@ -45,10 +45,10 @@ def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("kind", LOADS)
-def test_a_round_is_what_the_server_counted(connection: Connection, contract: Contract, kind: str) -> None:
-    load = LOADS[kind](contract, 3)
-    measured = measure_round(connection, load, concurrency=2, seconds=0.2)
+@pytest.mark.parametrize("kind", WORKLOADS)
+def test_a_trial_is_what_the_server_counted(connection: Connection, contract: Contract, kind: str) -> None:
+    workload = WORKLOADS[kind](contract, 3)
+    measured = measure_trial(connection, workload, concurrency=2, seconds=0.2)
     first, count = measured.statistics[0], len(measured.latencies)
     assert all(step.requests == count >= 8 for step in measured.statistics)
     assert all(step.executed_rows == step.rows for step in measured.statistics)
@@ -56,17 +56,17 @@ def test_a_round_is_what_the_server_counted(connection: Connection, contract: Co
     assert first.rows == first.requests * rows_per_request
     assert first.executions <= first.requests
     seconds = sum(step.compute_infer_s for step in measured.statistics)
-    assert 0 < seconds < 2 * measured.seconds * len(load.steps)
+    assert 0 < seconds < 2 * measured.seconds * len(workload.steps)
     assert measured.seconds >= max(measured.latencies)
 
 
-def test_every_execution_is_of_the_round_that_it_belongs_to(
+def test_every_execution_is_of_the_trial_that_it_belongs_to(
     connection: Connection, contract: Contract
 ) -> None:
     """One request at a time is one execution each: none of the warm-up's is left to be counted."""
-    load = LOADS["tiles"](contract, 3)
+    workload = WORKLOADS["tiles"](contract, 3)
     for _ in range(3):
-        measured = measure_round(connection, load, concurrency=1, seconds=0)
+        measured = measure_trial(connection, workload, concurrency=1, seconds=0)
         (counted,) = measured.statistics
         assert counted.executions == counted.requests == len(measured.latencies)
         assert counted.rows == 3 * len(measured.latencies)
@@ -83,36 +83,36 @@ def test_counts_are_waited_for(connection: Connection, monkeypatch: pytest.Monke
     assert next(reads, None) is None
 
 
-def test_a_point_is_computed_from_its_rounds(contract: Contract) -> None:
-    load = LOADS["tiles"](contract, 4)
+def test_a_result_is_computed_from_its_trials(contract: Contract) -> None:
+    workload = WORKLOADS["tiles"](contract, 4)
     counted = ModelStatistics(requests=4, rows=16, executions=2, queue_s=0.4, compute_infer_s=0.8)
-    rounds = [Round((0.1, 0.2, 0.3, 0.4), seconds, (counted,)) for seconds in (1.0, 2.0, 4.0)]
-    point = summarise("here", load, 2, rounds, bare=16.0)
-    assert point.rate == 4 * 4 / 2.0  # the median round
-    assert point.spread == (4.0, 16.0)
-    assert [point.p50_us, point.mean_us] == pytest.approx([250e3, 250e3])
-    assert point.p99_us == pytest.approx(np.percentile([1e5, 2e5, 3e5, 4e5] * 3, 99))
-    assert [point.queue_us, point.compute_infer_us] == pytest.approx([1e5, 2e5])
-    assert (point.batch, point.requests) == (8.0, 12)
+    trials = [Trial((0.1, 0.2, 0.3, 0.4), seconds, (counted,)) for seconds in (1.0, 2.0, 4.0)]
+    result = summarise("here", workload, 2, trials, baseline=16.0)
+    assert result.rate == 4 * 4 / 2.0  # the median round
+    assert result.spread == (4.0, 16.0)
+    assert [result.p50_us, result.mean_us] == pytest.approx([250e3, 250e3])
+    assert result.p99_us == pytest.approx(np.percentile([1e5, 2e5, 3e5, 4e5] * 3, 99))
+    assert [result.queue_us, result.compute_infer_us] == pytest.approx([1e5, 2e5])
+    assert (result.batch, result.requests) == (8.0, 12)
 
 
-def test_requests_are_under_way_together(connection: Connection, contract: Contract) -> None:
+def test_requests_are_in_flight_together(connection: Connection, contract: Contract) -> None:
     """At concurrency 8 the batcher joins what it never sees together at 1."""
-    load = LOADS["tiles"](contract, 2)
-    alone, together = (measure_round(connection, load, c, 0.3).statistics[0] for c in (1, 8))
+    workload = WORKLOADS["tiles"](contract, 2)
+    alone, together = (measure_trial(connection, workload, c, 0.3).statistics[0] for c in (1, 8))
     assert alone.rows / alone.executions == pytest.approx(2)
     assert together.rows / together.executions > 3
 
 
-def test_the_bare_session_computes_what_is_served(
+def test_the_baseline_computes_what_is_served(
     connection: Connection, contract: Contract, demo_repository: Path
 ) -> None:
-    rate = bare_rate(demo_repository, contract)
-    for kind in LOADS:
-        load = LOADS[kind](contract, 5)
+    rate = local_sessions(demo_repository, contract)
+    for kind in WORKLOADS:
+        workload = WORKLOADS[kind](contract, 5)
         began = time.perf_counter()
-        items = rate(load, 0.05)
-        assert load.items / (time.perf_counter() - began) <= items < 1e6
+        items = rate(workload, 0.05)
+        assert workload.items / (time.perf_counter() - began) <= items < 1e6
 
 
 def test_command_writes_every_file(triton_url: str, demo_repository: Path, tmp_path: Path) -> None:
@@ -123,17 +123,17 @@ def test_command_writes_every_file(triton_url: str, demo_repository: Path, tmp_p
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "benchmark.csv").open()))
     assert ",".join(rows[0]).endswith(PERF_ANALYZER)
-    assert [(row["Kind"], row["Concurrency"]) for row in rows] == [(k, c) for k in LOADS for c in "12"]
+    assert [(row["Kind"], row["Concurrency"]) for row in rows] == [(k, c) for k in WORKLOADS for c in "12"]
     about = json.loads((tmp_path / "benchmark.json").read_text())
-    assert len(about["points"]) == len(rows)
+    assert len(about["results"]) == len(rows)
     assert set(about["exports"]) == set(about["triton"]) == {triton_url}
-    for row, point in zip(rows, about["points"], strict=True):
-        assert float(row["Inferences/Second"]) == pytest.approx(point["rate"], rel=1e-3)
+    for row, result in zip(rows, about["results"], strict=True):
+        assert float(row["Inferences/Second"]) == pytest.approx(result["rate"], rel=1e-3)
         assert 0 < float(row["p50 latency"]) <= float(row["p99 latency"])
-        assert point["bare"] > 0
+        assert result["baseline"] > 0
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    (best,) = (max(p["rate"] for p in about["points"] if p["kind"] == "tiles"),)
-    (slide,) = (max(p["rate"] for p in about["points"] if p["kind"] == "slides"),)
+    (best,) = (max(p["rate"] for p in about["results"] if p["kind"] == "tiles"),)
+    (slide,) = (max(p["rate"] for p in about["results"] if p["kind"] == "slides"),)
     seconds = 9 / best + 1 / slide
     said = (
         f"a slide of 9 tiles takes {seconds:.3g} s and costs {seconds / 1000:.3g}, all its servers together"
@@ -151,11 +151,11 @@ def test_command_compares_two_servers(triton_url: str, second_url: str, tmp_path
         out=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    points = json.loads((tmp_path / "benchmark.json").read_text())["points"]
-    best = {url: max(p["rate"] for p in points if p["target"] == url) for url in (triton_url, second_url)}
+    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    best = {url: max(p["rate"] for p in results if p["target"] == url) for url in (triton_url, second_url)}
     ratio = best[second_url] / best[triton_url]
     assert f"tiles, 2 tiles: {second_url} makes {ratio:.2f} times the tiles of {triton_url}" in done.stdout
-    assert {p["bare"] for p in points} == {100.0}
+    assert {r["baseline"] for r in results} == {100.0}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,7 @@ def test_command_compares_two_servers(triton_url: str, second_url: str, tmp_path
         ),
         (["--kind", "slides", "--price-per-hour", "1"], "--price-per-hour needs the rate of tiles"),
         (["--url", "dns:///triton:8001"], "--url: name the servers (host:port)"),
+        (["--out", "/dev/null/x"], "cannot write /dev/null/x: Not a directory"),
         (["--against", "dns:///triton:8001"], "--against: name the servers (host:port)"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
