@@ -17,6 +17,12 @@ from gigapath_contract.schema import Contract
 from ..files import atomic_path, write_text
 from .measure import Result
 
+_COLUMNS = (
+    "Target,Kind,Tiles per Request,Unit,Batch,Concurrency,Inferences/Second,Client Send,"
+    "Network+Server Send/Recv,Server Queue,Server Compute Input,Server Compute Infer,Server Compute Output,"
+    "Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
+)
+
 
 def describe(
     contracts: Mapping[str, Contract], versions: Mapping[str, str], settings: Mapping[str, Any]
@@ -56,12 +62,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     """
     with atomic_path(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["Target", "Kind", "Tiles per Request", "Unit", "Batch"]
-            + ["Concurrency", "Inferences/Second", "Client Send", "Network+Server Send/Recv"]
-            + ["Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output"]
-            + ["Client Recv", "p50 latency", "p90 latency", "p95 latency", "p99 latency"]
-        )
+        writer.writerow(_COLUMNS.split(","))
         for r in results:
             server = (r.queue_us, r.compute_input_us, r.compute_infer_us, r.compute_output_us)
             # The two means may cover a request more or less; their difference is a time and never negative.
