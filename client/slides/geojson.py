@@ -108,10 +108,10 @@ def tile_features(
         )
 
 
-def _feature(geometry: BaseGeometry, identity: str, **properties: Any) -> Feature:
+def _feature(geometry: BaseGeometry, name: str, **properties: Any) -> Feature:
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, identity)),
+        "id": str(uuid.uuid5(_NAMESPACE, name)),
         "geometry": shapely.geometry.mapping(geometry),
         "properties": {**properties, "isLocked": True},
     }

@@ -11,13 +11,13 @@ from ..errors import MppError
 Properties = Mapping[str, str]
 Look = Callable[[Properties], tuple[float, float] | None]
 
-# Beyond these a figure is no scanner's: a photo's 72 dpi would be 353 microns a pixel.
+# No scanner is outside this range; a photo's 72 dpi would be 353 microns per pixel.
 PLAUSIBLE = (0.02, 20.0)
 MICRONS_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
 class Mpp(NamedTuple):
-    """Microns per level-0 pixel, and the name of the source that said so."""
+    """Microns per level-0 pixel, and the name of the property they come from."""
 
     x: float
     y: float
@@ -25,9 +25,9 @@ class Mpp(NamedTuple):
 
 
 def find_mpp(properties: Properties, explicit: float | tuple[float, float] | None = None) -> Mpp:
-    """Look the scale up: the caller's word, then OpenSlide's, the vendors' own, TIFF's resolution.
+    """Look the scale up: `explicit`, then OpenSlide's property, the vendors' own, TIFF's resolution.
 
-    The objective's power is only ever a hint in the error: scanners of "20x" range from 0.44 to 0.55 mpp.
+    The objective's power is only a hint in the error message: scanners of "20x" range from 0.44 to 0.55 mpp.
 
     Raises:
         MppError: nothing usable was found, or `explicit` is not a plausible scale.

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import cv2
 import numpy as np
 import openslide
-import tifffile
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .mpp import Mpp, Properties, find_mpp, objective_power
+from .damage import check_complete, check_file, is_truncated_tiff
+from .mpp import Mpp, Properties, find_mpp
 
 # A longer side is a damaged header: no scanner comes near.
 LONGEST_SIDE = 2_000_000
-BLOCK = 2048  # pixels a side that an overview reads at once ...
-FINEST_BLOCK = 256  # ... and at least, where something in a block cannot be decoded ...
-MOST_FAILURES = 300  # ... which happens so often at most: more is a slide to copy again
+BLOCK = 2048  # side in pixels of what an overview reads at once ...
+FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
+MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +39,16 @@ class Overview:
 class Slide:
     """An open slide; a context manager.
 
-    Sizes and positions are (x, y) pixels, `mpp` is (x, y) microns per level-0 pixel, and `bounds` is (x, y,
-    width, height) of the part of level 0 that was scanned.
+    Attributes:
+        dimensions: (width, height) of level 0 in pixels; `level_dimensions` of every level.
+        level_downsamples: level-0 pixels per pixel of each level.
+        mpp: (x, y) microns per level-0 pixel; `mpp_source` says where they were found.
+        bounds: (x, y, width, height) in level-0 pixels of what was scanned.
+        vendor: OpenSlide's name of the format.
+
+    Example:
+        with open_slide(Path("CMU-1.svs")) as slide:
+            pixels = slide.read(level=0, position=(1000, 2000), size=(256, 256))
     """
 
     def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: Mpp) -> None:
@@ -54,7 +61,6 @@ class Slide:
         self.mpp = (mpp.x, mpp.y)
         self.mpp_source = mpp.source
         self.bounds = _bounds(properties, self.dimensions)
-        self.objective_power = objective_power(properties)
         self.vendor: str = properties["openslide.vendor"]
         self._handle = handle
 
@@ -67,11 +73,16 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Give the file back; reading afterwards is an error."""
+        """Close the file; reading afterwards is an error."""
         self._handle.close()
 
     def read(self, level: int, position: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """RGB uint8 [h, w, 3] of `size` level pixels at level-0 `position`, on white.
+        """Read one region as RGB uint8 [h, w, 3], on white.
+
+        Args:
+            level: the level to read from.
+            position: (x, y) of the top-left corner in level-0 pixels, as in OpenSlide.
+            size: (width, height) in pixels of that level.
 
         Raises:
             SlideError: it cannot be decoded; the rest of the slide can still be read.
@@ -90,21 +101,25 @@ class Slide:
         A pixel is the mean of k x k pixels of one level, so the overview's own downsample is exact.
         """
         level = self._level_for(downsample)
-        return self._shrink(level, max(1, round(downsample / self.level_downsamples[level])))
+        return self._downsample(level, max(1, round(downsample / self.level_downsamples[level])))
 
     def thumbnail(self, max_px: int) -> Pixels:
         """RGB uint8 [h, w, 3] of the whole slide on white, its longer side at most `max_px`."""
         level = self._level_for(max(self.dimensions) / max_px)
-        return self._shrink(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
+        return self._downsample(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
     def _level_for(self, downsample: float) -> int:
-        return max(
-            (i for i, own in enumerate(self.level_downsamples) if own <= downsample * 1.001), default=0
-        )
+        """The coarsest level that is still as fine as `downsample`, else 0."""
+        fine = (i for i, factor in enumerate(self.level_downsamples) if factor <= downsample * 1.001)
+        return max(fine, default=0)
 
-    def _shrink(self, level: int, factor: int) -> Overview:
+    def _downsample(self, level: int, factor: int) -> Overview:
+        """The slide at `level`, each `factor` x `factor` pixels averaged into one.
+
+        A block that cannot be decoded is bisected until its unreadable part is small.
+        """
         width, height = self.level_dimensions[level]
-        own = self.level_downsamples[level]
+        level_downsample = self.level_downsamples[level]
         shape = (math.ceil(height / factor), math.ceil(width / factor))
         pixels, unreadable = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
         side = max(1, BLOCK // factor)
@@ -117,32 +132,36 @@ class Slide:
         while blocks:
             top, left, rows, columns = blocks.pop()
             part = slice(top, top + rows), slice(left, left + columns)
-            position = (round(left * factor * own), round(top * factor * own))
+            position = (round(left * factor * level_downsample), round(top * factor * level_downsample))
             try:
                 block = self.read(level, position, (columns * factor, rows * factor))
             except SlideError:
                 failures += 1
-                if failures > MOST_FAILURES:
+                if failures > MAX_FAILURES:
                     raise
                 if max(rows, columns) * factor > FINEST_BLOCK and max(rows, columns) > 1:
-                    blocks += _halves(top, left, rows, columns)  # the damage may be a small part of it
+                    blocks += _bisect_block(top, left, rows, columns)  # the damage may be small
                 else:
                     unreadable[part] = True
             else:
                 pixels[part] = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
-        return Overview(pixels, (factor * own, factor * own), unreadable)
+        return Overview(pixels, (factor * level_downsample, factor * level_downsample), unreadable)
 
 
 def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Slide:
-    """Open a slide in any format OpenSlide knows; `mpp` overrules what the file says of its scale.
+    """Open a slide in any format OpenSlide knows.
+
+    Args:
+        path: the slide file; of a MIRAX slide the .mrxs, of a DICOM series any instance.
+        mpp: microns per level-0 pixel, or (x, y), to be used in place of the file's own.
 
     Raises:
         SlideError: the file is missing, empty, cut off, unreadable or no slide.
-        MppError: the file does not tell its scale and `mpp` is not given.
+        MppError: the file holds no plausible scale and `mpp` is not given.
     """
     handle = open_handle(path)
     try:
-        _check_complete(path, handle)
+        check_complete(path, handle)
         return Slide(path, handle, find_mpp(handle.properties, mpp))
     except MppError as error:
         handle.close()
@@ -153,12 +172,16 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
 
 
 def open_handle(path: Path) -> openslide.OpenSlide:
-    """OpenSlide's own handle, or a SlideError that says in one line what is wrong with the file."""
-    _check_file(path)
+    """Open OpenSlide's own handle.
+
+    Raises:
+        SlideError: the file is missing, empty, cut off, damaged or no slide.
+    """
+    check_file(path)
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
-        if _is_cut_tiff(path):
+        if is_truncated_tiff(path):
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
             f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF"
@@ -195,55 +218,8 @@ def flatten_alpha(rgba: Pixels) -> Pixels:
     return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
-def _check_file(path: Path) -> None:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise SlideError(f"{path}: a pipe or device, not a slide: give a file")
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError:
-        raise SlideError(f"{path}: no such file: check the path") from None
-    except IsADirectoryError:
-        raise SlideError(
-            f"{path}: a folder, not a slide: give a file (of a DICOM series, any one of its files)"
-        ) from None
-    except OSError as error:
-        raise SlideError(f"{path}: cannot be read ({error.strerror}): check path and permissions") from None
-    if empty:
-        raise SlideError(f"{path}: an empty file: copy it again")
-
-
-def _check_complete(path: Path, handle: openslide.OpenSlide) -> None:
-    """Find a TIFF slide that ends before its tiles do: its directory may be whole and OpenSlide opens it."""
-    if handle.properties["openslide.vendor"] not in ("aperio", "generic-tiff"):
-        return
-    try:
-        with tifffile.TiffFile(path) as file:
-            needed = max(_end(page) for page in file.pages)
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError):
-        return  # OpenSlide opened it: that counts
-    if needed > (size := path.stat().st_size):
-        raise SlideError(f"{path}: cut off, {size} of at least {needed} bytes are there: copy it again")
-
-
-def _end(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
-    starts, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    return int((starts + lengths)[lengths > 0].max(initial=0))
-
-
-def _is_cut_tiff(path: Path) -> bool:
-    """Whether a classic or big TIFF's first directory would lie beyond the file's end."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head[:2] not in (b"II", b"MM"):
-        return False
-    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    first = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
-    return int.from_bytes(first, order) >= path.stat().st_size
-
-
-def _halves(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    """A block in two, across its longer side."""
+def _bisect_block(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
+    """Two halves of a block (top, left, rows, columns), across its longer side."""
     if rows >= columns:
         half = rows // 2
         return [(top, left, half, columns), (top + half, left, rows - half, columns)]

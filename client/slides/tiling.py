@@ -1,4 +1,4 @@
-"""Which tiles of a slide are read, and where from: a plan that decides everything and reads no pixel."""
+"""Which tiles of a slide are read, and from where: a plan that is complete before any tile is read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from ..arrays import BinaryMask, Float32, Float64, Int64
+from ..arrays import Float32, Float64, Int64
 from ..errors import PlanError
 from .slide import Slide
 from .tissue import TissueMask
@@ -28,7 +29,7 @@ class TilePlan:
     path: Path
     slide_id: str
     coords: Int64  # [N, 2] level-0 pixels of each tile's top-left corner
-    tissue: Float32  # [N] part of each tile that is tissue
+    tissue: Float32  # [N] fraction of each tile that is tissue
     tile_px: int
     crop_px: int
     overlap: int
@@ -42,7 +43,7 @@ class TilePlan:
     mpp_source: str
     mpp_requested: float
     mpp_effective: tuple[float, float]
-    fingerprint: dict[str, Any]  # JSON-able: what decides the pixels, for the key of a resume
+    fingerprint: dict[str, Any]  # JSON-able: what decides the pixels; a resumed run compares it
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -54,7 +55,7 @@ class TilePlan:
 
     @property
     def resample(self) -> tuple[float, float]:
-        """Level pixels that become one tile pixel."""
+        """Level pixels per tile pixel, (x, y)."""
         return self.read_size[0] / self.crop_px, self.read_size[1] / self.crop_px
 
     @property
@@ -87,21 +88,36 @@ def plan_tiles(
     native_tolerance: float = 0.01,
     upsample_tolerance: float = 0.1,
 ) -> TilePlan:
-    """Lay a grid of `tile_px` tiles of `mpp` over the slide and keep those with at least `min_tissue` tissue.
+    """Lay a grid of tiles over a slide and keep those with tissue.
 
-    The level is the coarsest that is still as fine as `mpp`. Where its pixels go into a tile's a whole
-    number of times, to within `native_tolerance` on both axes, exactly so many become one (if one, untouched)
-    and `mpp_effective` tells the scale that this gives; else they are resampled to `mpp`.
-    The grid starts at the slide's origin (or its bounds'), not at the tissue, so that tiles fall on stored
-    ones. `tissue` None keeps every tile, `overlap` is in tile pixels, and beyond the slide's edge is white.
+    The level is the coarsest that is still as fine as `mpp`. The grid starts at the slide's origin (or its
+    bounds'), not at the tissue, so that tiles coincide with stored ones. Beyond the slide's edge is white.
+
+    Args:
+        slide: the open slide; only its properties are used.
+        tissue: where the tissue is; None keeps every tile.
+        tile_px: side of a tile in pixels at the target scale.
+        crop_px: side of its centre, in the same pixels: what is read and sent to the model.
+        mpp: the target scale, microns per tile pixel.
+        overlap: pixels that neighbouring tiles share, at the target scale.
+        min_tissue: fraction of a tile, 0 to 1, that must be tissue.
+        native_tolerance: relative deviation from a whole ratio of level pixels to tile pixels, on both axes,
+            up to which pixels are joined in that ratio (1: untouched) instead of resampled; `mpp_effective`
+            is then the scale that results.
+        upsample_tolerance: how much coarser than `mpp` the finest level may be, relative.
 
     Raises:
         PlanError: an option makes no sense, or the slide is coarser than `mpp` by over `upsample_tolerance`.
+
+    Example:
+        with open_slide(Path("CMU-1.svs")) as slide:
+            plan = plan_tiles(slide, tissue_mask(slide), tile_px=256, crop_px=224, mpp=0.5)
+        print(len(plan), plan.coords[:3])
     """
     _check_options(tile_px, crop_px, mpp, overlap, min_tissue)
     level = _best_level(slide, mpp, native_tolerance)
     downsample = slide.level_downsamples[level]
-    scale = tuple(mpp / (own * downsample) for own in slide.mpp)  # level pixels a tile pixel
+    scale = tuple(mpp / (level0 * downsample) for level0 in slide.mpp)  # level pixels per tile pixel
     if min(scale) < 1 / (1 + upsample_tolerance):
         raise PlanError(
             f"{slide.path}: its finest level has {max(slide.mpp):g} mpp; tiles of {mpp:g} would be magnified "
@@ -136,7 +152,7 @@ def plan_tiles(
         mpp_source=slide.mpp_source,
         mpp_requested=mpp,
         mpp_effective=_float_pair(
-            own * downsample * read / crop_px for own, read in zip(slide.mpp, read_size, strict=True)
+            level0 * downsample * read / crop_px for level0, read in zip(slide.mpp, read_size, strict=True)
         ),
         fingerprint={
             "tile_px": tile_px,
@@ -188,25 +204,19 @@ def _grid(
 def _tissue_fraction(
     tissue: TissueMask | None, coords: Int64, tile_size: tuple[int, int], downsample: float
 ) -> Float32:
-    """[N] part of each tile that is tissue, exact to a fraction of a mask pixel; outside the mask is none."""
+    """[N] fraction of each tile that is tissue, exact to a part of a mask pixel; outside the mask is none."""
     if tissue is None:
         return np.ones(len(coords), np.float32)
-    sums = _area_below(tissue.mask)
+    sums = np.asarray(cv2.integral(tissue.mask.astype(np.uint8), sdepth=cv2.CV_64F), np.float64)
     low = coords / tissue.downsample
     high = (coords + np.array(tile_size) * downsample) / tissue.downsample
-    area = _at(sums, high[:, 0], high[:, 1]) - _at(sums, low[:, 0], high[:, 1])
-    area -= _at(sums, high[:, 0], low[:, 1]) - _at(sums, low[:, 0], low[:, 1])
+    area = _bilinear(sums, high[:, 0], high[:, 1]) - _bilinear(sums, low[:, 0], high[:, 1])
+    area -= _bilinear(sums, high[:, 0], low[:, 1]) - _bilinear(sums, low[:, 0], low[:, 1])
     return np.asarray(area / np.prod(high - low, axis=1), np.float32)
 
 
-def _area_below(mask: BinaryMask) -> Float64:
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    sums[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
-    return sums
-
-
-def _at(sums: Float64, x: Float64, y: Float64) -> Float64:
-    """The summed area up to (x, y): linear between corners, exact, as a mask pixel is all one value."""
+def _bilinear(sums: Float64, x: Float64, y: Float64) -> Float64:
+    """The integral image at (x, y): linear between its corners, exact, as a mask pixel has one value."""
     x, y = np.clip(x, 0, sums.shape[1] - 1), np.clip(y, 0, sums.shape[0] - 1)
     column = np.minimum(x.astype(np.int64), max(0, sums.shape[1] - 2))
     row = np.minimum(y.astype(np.int64), max(0, sums.shape[0] - 2))

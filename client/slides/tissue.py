@@ -16,7 +16,7 @@ from .contours import mask_contours, rasterise
 from .geojson import is_geojson, read_annotations
 from .slide import Slide
 
-MASK_MPP = 8.0  # microns a mask pixel: a tile is 16 of them wide
+MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
 SMALLEST_UM = 60.0  # specks and holes of less than half a tile's width are noise
 CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above glass, below faint eosin
@@ -24,7 +24,7 @@ CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above 
 
 @dataclass(frozen=True, eq=False)
 class TissueMask:
-    """Tissue, bool [h, w]; a pixel is `downsample` (x, y) level-0 pixels wide; `source` says who drew it."""
+    """Tissue, bool [h, w], found in `source`; a pixel is `downsample` (x, y) level-0 pixels wide."""
 
     mask: BinaryMask
     downsample: tuple[float, float]
@@ -41,7 +41,7 @@ class TissueMask:
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
-    """Find H&E tissue by colour, at about 8 microns a mask pixel.
+    """Find H&E tissue by colour, at about 8 microns per mask pixel.
 
     What cannot be decoded counts as tissue: its tiles are then planned, found not valid, and reported.
     """

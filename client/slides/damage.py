@@ -1,0 +1,70 @@
+"""Find out, before a slide is used, that its file is missing, empty or cut off."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openslide
+import tifffile
+
+from ..errors import SlideError
+
+
+def check_file(path: Path) -> None:
+    """Check that there is a file with something in it.
+
+    Raises:
+        SlideError: it is missing, a folder, a pipe or device, unreadable or empty.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise SlideError(f"{path}: a pipe or device, not a slide: give a file")
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such file: check the path") from None
+    except IsADirectoryError:
+        raise SlideError(
+            f"{path}: a folder, not a slide: give a file (of a DICOM series, any one of its files)"
+        ) from None
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror}): check path and permissions") from None
+    if empty:
+        raise SlideError(f"{path}: an empty file: copy it again")
+
+
+def check_complete(path: Path, handle: openslide.OpenSlide) -> None:
+    """Check that a TIFF slide does not end before its tiles do: OpenSlide opens it if its directory is whole.
+
+    Raises:
+        SlideError: the file is shorter than its directory says.
+    """
+    if handle.properties["openslide.vendor"] not in ("aperio", "generic-tiff"):
+        return
+    try:
+        with tifffile.TiffFile(path) as file:
+            needed = max(_end_of_data(page) for page in file.pages)
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError):
+        return  # OpenSlide could open it
+    if needed > (size := path.stat().st_size):
+        raise SlideError(f"{path}: cut off, {size} of at least {needed} bytes are there: copy it again")
+
+
+def is_truncated_tiff(path: Path) -> bool:
+    """Whether a classic or big TIFF's first directory would lie beyond the file's end."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] not in (b"II", b"MM"):
+        return False
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    directory = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
+    return int.from_bytes(directory, order) >= path.stat().st_size
+
+
+def _end_of_data(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
+    """The file offset behind a page's last tile."""
+    starts, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    return int((starts + lengths)[lengths > 0].max(initial=0))
