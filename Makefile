@@ -90,38 +90,9 @@ check-engines: $(ALL)  ## build engines without a GPU, to test the graphs
 	$(BIN)/python -m export check-engines
 
 ##@ Benchmarks
-.PHONY: bench-serve bench-export bench-gpu bench-serving bench-slide-encoder bench-reading bench-attribution \
-        bench-client bench-soak
-bench-serve: $(SLIDE) $(TRITON)  ## tiles/s through Triton over those of a bare session: docs/benchmarks/serve.md (10 minutes)
-	for preset in demo gigapath-flash; do \
-	    for model in model_repository/*/; do install -D -m 644 $$model/config.pbtxt build/bench/serve/$$preset/$$(basename $$model)/config.pbtxt; done; \
-	    $(BIN)/python -m export --preset $$preset --repository build/bench/serve/$$preset; \
-	done
-	$(BIN)/python -m benchmarks.triton_overhead build/bench/serve/demo build/bench/serve/gigapath-flash
-
-bench-export: $(READY) $(SLIDE)  ## all presets' exports, 100,000 tiles, fused attention: docs/benchmarks/export.md (30 minutes)
-	$(BIN)/python -m benchmarks.export report
-
-bench-gpu: $(READY)  ## the tile encoder on this machine's GPU, runtime by runtime: docs/benchmarks/gpu.md [PRESET=]
-	$(BIN)/python -m benchmarks.gpu $(if $(PRESET),--preset $(PRESET))
-
-bench-serving: $(SLIDE) $(TRITON)  ## every kind of request beside bare sessions, and every setting: docs/benchmarks/ (15 minutes)
-	$(BIN)/python -m benchmarks.serving
-
-bench-slide-encoder: $(READY)  ## the slide encoder at 1k, 10k and 100k tiles on the CPU: docs/benchmarks/slide-encoder.md (30 minutes)
-	$(BIN)/python -m benchmarks.slide_encoder report
-
-bench-reading: $(SLIDE)  ## tiles a second and memory, against a loop over OpenSlide: docs/benchmarks/reading.md (5 minutes)
-	$(BIN)/python -m benchmarks.reading
-
-bench-attribution: $(SLIDE) $(TRITON)  ## leave-one-out through the server against one PyTorch forward a mask: docs/benchmarks/
-	$(BIN)/python -m benchmarks.attribution
-
-bench-client: $(SLIDE) $(TRITON)  ## the client beside the bare encoder, its memory, 20 kills: docs/benchmarks/ (30 minutes)
-	$(BIN)/python -m benchmarks.client
-
-bench-soak: $(TRITON)  ## 32 clients over the queue's limit for 5 minutes: docs/benchmarks/soak.md
-	$(BIN)/python -m benchmarks.soak
+.PHONY: bench
+bench: $(if $(NAME),$(ALL) $(FETCHED),$(READY))  ## measure, and write docs/benchmarks/NAME.md [NAME=, none: list them; ARGS=]
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 ##@ Deployment and release
 # docker where an engine runs; buildah needs none.

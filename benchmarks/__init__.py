@@ -1,1 +1,1 @@
-"""Drivers that measure; each writes the page of its name in docs/benchmarks/."""
+"""Benchmarks: `make bench NAME=...` runs one, and it writes the page of that name in docs/benchmarks/."""

@@ -1,16 +1,12 @@
-"""`make bench-attribution`: leave-one-out over 1,000 tiles, ours against one PyTorch forward a mask."""
+"""Leave-one-out over 1,000 tiles: masks through the server against one PyTorch forward per mask."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
@@ -18,79 +14,85 @@ import numpy as np
 import psutil
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
-from benchmarks.attribution_worker import DefaultMap, Served, default_map, peak_bytes, score_masks
+from benchmarks.attribution_worker import DefaultMap, Served, default_map, score_masks
+from benchmarks.common import (
+    MACHINE,
+    PAGES,
+    WORK,
+    Pages,
+    console,
+    exported,
+    median_ratio,
+    peak_bytes,
+    run_driver,
+    seconds_of,
+    table,
+    write_page,
+)
 from client.attribution.model.embedded import EmbeddedSlide
 from server.local import RunningServer, run_triton
 
-ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
 WANTED = {"a": 4.0, "b": 1.3}
+RUNTIMES = {
+    "a": "(a) PyTorch, matmul and softmax, one forward per mask",
+    "b": "(b) our PyTorch encoder, one forward per mask",
+    "c": "(c) through the server",
+}
 
-console = Console(highlight=False)
 Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 ScoreOne = Callable[[Mask], Float32]
 
 
 @dataclass
-class Way:
-    """One way to score masks: how long each round took and what it returned."""
+class Runtime:
+    """What scores masks: seconds per mask of each trial, and the logits by mask."""
 
-    name: str
-    seconds_a_mask: list[float] = field(default_factory=list)
+    seconds_per_mask: list[float] = field(default_factory=list)
     logits: dict[int, Float32] = field(default_factory=dict)
 
     def add(self, masks: range, logits: Float32, seconds: float) -> None:
-        self.seconds_a_mask.append(seconds / len(masks))
+        """Book one trial."""
+        self.seconds_per_mask.append(seconds / len(masks))
         self.logits.update(zip(masks, logits, strict=True))
 
 
-def bench(
+def main(
     tiles: Annotated[int, typer.Option(help="Tiles, and so masks.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Parts of the work; every part is timed in every way.")] = 20,
-    slow_part: Annotated[
-        float, typer.Option(help="Part of each round's masks that (a) and (b) score.")
-    ] = 1.0,
-    repository: Annotated[Path, typer.Option(help="Where the demo model is exported to.")] = ROOT
-    / "build"
-    / "bench"
-    / "attribution",
-    out: Annotated[Path, typer.Option(help="The table.")] = ROOT / "docs" / "benchmarks" / "attribution.md",
+    trials: Annotated[int, typer.Option(help="Parts of the work; every runtime scores every part.")] = 20,
+    slow_part: Annotated[float, typer.Option(help="Part of a trial's masks that (a) and (b) score.")] = 1.0,
+    pages: Pages = PAGES,
 ) -> None:
     """Time (a) plain PyTorch, (b) our PyTorch encoder, (c) our server on the same leave-one-out masks."""
-    slide = _slide(tiles)
-    _export(repository)
+    slide, repository = _slide(tiles), exported("demo")
     plain, ours = _in_pytorch(slide)
-    ways = {key: Way(key) for key in "abc"}
-    log = ROOT / "build" / "log" / "bench-attribution.log"
+    runtimes = {key: Runtime() for key in RUNTIMES}
+    served: list[Served] = []
     spawn = multiprocessing.get_context("spawn")
+    log = WORK / "attribution.log"
     with run_triton(repository, log=log) as server, ProcessPoolExecutor(1, mp_context=spawn) as pool:
         before = _server_peak(server)
         pool.submit(score_masks, server.url, slide, _leave_out(range(8), tiles)).result()  # warm
         plain(_leave_out(range(1), tiles)), ours(_leave_out(range(1), tiles))
-        served: list[Served] = []
-        for part in np.array_split(np.arange(tiles), rounds):
+        for part in np.array_split(np.arange(tiles), trials):
             masks = range(int(part[0]), int(part[-1]) + 1)
             some = masks[:: max(1, round(1 / slow_part))]
             served.append(pool.submit(score_masks, server.url, slide, _leave_out(masks, tiles)).result())
-            ways["c"].add(masks, served[-1].logits, served[-1].seconds)
-            _time_one_by_one(ways["b"], ours, some, tiles)
-            _time_one_by_one(ways["a"], plain, some, tiles)
-            console.print(f"masks {masks.start}-{masks.stop - 1}: " + _milliseconds(ways))
+            runtimes["c"].add(masks, served[-1].logits, served[-1].seconds)
+            _time_one_by_one(runtimes["b"], ours, some, tiles)
+            _time_one_by_one(runtimes["a"], plain, some, tiles)
+            took = (f"({key}) {1000 * one.seconds_per_mask[-1]:.1f} ms" for key, one in runtimes.items())
+            console.print(f"masks {masks.start}-{masks.stop - 1}: {', '.join(took)}")
         after = _server_peak(server)
         maps = [
             pool.submit(default_map, server.url, slide, checks=checks).result() for checks in (False, True)
         ]
-    difference = _largest_difference(ways)
-    table = _table(slide, ways, served, maps, difference, before, after)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table)
-    console.print(table, markup=False)
-    ratios = _ratios(ways)
-    failed = difference > TOLERANCE or any(ratios[key] < wanted for key, wanted in WANTED.items())
-    raise typer.Exit(1 if failed else 0)
+    difference = _largest_difference(runtimes)
+    page = _page(slide, runtimes, served, maps, difference, before, after)
+    passed = difference <= TOLERANCE and all(_ratio(runtimes, key) >= WANTED[key] for key in WANTED)
+    write_page(pages / "attribution.md", page, passed=passed)
 
 
 def _slide(tiles: int) -> EmbeddedSlide:
@@ -116,18 +118,8 @@ def _leave_out(which: range, tiles: int) -> Mask:
     return keep
 
 
-def _export(repository: Path) -> None:
-    from export.export import export_preset
-    from export.repository import copy_configs
-
-    repository.mkdir(parents=True, exist_ok=True)
-    copy_configs(ROOT / "model_repository", repository)
-    with console.status("exporting the demo model"):
-        export_preset("demo", repository=repository)
-
-
 def _in_pytorch(slide: EmbeddedSlide) -> tuple[ScoreOne, ScoreOne]:
-    """One forward a mask: with plain attention, and with our encoder as it is."""
+    """One forward per mask: with plain attention, and with our encoder as it is."""
     import torch
 
     from benchmarks.plain_longnet import PlainAttention
@@ -147,31 +139,24 @@ def _in_pytorch(slide: EmbeddedSlide) -> tuple[ScoreOne, ScoreOne]:
     return partial(score, plain), partial(score, ours)
 
 
-def _time_one_by_one(way: Way, score: ScoreOne, masks: range, tiles: int) -> None:
+def _time_one_by_one(runtime: Runtime, score: ScoreOne, masks: range, tiles: int) -> None:
     keep = _leave_out(masks, tiles)
-    began = time.perf_counter()
-    logits = np.concatenate([score(keep[i : i + 1]) for i in range(len(keep))])
-    way.add(masks, logits, time.perf_counter() - began)
+    logits: list[Float32] = []
+    seconds = seconds_of(lambda: logits.extend(score(row[None]) for row in keep))
+    runtime.add(masks, np.concatenate(logits), seconds)
 
 
-def _ratios(ways: dict[str, Way]) -> dict[str, float]:
-    """How many times as long a mask takes as through the server, median over rounds."""
-    ours = ways["c"].seconds_a_mask
-    return {
-        key: median(t / c for t, c in zip(ways[key].seconds_a_mask, ours, strict=True)) for key in ("a", "b")
-    }
+def _ratio(runtimes: dict[str, Runtime], key: str) -> float:
+    """How many times as long a mask takes as through the server, median over trials."""
+    return median_ratio(runtimes[key].seconds_per_mask, runtimes["c"].seconds_per_mask)
 
 
-def _milliseconds(ways: dict[str, Way]) -> str:
-    return ", ".join(f"({key}) {1000 * way.seconds_a_mask[-1]:.1f} ms" for key, way in ways.items())
-
-
-def _largest_difference(ways: dict[str, Way]) -> float:
-    served = ways["c"].logits
+def _largest_difference(runtimes: dict[str, Runtime]) -> float:
+    served = runtimes["c"].logits
     return max(
         float(np.abs(logits - served[mask]).max())
-        for key in ("a", "b")
-        for mask, logits in ways[key].logits.items()
+        for key in WANTED
+        for mask, logits in runtimes[key].logits.items()
     )
 
 
@@ -182,59 +167,53 @@ def _server_peak(server: RunningServer) -> int:
     return max(peak_bytes(stub.pid) for stub in stubs)
 
 
-def _table(
+def _page(
     slide: EmbeddedSlide,
-    ways: dict[str, Way],
+    runtimes: dict[str, Runtime],
     served: list[Served],
     maps: list[DefaultMap],
     difference: float,
     before: int,
     after: int,
 ) -> str:
-    tiles, ratios = len(slide.coords), _ratios(ways)
+    tiles, (plain, checked) = len(slide.coords), maps
     sent, requests = sum(one.bytes_sent for one in served), sum(one.requests for one in served)
     naive = tiles * (slide.embeddings.nbytes + slide.coords.nbytes)
-    lines = [
-        "# Occlusion: one forward a mask against masks through the server",
-        "",
-        f"Written by `make bench-attribution`. Leave-one-out over {tiles:,} tiles, `demo` slide encoder, "
-        f"float32, {os.cpu_count()} CPUs ({platform.machine()}). Every way scores parts of the same masks in "
-        f"turn, {len(served)} rounds: a time is the median round's, a ratio the median of the rounds'.",
-        "",
-        "| way | masks | ms a mask | all masks, s | times (c) | wanted |",
-        "|---|---|---|---|---|---|",
-    ]
-    about = {
-        "a": "(a) PyTorch, matmul and softmax, one forward a mask",
-        "b": "(b) our PyTorch encoder, one forward a mask",
-        "c": "(c) through the server",
-    }
-    for key, text in about.items():
-        way = ways[key]
-        each = median(way.seconds_a_mask)
-        ratio = f"{ratios[key]:.2f} | >= {WANTED[key]}" if key in ratios else "1 | "
-        lines.append(f"| {text} | {len(way.logits)} | {1000 * each:.1f} | {each * tiles:.1f} | {ratio} |")
-    plain, checked = maps
-    lines += [
-        f"| (d) default map, partition_shap | {plain.masks} | {1000 * plain.seconds / plain.forwards:.1f} "
-        f"| {plain.seconds:.1f} | | |",
-        f"| (d) with its reliability block | {checked.forwards} "
-        f"| {1000 * checked.seconds / checked.forwards:.1f} | {checked.seconds:.1f} | | |",
-        "",
-        f"- Largest difference of a logit between the ways: {difference:.1e} (at most {TOLERANCE:.0e}).",
-        f"- Bytes sent by (c): {sent / 1e6:.1f} MB in {requests} requests; one request a mask would send "
-        f"{naive / 1e6:.0f} MB. The default map sends {plain.bytes_sent / 1e6:.1f} MB.",
-        f"- Peak memory: client {max(one.peak_bytes for one in served) / 2**20:.0f} MiB, the server's "
-        f"slide_occlusion {after / 2**20:.0f} MiB ({before / 2**20:.0f} MiB before the first mask).",
-        f"- The default map's values sum to the slide's score up to {plain.completeness_gap:.0e}.",
-    ]
-    if len(ways["a"].logits) < tiles:
-        lines.append(
-            f"- (a) and (b) scored {len(ways['a'].logits)} of the {tiles} masks, evenly spread; "
-            "their time for all masks is that of a mask times the masks."
+    rows = []
+    for key, text in RUNTIMES.items():
+        each = median(runtimes[key].seconds_per_mask)
+        ratio = f"{_ratio(runtimes, key):.2f} | >= {WANTED[key]}" if key in WANTED else "1 | "
+        rows.append(
+            f"{text} | {len(runtimes[key].logits)} | {1000 * each:.1f} | {each * tiles:.1f} | {ratio}"
         )
-    return "\n".join(lines) + "\n"
+    for text, masks, made in (
+        ("(d) default map, partition_shap", plain.masks, plain),
+        ("(d) with its reliability block", checked.forwards, checked),
+    ):
+        each = 1000 * made.seconds / made.forwards
+        rows.append(f"{text} | {masks} | {each:.1f} | {made.seconds:.1f} | | ")
+    page = f"""# Occlusion: one forward per mask against masks through the server
+
+Written by `make bench NAME=attribution`. Leave-one-out over {tiles:,} tiles, `demo` slide encoder, float32,
+{MACHINE}. Every runtime scores parts of the same masks alternately, {len(served)} trials: a time is the
+median trial's, a ratio the median of the trials' ratios.
+
+{table("runtime | masks | ms per mask | all masks, s | ratio to (c) | wanted", rows)}
+
+- Largest difference of a logit between the runtimes: {difference:.1e} (at most {TOLERANCE:.0e}).
+- Bytes sent by (c): {sent / 1e6:.1f} MB in {requests} requests; one request per mask would send
+  {naive / 1e6:.0f} MB. The default map sends {plain.bytes_sent / 1e6:.1f} MB.
+- Peak memory: client {max(one.peak_bytes for one in served) / 2**20:.0f} MiB, the server's slide_occlusion
+  {after / 2**20:.0f} MiB ({before / 2**20:.0f} MiB before the first mask).
+- The default map's values sum to the slide's score up to {plain.completeness_gap:.0e}.
+"""
+    if len(runtimes["a"].logits) < tiles:
+        page += (
+            f"- (a) and (b) scored {len(runtimes['a'].logits)} of the {tiles} masks, evenly spread; "
+            "their time for all masks is that of one mask times the number of masks.\n"
+        )
+    return page
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_driver(main)

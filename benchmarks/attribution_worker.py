@@ -1,15 +1,14 @@
-"""The client's side of `make bench-attribution`, in a process of its own so that its memory can be told."""
+"""The client's side of the attribution benchmark, for a process whose memory is measured."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import peak_bytes
 from client.attribution.attribute import Settings
 from client.attribution.explain import explain
 from client.attribution.model.embedded import EmbeddedSlide
@@ -19,12 +18,12 @@ from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 
 Mask = NDArray[np.bool_]
-MASKS_A_CALL = 64
+MASKS_PER_CALL = 64
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a call to the server gave and took; `peak_bytes` is this process's own peak so far."""
+    """Logits [M, C] and what they took; `peak_bytes` is this process's peak so far."""
 
     logits: NDArray[np.float32]
     seconds: float
@@ -50,21 +49,13 @@ def score_masks(url: str, slide: EmbeddedSlide, keep: Mask) -> Served:
         contract = read_contract(connection)
         forward = ServedForward(connection, contract)
         coords = slide.model_coords(contract)
-        began = time.perf_counter()
+        start = time.perf_counter()
         logits = [
-            forward(slide.embeddings, coords, keep[start : start + MASKS_A_CALL]).logits
-            for start in range(0, len(keep), MASKS_A_CALL)
+            forward(slide.embeddings, coords, keep[first : first + MASKS_PER_CALL]).logits
+            for first in range(0, len(keep), MASKS_PER_CALL)
         ]
-        seconds = time.perf_counter() - began
-    return Served(
-        np.concatenate(logits), seconds, forward.bytes_sent, forward.requests, peak_bytes(os.getpid())
-    )
-
-
-def peak_bytes(pid: int) -> int:
-    """A process's peak resident bytes, without its parent's as `getrusage` has them (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        seconds = time.perf_counter() - start
+    return Served(np.concatenate(logits), seconds, forward.bytes_sent, forward.requests, peak_bytes())
 
 
 def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
@@ -72,9 +63,9 @@ def default_map(url: str, slide: EmbeddedSlide, *, checks: bool) -> DefaultMap:
     with Connection(Endpoint(url)) as connection:
         contract = read_contract(connection)
         forward = ServedForward(connection, contract)
-        began = time.perf_counter()
+        start = time.perf_counter()
         found = explain(slide, forward, contract, Settings(), checks=checks)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     gap = float(found.attribution.completeness_gap.max())
     cost = found.masked_slide.cost
     return DefaultMap(seconds, found.attribution.evaluations, cost.forwards, forward.bytes_sent, gap)

@@ -1,211 +1,190 @@
-"""`make bench-export`: what an export takes and its graphs do on a CPU; writes docs/benchmarks/export.md.
+"""What an export takes, and how fast and large its graphs are on a CPU.
 
-Every figure comes from a process of its own, so that a peak is that row's. Weights are seeded.
+Every figure is measured in its own process. Weights are the demo's own, and random for the other presets.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import typer
-from rich.console import Console
 
-from export.repository import copy_configs
+from benchmarks.common import (
+    MACHINE,
+    PAGES,
+    REAL_SLIDE,
+    ROOT,
+    WORK,
+    Pages,
+    alternate,
+    console,
+    fresh_folder,
+    in_own_process,
+    peak_bytes,
+    run_driver,
+    seconds_of,
+    table,
+    write_page,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "docs" / "benchmarks" / "export.md"
-WORK = ROOT / "build" / "bench" / "export"
+FOLDER = WORK / "export"
 PRESETS = ["demo", "gigapath-flash", "gigapath"]
 PRECISIONS = ["fp32", "fp16"]
-ROUNDS = 7
+TRIALS = 7
 
-Row = Mapping[str, Any]
-app = typer.Typer(add_completion=False, help=__doc__)
-
-
-def peak_gib() -> float:
-    """The most memory that this process has had so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+Figures = Mapping[str, float]
 
 
-@app.command()
-def export(preset: str, precision: str) -> None:
-    """Export; print seconds, peak, the graphs' size and the worst parity row as JSON."""
+def measure_export(preset: str, precision: str) -> Figures:
+    """Seconds, peak in GiB, the graphs' size in GiB and the worst parity."""
     from export.export import export_preset
+    from export.repository import copy_configs
 
-    repository = WORK / f"{preset}-{precision}"
-    shutil.rmtree(repository, ignore_errors=True)
+    repository = fresh_folder(FOLDER / f"{preset}-{precision}")
     copy_configs(ROOT / "model_repository", repository)
-    result = export_preset(preset, repository=repository, precision=precision)
+    result = export_preset(preset, repository=repository, precision=precision, slide=REAL_SLIDE)
     assert result.report is not None
     files = [path for path in repository.rglob("model.onnx*") if path.is_file()]
-    typer.echo(
-        json.dumps(
-            {
-                "seconds": result.seconds,
-                "peak": peak_gib(),
-                "size": sum(path.stat().st_size for path in files) / 2**30,
-                "max_abs": max(row.max_abs for row in result.report.rows),
-                "cosine": min(row.min_cosine for row in result.report.rows),
-            }
-        )
-    )
+    return {
+        "seconds": result.seconds,
+        "peak": peak_bytes() / 2**30,
+        "size": sum(path.stat().st_size for path in files) / 2**30,
+        "max_abs": max(row.max_abs for row in result.report.rows),
+        "cosine": min(row.min_cosine for row in result.report.rows),
+    }
 
 
-@app.command()
-def tile(model: Path) -> None:
-    """Load a tile encoder and encode one tile; print seconds of both and the peak as JSON."""
-    began = time.perf_counter()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+def measure_tile_encoder(graph: Path) -> Figures:
+    """Seconds to load a tile encoder and to encode one tile, and the peak in GiB."""
+    start = time.perf_counter()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     loaded = time.perf_counter()
     (embedding,) = session.run(None, {"TILES": np.full((1, 224, 224, 3), 200, np.uint8)})
-    assert np.isfinite(embedding).all()
     answered = time.perf_counter()
-    typer.echo(json.dumps({"load": loaded - began, "run": answered - loaded, "peak": peak_gib()}))
+    assert np.isfinite(embedding).all()
+    return {"load": loaded - start, "run": answered - loaded, "peak": peak_bytes() / 2**30}
 
 
-@app.command()
-def slide(model: Path, tiles: int) -> None:
-    """Run a slide encoder as it is served, on that many seeded tiles; print seconds and peak as JSON."""
+def measure_slide_encoder(graph: Path, tiles: int) -> Figures:
+    """Seconds and peak in GiB of a slide encoder, as it is served, on random embeddings of `tiles` tiles."""
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # as its config.pbtxt has it
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     width = session.get_inputs()[0].shape[1]
     embeddings = np.random.default_rng(0).standard_normal((tiles, width), np.float32)
     rows, columns = np.divmod(np.arange(tiles), 1000)
-    coords = np.stack([columns, rows], axis=1) * 256
-    began = time.perf_counter()
-    outputs = session.run(None, {"EMBEDDINGS": embeddings, "COORDS": coords})
+    inputs = {"EMBEDDINGS": embeddings, "COORDS": np.stack([columns, rows], axis=1) * 256}
+    outputs: list[Any] = []
+    seconds = seconds_of(lambda: outputs.extend(session.run(None, inputs)))
     assert all(np.isfinite(output).all() for output in outputs)
-    typer.echo(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_gib()}))
+    return {"seconds": seconds, "peak": peak_bytes() / 2**30}
 
 
-@app.command()
-def attention(preset: str) -> None:
-    """Encode tiles with fused and with decomposed attention in turns; print tiles/s of each as JSON."""
+def measure_attention(preset: str) -> Figures:
+    """Tiles/s of the tile encoder with fused and with decomposed attention, alternately."""
     from export.graphs import tile_graph, write_graph
     from training.models.build import build_models
 
     encoder = build_models(preset).tile
-    paths = {name: WORK / f"{preset}-{name}" / "model.onnx" for name in ("fused", "decomposed")}
+    paths = {name: fresh_folder(FOLDER / f"{preset}-{name}") for name in ("fused", "decomposed")}
     for name, path in paths.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_graph(tile_graph(encoder), path, fused=name == "fused")
+        write_graph(tile_graph(encoder), path / "model.onnx", fused=name == "fused")
     del encoder  # the largest fills the memory twice as it is
-    sessions = {
-        name: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for name, path in paths.items()
-    }
     tiles = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
-    rates: dict[str, list[float]] = {name: [] for name in sessions}
     embeddings = {}
-    for _ in range(ROUNDS + 1):  # the first one warms up
-        for name, session in sessions.items():
-            began = time.perf_counter()
+
+    def encoding(name: str) -> Callable[[], float]:
+        session = onnxruntime.InferenceSession(paths[name] / "model.onnx", providers=["CPUExecutionProvider"])
+
+        def encode() -> float:
+            start = time.perf_counter()
             (embeddings[name],) = session.run(None, {"TILES": tiles})
-            rates[name].append(len(tiles) / (time.perf_counter() - began))
-    typer.echo(
-        json.dumps(
-            {name: statistics.median(each[1:]) for name, each in rates.items()}
-            | {"difference": float(np.abs(embeddings["fused"] - embeddings["decomposed"]).max())}
-        )
-    )
+            return len(tiles) / (time.perf_counter() - start)
+
+        encode()  # warm
+        return encode
+
+    rates = alternate({name: encoding(name) for name in paths}, TRIALS)
+    difference = float(np.abs(embeddings["fused"] - embeddings["decomposed"]).max())
+    return {name: statistics.median(rate) for name, rate in rates.items()} | {"difference": difference}
 
 
-@app.command()
-def report(
+def main(
     presets: Annotated[list[str] | None, typer.Argument(help="Presets [all three].")] = None,
     tiles: Annotated[int, typer.Option(help="Tiles of the large slide.")] = 100_000,
+    pages: Pages = PAGES,
 ) -> None:
-    """Measure everything and write the page."""
+    """Measure exports in both precisions, and the graphs in ONNX Runtime."""
     presets = presets or PRESETS
-    console = Console()
 
-    def measure(*arguments: object) -> Row:
-        command = [sys.executable, "-m", "benchmarks.export", *map(str, arguments)]
-        with console.status(" ".join(command[3:])):
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        row: Row = json.loads(done.stdout.splitlines()[-1])
-        console.print(*command[3:], row, markup=False, highlight=False)
-        return row
+    def measure(work: Callable[..., Figures], *arguments: Any) -> Figures:
+        about = " ".join([work.__name__, *map(str, arguments)])
+        with console.status(about):
+            figures = in_own_process(work, *arguments)
+        console.print(about, figures, markup=False)
+        return figures
 
     exports, answers = {}, {}
-    for preset in presets:
-        for precision in PRECISIONS:
-            exports[preset, precision] = measure("export", preset, precision)
-            graph = WORK / f"{preset}-{precision}" / "tile_encoder" / "1" / "model.onnx"
-            answers[preset, precision] = measure("tile", graph)
+    for key in [(preset, precision) for preset in presets for precision in PRECISIONS]:
+        exports[key] = measure(measure_export, *key)
+        graph = FOLDER / "-".join(key) / "tile_encoder" / "1" / "model.onnx"
+        answers[key] = measure(measure_tile_encoder, graph)
     largest = presets[-1]
-    graph = WORK / f"{largest}-fp32" / "slide_encoder" / "1" / "model.onnx"
-    slides = {count: measure("slide", graph, count) for count in (1000, 10_000, tiles)}
-    attentions = {preset: measure("attention", preset) for preset in presets}
-    REPORT.write_text(_page(exports, answers, largest, slides, attentions))
-    shutil.rmtree(WORK)
+    graph = FOLDER / f"{largest}-fp32" / "slide_encoder" / "1" / "model.onnx"
+    slides = {count: measure(measure_slide_encoder, graph, count) for count in (1000, 10_000, tiles)}
+    attention = {preset: measure(measure_attention, preset) for preset in presets}
+    shutil.rmtree(FOLDER)
+    write_page(pages / "export.md", _page(exports, answers, largest, slides, attention))
 
 
 def _page(
-    exports: Mapping[tuple[str, str], Row],
-    answers: Mapping[tuple[str, str], Row],
+    exports: Mapping[tuple[str, str], Figures],
+    answers: Mapping[tuple[str, str], Figures],
     largest: str,
-    slides: Mapping[int, Row],
-    attentions: Mapping[str, Row],
+    slides: Mapping[int, Figures],
+    attention: Mapping[str, Figures],
 ) -> str:
-    """The report in Markdown."""
-    lines = [
-        "# Export on a CPU",
-        "",
-        f"`make bench-export`: seeded weights, {os.cpu_count()} cores, {platform.machine()}, ONNX Runtime "
-        f"{onnxruntime.__version__}. Each figure is from a process of its own;",
-        "peaks are whole processes', in GiB.",
-        "",
-        "| preset | precision | export, s | peak | graphs, GiB | worst max-abs | worst cosine "
-        "| load tile encoder, s | one tile, s | peak |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    header = "preset | precision | export, s | peak | graphs, GiB | worst max-abs | worst cosine"
+    rows = [
+        f"{preset} | {precision} | {made['seconds']:.0f} | {made['peak']:.1f} | {made['size']:.2f} "
+        f"| {made['max_abs']:.1e} | {made['cosine']:.7f} | {answer['load']:.1f} | {answer['run']:.2f} "
+        f"| {answer['peak']:.1f}"
+        for ((preset, precision), made), answer in zip(exports.items(), answers.values(), strict=True)
     ]
-    for (preset, precision), row in exports.items():
-        answer = answers[preset, precision]
-        lines.append(
-            f"| {preset} | {precision} | {row['seconds']:.0f} | {row['peak']:.1f} | {row['size']:.2f} "
-            f"| {row['max_abs']:.1e} | {row['cosine']:.7f} | {answer['load']:.1f} | {answer['run']:.2f} "
-            f"| {answer['peak']:.1f} |"
-        )
-    lines += [
-        "",
-        "The worst parity row is over all outputs of the three graphs, against PyTorch in float32.",
-        "",
-        f"## The slide encoder of `{largest}` in ONNX Runtime, fp32, all outputs",
-        "",
-        "| tiles | seconds | peak |",
-        "|---|---|---|",
-        *(f"| {count:,} | {row['seconds']:.1f} | {row['peak']:.2f} |" for count, row in slides.items()),
-        "",
-        "## The tile encoder's attention, fused and decomposed",
-        "",
-        f"Tiles/s in batches of 8, in turns, median of {ROUNDS} rounds.",
-        "",
-        "| preset | fused | decomposed | ratio | embeddings differ by |",
-        "|---|---|---|---|---|",
-    ]
-    for preset, row in attentions.items():
-        lines.append(
-            f"| {preset} | {row['fused']:.2f} | {row['decomposed']:.2f} "
-            f"| {row['fused'] / row['decomposed']:.2f} | {row['difference']:.1e} |"
-        )
-    return "\n".join([*lines, ""])
+    slide_rows = (f"{count:,} | {one['seconds']:.1f} | {one['peak']:.2f}" for count, one in slides.items())
+    attention_rows = (
+        f"{preset} | {one['fused']:.2f} | {one['decomposed']:.2f} "
+        f"| {one['fused'] / one['decomposed']:.2f} | {one['difference']:.1e}"
+        for preset, one in attention.items()
+    )
+    return f"""# Export on a CPU
+
+`make bench NAME=export` on {MACHINE}, ONNX Runtime {onnxruntime.__version__}. Each figure is measured in its
+own process; peaks are those of whole processes, in GiB. Weights are random for `gigapath` and
+`gigapath-flash`.
+
+{table(f"{header} | load tile encoder, s | one tile, s | peak", rows)}
+
+The worst parity row is over all outputs of the three graphs, against PyTorch in float32.
+
+## The slide encoder of `{largest}` in ONNX Runtime, fp32, all outputs
+
+{table("tiles | seconds | peak", slide_rows)}
+
+## The tile encoder's attention, fused and decomposed
+
+Tiles/s in batches of 8, measured alternately, median of {TRIALS} trials.
+
+{table("preset | fused | decomposed | ratio | embeddings differ by", attention_rows)}
+"""
 
 
 if __name__ == "__main__":
-    app()
+    run_driver(main)

@@ -1,17 +1,17 @@
-"""`make bench-gpu`: the tile encoder in half precision on a GPU, runtime by runtime: docs/benchmarks/gpu.md.
+"""The tile encoder in half precision on a GPU, runtime by runtime.
 
-Seeded weights. Every way gets the same uint8 tiles from the host and returns float32 embeddings to it. Rates
-are also given as a fraction of the matrix product's peak, measured in the same run.
+Random weights. Every runtime gets the same uint8 tiles from the host and returns float32 embeddings to it.
+Rates are also given as a fraction of the matrix product's peak, measured in the same run.
 """
 
 from __future__ import annotations
 
 import importlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -21,10 +21,21 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 import typer
-from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import (
+    PAGES,
+    Pages,
+    Trials,
+    alternate,
+    console,
+    median_ratio,
+    run_driver,
+    seconds_of,
+    table,
+    write_page,
+)
 from export.engines import find_gpu
 from export.errors import ExportError
 from export.graphs import tile_graph, write_graph
@@ -33,19 +44,16 @@ from export.tensorrt_builder import build_engine, tile_profiles
 from training.models.build import build_models
 from training.models.tile_encoder import TileEncoder
 
-ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "docs" / "benchmarks" / "gpu.md"
 MATRIX = 8192
 
 Tiles = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
 Encode = Callable[[Tiles], Embeddings]
-console = Console()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way: tiles a second of each round, and its least cosine to eager PyTorch's embeddings."""
+class EncodingRate:
+    """One runtime: tiles/s of each trial, and its least cosine to eager PyTorch's embeddings."""
 
     rates: tuple[float, ...]
     cosine: float
@@ -79,7 +87,7 @@ def in_onnx_runtime(graph: Path, device: str) -> Encode:
 
 
 def in_tensorrt(graph: Path, batch: int, width: int) -> Encode:
-    """A TensorRT engine built here and now.
+    """A TensorRT engine, built for this GPU.
 
     Raises:
         ExportError: the package is missing, or the graph does not build.
@@ -109,20 +117,19 @@ def in_tensorrt(graph: Path, batch: int, width: int) -> Encode:
     return encode
 
 
-def matmul_peak(device: str, size: int = MATRIX, rounds: int = 20) -> float:
-    """The most floating-point operations a second that a half-precision matrix product reaches here."""
+def matmul_peak(device: str, size: int = MATRIX, trials: int = 20) -> float:
+    """The most FLOP/s that a half-precision matrix product reaches here."""
     kind = torch.float16 if device == "cuda" else torch.bfloat16
     a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    best = float("inf")
-    for _ in range(rounds):
-        began = time.perf_counter()
+
+    def multiply() -> None:
         (a @ b)[0, 0].item()  # waits for the product
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+
+    return 2 * size**3 / min(seconds_of(multiply) for _ in range(trials))
 
 
-def operations_a_tile(encoder: TileEncoder) -> int:
-    """Floating-point operations of the matrix products and attentions of one tile."""
+def flops_per_tile(encoder: TileEncoder) -> int:
+    """FLOPs of the matrix products and attentions of one tile."""
     # Fused kernels aren't all known to the counter.
     with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         device = next(encoder.parameters()).device
@@ -130,24 +137,27 @@ def operations_a_tile(encoder: TileEncoder) -> int:
     return int(counter.get_total_flops())
 
 
-def measure(ways: Mapping[str, Encode], batch: int, rounds: int, seconds: float) -> dict[str, Measured]:
-    """Time all ways in turns, on the same tiles."""
+def measure(
+    runtimes: Mapping[str, Encode], batch: int, trials: int, seconds: float
+) -> dict[str, EncodingRate]:
+    """Time all runtimes alternately, on the same tiles."""
     tiles = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     embeddings = {}
-    for name, encode in ways.items():
+    for name, encode in runtimes.items():
         with console.status(f"warming {name} up"):
             for _ in range(3):
                 embeddings[name] = encode(tiles)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, encode in ways.items():
-            count, began = 0, time.perf_counter()
-            while (took := time.perf_counter() - began) < seconds:
-                encode(tiles)
-                count += batch
-            rates[name].append(count / took)
+
+    def rate(encode: Encode) -> float:
+        count, start = 0, time.perf_counter()
+        while (took := time.perf_counter() - start) < seconds:
+            encode(tiles)
+            count += batch
+        return count / took
+
+    rates = alternate({name: partial(rate, encode) for name, encode in runtimes.items()}, trials)
     reference = next(iter(embeddings.values()))
-    return {name: Measured(tuple(rates[name]), _cosine(embeddings[name], reference)) for name in ways}
+    return {name: EncodingRate(tuple(rates[name]), _cosine(embeddings[name], reference)) for name in runtimes}
 
 
 def _cosine(x: Embeddings, y: Embeddings) -> float:
@@ -155,12 +165,12 @@ def _cosine(x: Embeddings, y: Embeddings) -> float:
     return float(((x * y).sum(axis=1) / norms).min())
 
 
-def all_ways(
+def all_runtimes(
     preset: str, device: str, batch: int, folder: Path
 ) -> tuple[dict[str, Encode], dict[str, str], int]:
-    """Every way that runs here, why the others don't, and the operations a tile takes."""
+    """Every runtime that is available here, why the others are not, and the FLOPs of a tile."""
     encoder = build_models(preset).tile.eval()
-    operations = operations_a_tile(encoder)
+    flops = flops_per_tile(encoder)
     graph = folder / "model.onnx"
     half = build_models(preset).tile
     halve(half.vit, widen=False)
@@ -176,68 +186,61 @@ def all_ways(
         compiled = torch.compile(encoder)
         makers["torch.compile, autocast"] = lambda: in_pytorch(compiled, device)
         makers["TensorRT"] = lambda: in_tensorrt(graph, batch, width)
-    ways, missing = {}, {}
+    runtimes, missing = {}, {}
     for name, make in makers.items():
         with console.status(f"preparing {name}"):
             try:
-                ways[name] = make()
+                runtimes[name] = make()
             except ExportError as error:
                 missing[name] = str(error)
-    return ways, missing, operations
+    return runtimes, missing, flops
 
 
 def page(
-    where: str,
+    device: str,
     preset: str,
     batch: int,
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, EncodingRate],
     missing: Mapping[str, str],
-    operations: int,
+    flops: int,
     peak: float,
 ) -> str:
-    """The report in Markdown."""
-    lines = [
-        "# The tile encoder on a GPU",
-        "",
-        f"`make bench-gpu` on {where}: `{preset}`, seeded weights, half precision, batches of {batch}, "
-        f"from host to host. torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}.",
-        f"The matrix product's peak, measured in the same run ({MATRIX} x {MATRIX}): "
-        f"{peak / 1e12:.1f} Tflop/s; a tile takes {operations / 1e9:.1f} Gflop.",
-        "",
-        "| way | tiles/s | lowest and highest round | to eager | of the peak | least cosine to eager |",
-        "|---|---|---|---|---|---|",
-    ]
-    rates = {name: statistics.median(way.rates) for name, way in measured.items()}
-    eager = next(iter(rates.values()))
-    for name, way in measured.items():
-        lines.append(
-            f"| {name} | {rates[name]:.1f} | {min(way.rates):.1f} to {max(way.rates):.1f} "
-            f"| {rates[name] / eager:.2f} | {rates[name] * operations / peak:.1%} | {way.cosine:.6f} |"
+    """The page in Markdown; `peak` in FLOP/s."""
+    eager = next(iter(measured.values())).rates
+    rows = []
+    for name, one in measured.items():
+        rate = statistics.median(one.rates)
+        rows.append(
+            f"{name} | {rate:.1f} | {min(one.rates):.1f} to {max(one.rates):.1f} "
+            f"| {median_ratio(one.rates, eager):.2f} | {rate * flops / peak:.1%} | {one.cosine:.6f}"
         )
-    lines += [f"| {name} | not run: {why} | | | | |" for name, why in missing.items()]
-    return "\n".join([*lines, ""])
+    rows += [f"{name} | not run: {why} | | | | " for name, why in missing.items()]
+    header = "runtime | tiles/s | lowest and highest trial | ratio to eager | of the peak"
+    return f"""# The tile encoder on a GPU
+
+`make bench NAME=gpu` on {device}: `{preset}`, random weights, half precision, batches of {batch}, from host
+to host. torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}. The matrix product's peak in the
+same run ({MATRIX} x {MATRIX}) is {peak / 1e12:.1f} TFLOP/s; a tile takes {flops / 1e9:.1f} GFLOP.
+
+{table(f"{header} | least cosine to eager", rows)}
+"""
 
 
-def bench(
+def main(
     preset: Annotated[str, typer.Option(help="Which tile encoder.")] = "gigapath",
-    batch: Annotated[int, typer.Option(help="Tiles a batch.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds; all ways take turns.")] = 5,
-    seconds: Annotated[float, typer.Option(help="A way's time a round.")] = 10,
+    batch: Annotated[int, typer.Option(help="Tiles per batch.")] = 64,
+    trials: Trials = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds per runtime and trial.")] = 10,
+    pages: Pages = PAGES,
 ) -> None:
-    """Measure tiles/s of every runtime on this machine's GPU and write the table."""
-    try:
-        where = find_gpu()
-        with TemporaryDirectory() as folder:
-            ways, missing, operations = all_ways(preset, "cuda", batch, Path(folder))
-            peak = matmul_peak("cuda")
-            measured = measure(ways, batch, rounds, seconds)
-    except ExportError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    table = page(where, preset, batch, measured, missing, operations, peak)
-    REPORT.write_text(table)
-    console.print(table, markup=False)
+    """Measure tiles/s of every runtime on this machine's GPU."""
+    device = find_gpu()
+    with TemporaryDirectory() as folder:
+        runtimes, missing, flops = all_runtimes(preset, "cuda", batch, Path(folder))
+        peak = matmul_peak("cuda")
+        measured = measure(runtimes, batch, trials, seconds)
+    write_page(pages / "gpu.md", page(device, preset, batch, measured, missing, flops, peak))
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_driver(main)

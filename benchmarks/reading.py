@@ -1,28 +1,37 @@
-"""How fast tiles are read: against a loop over OpenSlide, and against decoding the stored tiles alone."""
+"""Reading tiles against a loop over OpenSlide, and against decoding the stored tiles alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import openslide
 import simplejpeg
-import typer
-from rich.console import Console
-from rich.progress import track
 
+from benchmarks.common import (
+    MACHINE,
+    PAGES,
+    REAL_SLIDE,
+    WORK,
+    Pages,
+    Trials,
+    alternate,
+    in_own_process,
+    median_ratio,
+    peak_bytes,
+    run_driver,
+    seconds_of,
+    table,
+    write_page,
+)
 from client.arrays import Pixels
 from client.reading.jpeg_reader import stored_tiles
 from client.reading.openslide_reader import OpenSlideReader
@@ -32,20 +41,16 @@ from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from training.cohort.pyramid import write_pyramid
 
-REAL = Path("build/CMU-1-Small-Region.svs")
-FOLDER = Path("build/bench")
 SIZE = (40_000, 36_000)  # 22,137 tiles
-STEP = 16  # tiles a thread takes at once, in every method
-SAMPLE, SLOW_SAMPLE = 2400, 480  # tiles a round
+TILES_PER_TASK = 16  # of a thread, in every method
+SAMPLE, SLOW_SAMPLE = 2400, 480  # tiles per trial
 
 T = TypeVar("T")
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One slide and the tiles asked of it."""
+    """One slide, and the tiles to read of it."""
 
     name: str
     path: Path
@@ -60,19 +65,20 @@ class Case:
 
 def cases() -> list[Case]:
     """The real slide and two large ones made of it, written where they are not there yet."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with open_slide(REAL) as slide:
+    folder = WORK / "slides"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_slide(REAL_SLIDE) as slide:
         picture = slide.read(0, (0, 0), slide.dimensions)
     large = {}
     for tile in (256, 240):
-        large[tile] = FOLDER / f"large-{tile}.tif"
+        large[tile] = folder / f"large-{tile}.tif"
         if not large[tile].exists():
             whole = picture[: picture.shape[0] // tile * tile, : picture.shape[1] // tile * tile]
             part = large[tile].with_suffix(".part")
             write_pyramid(part, whole, size=SIZE, tile=tile, levels=(1, 4, 16), bigtiff=True)
             part.replace(large[tile])
     return [
-        Case("real slide, 240-px storage", REAL),
+        Case("real slide, 240-px storage", REAL_SLIDE),
         Case("large, 256-px storage", large[256]),
         Case("large, 240-px storage", large[240]),
         Case("large, 256-px storage, 0.25 mpp", large[256], 0.25),
@@ -80,11 +86,11 @@ def cases() -> list[Case]:
 
 
 Method = Callable[[Case, int], tuple[int, float]]
-"""Reads some tiles of a case by so many threads; how many, and in how many seconds."""
+"""Reads tiles of a case with a number of threads; how many tiles, and in how many seconds."""
 
 
 def loop(case: Case, threads: int) -> tuple[int, float]:
-    """`read_region` of every whole tile, RGB, crop: what one writes first."""
+    """`read_region` of every whole tile, RGB, crop: the straightforward loop."""
     plan = case.plan(SLOW_SAMPLE)
     size = plan.tile_size
     margin = (plan.tile_px - plan.crop_px) // 2
@@ -122,16 +128,16 @@ def _openslide(
 
 
 def client(case: Case, threads: int) -> tuple[int, float]:
-    """`read_tiles`, less opening: that is reported apart."""
+    """`read_tiles`, without opening, which is reported separately."""
     plan = case.plan(SAMPLE)
-    began = time.perf_counter()
+    start = time.perf_counter()
     with closing(open_reader(plan)) as reader:
-        opening = time.perf_counter() - began
+        opening = time.perf_counter() - start
         assert reader.name == "jpeg tiles", reader.reason
-    began = time.perf_counter()
+    start = time.perf_counter()
     count = sum(int(batch.valid.sum()) for batch in read_tiles(plan, workers=threads))
     assert count == len(plan)
-    return count, time.perf_counter() - began - opening
+    return count, time.perf_counter() - start - opening
 
 
 def client_openslide(case: Case, threads: int) -> tuple[int, float]:
@@ -175,15 +181,15 @@ def decode(case: Case, threads: int) -> tuple[int, float]:
 
 
 def _timed(work: Callable[[list[T]], None], items: list[T], threads: int) -> float:
-    """Seconds that a pool takes for `items`, STEP at a time."""
-    began = time.perf_counter()
+    """Seconds that a pool takes for `items`, TILES_PER_TASK at a time."""
+    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [items[low : low + STEP] for low in range(0, len(items), STEP)]))
-    return time.perf_counter() - began
+        list(pool.map(work, [items[i : i + TILES_PER_TASK] for i in range(0, len(items), TILES_PER_TASK)]))
+    return time.perf_counter() - start
 
 
 METHODS: dict[str, Method] = {
-    "OpenSlide, `read_region` a tile": loop,
+    "OpenSlide, `read_region` per tile": loop,
     "OpenSlide, only the middle read": middle_loop,
     "client, through OpenSlide": client_openslide,
     "**client, stored JPEG tiles**": client,
@@ -192,97 +198,70 @@ METHODS: dict[str, Method] = {
 LOOP, MIDDLE, _, CLIENT, LIMIT = METHODS
 
 
-@app.command()
-def run(
-    rounds: Annotated[int, typer.Option(help="Rounds; every round runs every method once, by turns.")] = 5,
-    out: Annotated[Path, typer.Option(help="Where the tables go.")] = Path("docs/benchmarks/reading.md"),
-) -> None:
-    """Measure tile reading and write the tables, for example: python -m benchmarks.reading --rounds 3"""
+def main(trials: Trials = 5, pages: Pages = PAGES) -> None:
+    """Measure tile reading."""
     measured = cases()
+
+    def rate(case: Case, threads: int, method: str) -> float:
+        count, seconds = METHODS[method](case, threads)
+        return count / seconds
+
     keys = [(case, threads, method) for case in measured for threads in (1, 2) for method in METHODS]
-    rates: dict[tuple[Case, int, str], list[float]] = {key: [] for key in keys}
-    for turn in track(range(rounds), "reading"):
-        for case, threads, method in keys if turn % 2 else keys[::-1]:
-            count, seconds = METHODS[method](case, threads)
-            rates[case, threads, method].append(count / seconds)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(_report(measured, rates, rounds)) + "\n")
-    Console().print(f"written: {out}")
+    rates = alternate({key: partial(rate, *key) for key in keys}, trials)
+    write_page(pages / "reading.md", _page(measured, rates, trials))
 
 
-def _report(
-    measured: list[Case], rates: dict[tuple[Case, int, str], list[float]], rounds: int
-) -> Iterator[str]:
-    yield "# Reading tiles"
-    yield ""
-    yield (
-        f"`make bench-reading`: {platform.machine()}, {_cores()} cores, {rounds} rounds, methods by turns. "
-        "Tiles a second (median), and in brackets the median of the rounds' ratios to the first line. "
-        "256-px tiles of 0.5 mpp, the middle 224 px delivered; files in the page cache; opening is apart."
-    )
-    for case in measured:
-        yield ""
-        yield f"## {case.name}: {len(case.plan(SAMPLE))} tiles"
-        yield ""
-        yield "| | 1 thread | 2 threads |"
-        yield "|---|---|---|"
-        for method in METHODS:
-            cells = []
-            for threads in (1, 2):
-                own, base = rates[case, threads, method], rates[case, threads, LOOP]
-                cells.append(f"{statistics.median(own):,.0f} ({_ratio(own, base):.1f})")
-            yield f"| {method} | {' | '.join(cells)} |"
-        for other, said in (
-            (MIDDLE, "the client to OpenSlide's middles"),
-            (LIMIT, "the client to the limit"),
-        ):
-            cells = [f"{_ratio(rates[case, n, CLIENT], rates[case, n, other]):.2f}" for n in (1, 2)]
-            yield f"| *{said}* | {' | '.join(cells)} |"
-        yield ""
-        yield f"Opening, with the proof against OpenSlide: {_opening(case) * 1e3:.0f} ms."
-    yield ""
-    yield "## Memory"
-    yield ""
-    yield "Peak resident memory, MiB, of a process that plans a slide and reads its first tiles by 2 threads."
-    yield ""
-    yield "| | 2,000 tiles | 20,000 tiles | ratio |"
-    yield "|---|---|---|---|"
+def _page(measured: list[Case], rates: dict[tuple[Case, int, str], list[float]], trials: int) -> str:
+    sections = "\n".join(_section(case, rates) for case in measured)
+    memory = []
     for case in measured[1:3]:
-        few, many = _peak(case, 2_000), _peak(case, 20_000)
-        yield f"| {case.name} | {few:.0f} | {many:.0f} | {many / few:.2f} |"
+        few, many = (in_own_process(peak_of_reading, case, count) / 2**20 for count in (2_000, 20_000))
+        memory.append(f"{case.name} | {few:.0f} | {many:.0f} | {many / few:.2f}")
+    return f"""# Reading tiles
+
+`make bench NAME=reading`: {MACHINE}, {trials} trials, methods alternately. Tiles per second (median), and in
+brackets the median of the trials' ratios to the first line. 256-px tiles of 0.5 mpp, the middle 224 px
+delivered; files in the page cache; opening is separate.
+
+{sections}
+## Memory
+
+Peak resident memory, MiB, of a process that plans a slide and reads its first tiles with 2 threads.
+
+{table("| 2,000 tiles | 20,000 tiles | ratio", memory)}
+"""
 
 
-def _ratio(own: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(own, base, strict=True))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _opening(case: Case) -> float:
+def _section(case: Case, rates: dict[tuple[Case, int, str], list[float]]) -> str:
+    rows = []
+    for method in METHODS:
+        cells = []
+        for threads in (1, 2):
+            own, base = rates[case, threads, method], rates[case, threads, LOOP]
+            cells.append(f"{statistics.median(own):,.0f} ({median_ratio(own, base):.1f})")
+        rows.append(f"{method} | {' | '.join(cells)}")
+    for other, text in (
+        (MIDDLE, "the client to OpenSlide's middles"),
+        (LIMIT, "the client to the limit"),
+    ):
+        one, two = (median_ratio(rates[case, n, CLIENT], rates[case, n, other]) for n in (1, 2))
+        rows.append(f"*{text}* | {one:.2f} | {two:.2f}")
     plan = case.plan(SAMPLE)
-    seconds = []
-    for _ in range(9):
-        began = time.perf_counter()
-        open_reader(plan).close()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    opening = statistics.median(seconds_of(lambda: open_reader(plan).close()) for _ in range(9))
+    return f"""## {case.name}: {len(plan)} tiles
+
+{table("| 1 thread | 2 threads", rows)}
+
+Opening, with the comparison with OpenSlide: {opening * 1e3:.0f} ms.
+"""
 
 
-def _peak(case: Case, count: int) -> float:
-    """MiB; in a process of its own, for a peak never falls."""
-    code = "import sys; from benchmarks.reading import peak; peak(sys.argv[1], int(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(case.path), str(count)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def peak(path: str, count: int) -> None:
-    """Read tiles and print the peak of resident memory, MiB."""
-    for _ in read_tiles(Case("", Path(path)).plan(count)):
+def peak_of_reading(case: Case, count: int) -> int:
+    """This process's peak in bytes after reading tiles."""
+    for _ in read_tiles(case.plan(count)):
         pass
-    typer.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return peak_bytes()
 
 
 if __name__ == "__main__":
-    app()
+    run_driver(main)

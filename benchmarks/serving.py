@@ -1,17 +1,13 @@
-"""`make bench-serving`: a slide's stages and every load beside bare sessions; what each setting does.
+"""A slide's stages and every kind of request against bare ONNX Runtime sessions, and every setting.
 
-Writes serving.md, .csv and .png, and tuning.md, to docs/benchmarks or where `--pages` says. Every comparison
-is measured in turns within one run (client/benchmark), for this machine's speed changes from minute to
-minute.
+Writes serving.md, .csv and .png, and tuning.md. Comparisons are measured alternately (client/benchmark).
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +17,21 @@ import typer
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.client import fresh, slide_of
+from benchmarks.common import (
+    MACHINE,
+    PAGES,
+    WORK,
+    Pages,
+    alternate,
+    exported,
+    fresh_folder,
+    median_ratio,
+    run_driver,
+    seconds_of,
+    slide_of,
+    table,
+    write_page,
+)
 from client.batch.job import BatchJob, process_slide
 from client.benchmark import report
 from client.benchmark.baseline import local_sessions
@@ -39,10 +49,10 @@ from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
 from server.local import run_triton
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "docs" / "benchmarks"
-MACHINE = f"{report.cpu_name()}, {os.cpu_count()} cores"
+PRESETS = ("demo", "gigapath-flash")
+TRIALS = 3
 SLIDE_TILES = 1280
+BARE = "tile encoder, bare session"
 THROUGHPUT = Throughput()
 Edit = Callable[[str, Any], None]
 
@@ -53,7 +63,7 @@ def bounded_queue(model: str, config: Any) -> None:
 
 
 def delay(milliseconds: int) -> Edit:
-    """How long the batcher waits for more tiles."""
+    """Set how long the batcher waits for more tiles."""
 
     def edit(model: str, config: Any) -> None:
         if model == "tile_encoder":
@@ -63,7 +73,7 @@ def delay(milliseconds: int) -> Edit:
 
 
 def batches_of(tiles: int) -> Edit:
-    """How many tiles the batcher joins before it stops waiting."""
+    """Set how many tiles the batcher joins before it stops waiting."""
 
     def edit(model: str, config: Any) -> None:
         if model == "tile_encoder":
@@ -90,7 +100,7 @@ def two_instances_of_one_thread(model: str, config: Any) -> None:
     one_thread(model, config)
 
 
-# What is changed, how, and the load (kind, size, requests under way) that shows it.
+# What is changed, how, and the request (kind, tiles, how many in flight) that shows it.
 SETTINGS: tuple[tuple[str, Edit, str, int, int], ...] = (
     ("queue bounded to 64", bounded_queue, "tiles", 8, 1),
     ("queue bounded to 64", bounded_queue, "tiles", 64, 4),
@@ -118,13 +128,13 @@ def edited(repository: Path, target: Path, edit: Edit) -> Path:
 
 def measure(
     repositories: dict[str, Path],
-    loads: Callable[[Contract], list[Workload]],
+    workloads: Callable[[Contract], list[Workload]],
     concurrencies: list[int],
     seconds: float,
     *,
     bare: bool,
 ) -> list[Result]:
-    """Serve every repository at once and measure them in turns."""
+    """Serve every repository at once and measure them alternately."""
     with tempfile.TemporaryDirectory() as logs, ExitStack() as opened:
         targets = {}
         for name, repository in repositories.items():
@@ -132,32 +142,28 @@ def measure(
             targets[name] = opened.enter_context(Connection(Endpoint(server.url)))
         contract = read_contract(next(iter(targets.values())))
         alone = local_sessions(next(iter(repositories.values())), contract) if bare else None
-        return list(sweep(targets, loads(contract), concurrencies, seconds=seconds, rounds=3, baseline=alone))
+        return list(
+            sweep(targets, workloads(contract), concurrencies, seconds=seconds, rounds=TRIALS, baseline=alone)
+        )
 
 
-def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
-    """For each stage of a slide: its name, tiles a second, and that over the bare tile encoder's.
-
-    All stages and the bare session take turns in every round; the median of the rounds' ratios counts.
-    """
+def stages(repository: Path) -> list[tuple[str, float, float]]:
+    """For each stage of a slide: its name, tiles per second, and that over the bare tile encoder's rate."""
     path = slide_of(SLIDE_TILES)
     with open_slide(path) as slide:
         plan = plan_tiles(slide, None)
-    rates: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory() as logs,
         run_triton(repository, log=Path(logs) / "triton.log") as server,
         Connection(Endpoint(server.url), in_flight=THROUGHPUT.in_flight) as connection,
     ):
         contract = read_contract(connection)
-        alone = local_sessions(repository, contract)
+        bare = local_sessions(repository, contract)
         tiles, ensemble = (WORKLOADS[kind](contract, THROUGHPUT.chunk) for kind in ("tiles", "ensemble"))
 
         def read() -> None:
-            assert (
-                sum(int(batch.valid.sum()) for batch in read_tiles(plan, workers=THROUGHPUT.workers))
-                == SLIDE_TILES
-            )
+            batches = read_tiles(plan, workers=THROUGHPUT.workers)
+            assert sum(int(batch.valid.sum()) for batch in batches) == SLIDE_TILES
 
         def send(workload: Workload) -> None:
             requests = [workload.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
@@ -165,121 +171,123 @@ def stages(repository: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
             assert sum(1 for _ in answers) == len(requests)
 
         def score() -> None:
-            work = BatchJob(
-                fresh("stages"), connection.endpoint, contract, TilingOptions(tissue=False), THROUGHPUT
-            )
-            record = process_slide(work, SlideSource(path, "slide"), connection)
+            out = fresh_folder(WORK / "serving")
+            job = BatchJob(out, connection.endpoint, contract, TilingOptions(tissue=False), THROUGHPUT)
+            record = process_slide(job, SlideSource(path, "slide"), connection)
             assert (record.status, record.tiles) == (OK, SLIDE_TILES), record
 
-        steps: dict[str, Callable[[], None]] = {
-            "reading the slide": read,
-            "tile encoder through Triton": lambda: send(tiles),
-            f"ensemble through Triton, a slide of each {THROUGHPUT.chunk} tiles": lambda: send(ensemble),
-            "`client score`: reading, encoding, slide encoder, writing": score,
-        }
+        def rate(stage: Callable[[], None]) -> Callable[[], float]:
+            return lambda: SLIDE_TILES / seconds_of(stage)
+
         score()
-        for _ in range(rounds):
-            rates.setdefault("tile encoder, bare session", []).append(alone(tiles, 3.0))
-            for name, step in steps.items():
-                began = time.perf_counter()
-                step()
-                rates.setdefault(name, []).append(SLIDE_TILES / (time.perf_counter() - began))
-    bare = rates["tile encoder, bare session"]
-    return [
-        (name, statistics.median(rate), statistics.median(r / b for r, b in zip(rate, bare, strict=True)))
-        for name, rate in rates.items()
-    ]
+        rates = alternate(
+            {
+                BARE: lambda: bare(tiles, 3.0),
+                "reading the slide": rate(read),
+                "tile encoder through Triton": rate(lambda: send(tiles)),
+                f"ensemble through Triton, a slide of each {THROUGHPUT.chunk} tiles": rate(
+                    lambda: send(ensemble)
+                ),
+                "`client score`: reading, encoding, slide encoder, writing": rate(score),
+            },
+            TRIALS,
+        )
+    return [(name, statistics.median(own), median_ratio(own, rates[BARE])) for name, own in rates.items()]
 
 
 def write_serving(repository: Path, seconds: float, pages: Path) -> None:
-    """A slide's stages, and every kind of request, beside bare sessions."""
-    slide = [f"| {name} | {rate:,.0f} | {ratio:.2f} |" for name, rate, ratio in stages(repository)]
+    """A slide's stages, the tile encoders and every kind of request, against bare sessions."""
+    stage_rows = [f"{name} | {rate:,.0f} | {ratio:.2f}" for name, rate, ratio in stages(repository)]
+    preset_rows = []
+    for preset in PRESETS:
+        served = {"local": exported(preset)}
+        (r,) = measure(served, lambda contract: [WORKLOADS["tiles"](contract, 64)], [2], seconds, bare=True)
+        assert r.baseline is not None
+        preset_rows.append(f"{preset} | {r.baseline:.1f} | {r.rate:.1f} | {r.rate / r.baseline:.3f}")
 
-    def loads(contract: Contract) -> list[Workload]:
+    def workloads(contract: Contract) -> list[Workload]:
         sizes = {"tiles": (1, 8, 32, 64), "ensemble": (64,), "slides": (200, 2000), "occlusion": (200,)}
         return [WORKLOADS[kind](contract, size) for kind in sizes for size in sizes[kind]]
 
-    points = measure({"local": repository}, loads, [1, 2, 4], seconds, bare=True)
-    report.write_csv(pages / "serving.csv", points)
-    report.write_plot(pages / "serving.png", points)
-    rows = [
-        f"| {p.kind} | {p.tiles_per_request} | {p.concurrency} | {p.rate:.3g} {p.unit} "
-        f"| {p.rate / (p.baseline or 1):.2f} | {p.p50_us / 1e3:.0f} | {p.p95_us / 1e3:.0f} "
-        f"| {p.queue_us / 1e3:.0f} | {p.compute_infer_us / 1e3:.0f} | {p.batch:.0f} |"
-        for p in points
-    ]
-    head = "| kind | tiles in a request | under way | a second | of bare | p50 ms | p95 ms | queue ms "
-    head += "| compute ms | batch |"
-    text = f"""# Serving
+    results = measure({"local": repository}, workloads, [1, 2, 4], seconds, bare=True)
+    pages.mkdir(parents=True, exist_ok=True)
+    report.write_csv(pages / "serving.csv", results)
+    report.write_plot(pages / "serving.png", results)
+    request_rows = (
+        f"{r.kind} | {r.tiles_per_request} | {r.concurrency} | {r.rate:.3g} {r.unit} "
+        f"| {r.rate / (r.baseline or 1):.2f} | {r.p50_us / 1e3:.0f} | {r.p95_us / 1e3:.0f} "
+        f"| {r.queue_us / 1e3:.0f} | {r.compute_infer_us / 1e3:.0f} | {r.batch:.0f}"
+        for r in results
+    )
+    header = "kind | tiles per request | in flight | per second | of bare | p50 ms | p95 ms | queue ms"
+    page = f"""# Serving
 
-Written by `make bench-serving`: demo preset, fp32, Triton 2.51 with the Python ONNX Runtime backend, gRPC on
-loopback; client, server and the bare sessions share one machine ({MACHINE}). *Of bare* is the rate divided
-by that of a bare ONNX Runtime session with the same graphs, measured in turns (medians of 3 rounds): the
-ratio is what to read here. The rates belong to a toy model on a small machine. No GPU was at hand.
+Written by `make bench NAME=serving`: fp32, Triton 2.51 with the Python ONNX Runtime backend, gRPC on
+loopback; client, server and the bare sessions share one machine ({MACHINE}, no GPU). *Of bare* is the rate
+divided by that of a bare ONNX Runtime session with the same graphs, measured alternately (medians of {TRIALS}
+trials): the ratio is what to read here. Where no preset is named it is `demo`, a small model.
 
 ## Every stage of a slide
 
-{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight;
-next to the tile encoder's bare session.
+{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight, next
+to the tile encoder's bare session.
 
-| stage | tiles a second | of bare |
-|---|---|---|
-{chr(10).join(slide)}
+{table("stage | tiles per second | of bare", stage_rows)}
+
+## The tile encoder of two presets
+
+Requests of 64 tiles (9.6 MB), 2 in flight, medians of {TRIALS} trials.
+
+{table("preset | bare session, tiles per second | through Triton, tiles per second | of bare", preset_rows)}
 
 ## Every kind of request
 
-{head}
-|{"---|" * 10}
-{chr(10).join(rows)}
+{table(f"{header} | compute ms | batch", request_rows)}
 
-![Throughput over requests under way](serving.png)
+![Throughput over requests in flight](serving.png)
 """
-    (pages / "serving.md").write_text(text)
+    write_page(pages / "serving.md", page)
 
 
 def write_tuning(repository: Path, seconds: float, pages: Path) -> None:
     """Every setting against the repository as it is."""
     rows = []
-    for name, edit, kind, size, under_way in SETTINGS:
+    for name, edit, kind, size, in_flight in SETTINGS:
         with tempfile.TemporaryDirectory() as scratch:
             other = edited(repository, Path(scratch) / "models", edit)
-            points = measure(
+            before, after = measure(
                 {"as it is": repository, "changed": other},
                 lambda contract, kind=kind, size=size: [WORKLOADS[kind](contract, size)],  # type: ignore[misc]
-                [under_way],
+                [in_flight],
                 seconds,
                 bare=False,
             )
-        before, after = points
         rows.append(
-            f"| {name} | {kind} {size} | {under_way} | {after.rate / before.rate:.2f} "
+            f"{name} | {kind} {size} | {in_flight} | {after.rate / before.rate:.2f} "
             f"| {before.p50_us / 1e3:.0f} → {after.p50_us / 1e3:.0f} "
             f"| {before.p95_us / 1e3:.0f} → {after.p95_us / 1e3:.0f} "
-            f"| {before.batch:.1f} → {after.batch:.1f} |"
+            f"| {before.batch:.1f} → {after.batch:.1f}"
         )
-    text = f"""# Settings
+    page = f"""# Settings
 
-Written by `make bench-serving`: a setting of `config.pbtxt` changed, against the repository as it is; two
-servers measured in turns on one machine ({MACHINE}; medians of 3 rounds, demo preset, fp32, no GPU).
+Written by `make bench NAME=serving`: a setting of `config.pbtxt` changed, against the repository as it is;
+two servers measured alternately on one machine ({MACHINE}; medians of {TRIALS} trials, demo preset, fp32, no
+GPU).
 
-| change | load | under way | rate, to before | p50 ms | p95 ms | batch |
-|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
+{table("change | request | in flight | rate, to before | p50 ms | p95 ms | batch", rows)}
 """
-    (pages / "tuning.md").write_text(text)
+    write_page(pages / "tuning.md", page)
 
 
 def main(
-    repository: Annotated[Path, typer.Option(help="The exported model repository.")] = ROOT
-    / "model_repository",
-    seconds: Annotated[float, typer.Option(help="Seconds of a round.")] = 2.0,
-    pages: Annotated[Path, typer.Option(help="Where the pages go.")] = PAGES,
+    seconds: Annotated[float, typer.Option(help="Seconds of a trial.")] = 2.0,
+    pages: Pages = PAGES,
 ) -> None:
-    """Measure a local Triton and write the pages."""
-    pages.mkdir(parents=True, exist_ok=True)
+    """Measure a local Triton."""
+    repository = exported("demo")
     write_serving(repository, seconds, pages)
     write_tuning(repository, seconds, pages)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_driver(main)
