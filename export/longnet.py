@@ -1,4 +1,4 @@
-"""Dilated attention in ONNX: laid out once a forward, few nodes a layer, no score matrix.
+"""Dilated attention in ONNX: laid out once per forward, few nodes per layer, no score matrix.
 
 Tracing `training.models.dilated_attention` itself gives the same numbers, but several times the nodes, and
 its symbolic shape arithmetic takes minutes. So the encoder is traced with another backend,
