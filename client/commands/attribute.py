@@ -27,7 +27,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import MaskProgress, explanation_table, tile_progress
+from .view import MaskProgress, explanation_table, tile_progress, warn_untrained
 
 _METHOD, _INSIDE = "Method", "Inside tiles (needs the slide)"
 
@@ -165,9 +165,6 @@ def command(
 
     `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
     """
-    # matplotlib takes longer to import than everything else: not for `--help` and the other commands.
-    from ..attribution.render.files import write_explanation, write_tile_maps
-
     console = Console()
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
@@ -188,6 +185,9 @@ def command(
         embedded = read_embedded(h5)
         cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
+        # matplotlib takes longer to import than everything else: not for `--help`, errors and other commands.
+        from ..attribution.render.files import write_explanation, write_tile_maps
+
         targets: list[str | None] = [*target] if target else [None]
         for name in targets:
             with MaskProgress() as bar:
@@ -209,8 +209,7 @@ def command(
                     written += write_tile_maps(
                         explanation, folder, opened, encode, maps.count, maps.score, maps.fill
                     )
-            if not contract.trained:
-                console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+            warn_untrained(console, contract)
             console.print(explanation_table(explanation, forward.bytes_sent))
             for warning in explanation.reliability.warnings() if explanation.reliability else []:
                 console.print(warning, style="yellow", markup=False)

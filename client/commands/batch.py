@@ -23,7 +23,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import BatchView
+from .view import BatchView, warn_untrained
 
 
 @options.shares(
@@ -76,8 +76,7 @@ def command(
     with Connection(endpoint) as connection:
         contract = read_contract(connection)
     console = options.console
-    if not contract.trained:
-        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+    warn_untrained(console, contract)
     job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
     with exclusive_output(out), BatchView(console, todo.slides) as view:
         pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.watch)

@@ -27,6 +27,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
+from .view import warn_untrained
 
 
 @options.shares(endpoint=options.endpoint)
@@ -98,8 +99,7 @@ def command(
     for name, _, tiles, label, mean, stderr in rows:
         table.add_row(name, tiles, label, f"{float(mean):+.4g}", f"{float(stderr):.2g}" if stderr else "")
     console.print(table)
-    if not contract.trained:
-        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+    warn_untrained(console, contract)
     console.print(str(path), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -20,7 +20,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import tile_progress
+from .view import tile_progress, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -63,8 +63,7 @@ def command(
 
 def _report(console: Console, scored: ScoredSlide, contract: Contract, record: SlideRecord) -> None:
     """The short table at the end."""
-    if not contract.trained:
-        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
+    warn_untrained(console, contract)
     if record.reason:
         console.print(f"degraded: {record.reason}", style="yellow", markup=False)
     plan = scored.plan

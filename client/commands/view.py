@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from gigapath_contract.schema import Contract
+
 from ..attribution.explain import ExplainProgress, Explanation
 from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
@@ -24,6 +26,12 @@ from ..scoring.score import SlideSource
 from . import options
 
 _COLOURS = {OK: "green", FAILED: "red"}
+
+
+def warn_untrained(console: Console, contract: Contract) -> None:
+    """Print a warning where the served weights are not trained."""
+    if not contract.trained:
+        console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
 
 
 @contextmanager
