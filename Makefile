@@ -44,7 +44,7 @@ endif
 EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
           $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION))
 export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16]
-	$(BIN)/python -m export $(EXPORT)
+	$(BIN)/python -m export run $(EXPORT)
 
 serve: $(ALL) $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
 	$(BIN)/python -m server

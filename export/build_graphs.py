@@ -16,7 +16,7 @@ from export.graphs import occlusion_graph, slide_graph, tile_graph, write_graph
 from export.occlusion import max_mask_tokens
 from export.parity import GATES, Report, make_report
 from export.precision import halve
-from export.repository import HOME
+from export.repository import EXPORT_MODEL
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
 from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
 from gigapath_contract.schema import (
@@ -36,7 +36,7 @@ GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 
 def build(
     models: Models,
-    stage: Path,
+    staging: Path,
     *,
     slide: Path,
     precision: str,
@@ -45,7 +45,7 @@ def build(
     versions: dict[str, str],
     progress: Callable[[str], None],
 ) -> tuple[Contract, Report]:
-    """Write `<model>/model.onnx`, `parity.json` and `reference.npz` into `stage`.
+    """Write `<model>/model.onnx`, `parity.json` and `reference.npz` into `staging`.
 
     `models` is modified and moved to the meta device.
     """
@@ -66,21 +66,21 @@ def build(
             halve(models.slide_model.encoder, widen=True)
             halved = True
         graph = (slide_graph if model == "slide_encoder" else occlusion_graph)(models.slide_model)
-        write_graph(graph, stage / model / "model.onnx")
+        write_graph(graph, staging / model / "model.onnx")
     progress("tracing tile_encoder")
     if precision == "fp16":
         halve(models.tile.vit, widen=False)
-    write_graph(tile_graph(models.tile), stage / "tile_encoder" / "model.onnx")
+    write_graph(tile_graph(models.tile), staging / "tile_encoder" / "model.onnx")
     # Free the weights before ONNX Runtime loads its own copy.
     models.tile.to("meta")
     models.slide_model.to("meta")
 
     progress("comparing ONNX Runtime with PyTorch")
     gates = {model: GATES[precisions[model]] for model in GRAPHS}
-    report = make_report(reference.cases(), Sessions(stage), precision, gates)
-    contract = replace(contract, export_id=_export_id(contract, stage))
-    (stage / HOME / "parity.json").write_text(report.to_json() + "\n")
-    write_reference(stage / HOME / "reference.npz", reference, contract, gates)
+    report = make_report(reference.cases(), Sessions(staging), precision, gates)
+    contract = replace(contract, export_id=_export_id(contract, staging))
+    (staging / EXPORT_MODEL / "parity.json").write_text(report.to_json() + "\n")
+    write_reference(staging / EXPORT_MODEL / "reference.npz", reference, contract, gates)
     return contract, report
 
 
@@ -157,11 +157,11 @@ def _contract(
     )
 
 
-def _export_id(contract: Contract, stage: Path) -> str:
+def _export_id(contract: Contract, staging: Path) -> str:
     """Digest of the graphs' bytes and of the contract without `export_id`, `version` and `versions`."""
     digest = hashlib.sha256()
     for model in GRAPHS:
-        for path in sorted((stage / model).iterdir()):
+        for path in sorted((staging / model).iterdir()):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{model}/{path.name} {content}\n".encode())

@@ -1,6 +1,4 @@
-"""Proof without a GPU that the graphs go through a TensorRT builder: TensorRT-RTX builds for a named kind
-of GPU.
-"""
+"""Test the graphs without a GPU: TensorRT-RTX builds their engines for named compute capabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from export.engines import GRAPHS, profiles
 from export.errors import ExportError
-from export.repository import read_contract, served_version
+from export.repository import served_contract
 from export.tensorrt_builder import Profile, build_engine
 
 CAPABILITIES = ("SM80", "SM89")
@@ -23,7 +21,7 @@ CAPABILITIES = ("SM80", "SM89")
 
 @dataclass(frozen=True)
 class Check:
-    """One engine that was built and thrown away."""
+    """One engine that was built as a test and discarded."""
 
     model: str
     capability: str
@@ -40,18 +38,15 @@ def check_engines(
     Raises:
         ExportError: nothing is exported, TensorRT-RTX is not installed, or a graph does not build.
     """
-    version = served_version(repository)
-    if version is None:
-        raise ExportError(f"nothing is exported into {repository}: run make export")
-    contract = read_contract(repository, version)
+    contract = served_contract(repository)
     for model in GRAPHS:
         for capability in capabilities:
             shapes = profiles(model, contract, max_tiles, max_masks)
-            yield check_engine(repository / model / str(version) / "model.onnx", shapes, capability)
+            yield check_engine(repository / model / str(contract.version) / "model.onnx", shapes, capability)
 
 
 def check_engine(onnx_file: Path, shapes: list[Profile], capability: str) -> Check:
-    """Build one engine in a process of its own, since a builder's crash would take ours along."""
+    """Build one engine in a separate process, since a crash of the builder ends its process."""
     began = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,25 +15,35 @@ from export.errors import ExportError
 from export.export import ExportResult, export_preset
 from export.fingerprint import ROOT
 from export.parity import ParityError, Report
-from export.repository import list_versions, remove_version
+from export.repository import list_versions, remove_version, serve_version
+from gigapath_contract.schema import Contract
 from training.errors import TrainingError
 
 app = typer.Typer(
-    help="Export the models into a Triton repository: ONNX graphs, held to PyTorch by a parity report.",
-    invoke_without_command=True,
+    help="Export PyTorch models to ONNX and TensorRT, and manage the versions in a Triton model repository.",
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 console = Console(highlight=False)
-Repository = Annotated[Path, typer.Option(help="The model repository.", envvar="MODEL_REPOSITORY")]
-MaxTiles = Annotated[int, typer.Option(help="Tiles of the largest slide that the engines take.")]
+stderr = Console(stderr=True, highlight=False)
+Repository = Annotated[Path, typer.Option(help="Model repository.", envvar="MODEL_REPOSITORY")]
+Number = Annotated[int, typer.Argument(help="Version number, as `versions` lists it.", metavar="VERSION")]
+MaxTiles = Annotated[int, typer.Option(help="Tiles of the largest slide that the engines accept.")]
 MaxMasks = Annotated[int, typer.Option(help="Masks of the largest occlusion request.")]
 DEFAULT_REPOSITORY = ROOT / "model_repository"
 
 
 @app.callback()
 def export_command(
-    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+) -> None:
+    """Export PyTorch models to ONNX and TensorRT, and manage the versions in a Triton model repository."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+
+
+@app.command("run")
+def run_command(
     preset: Annotated[
         str | None, typer.Option(help="demo, gigapath-flash or gigapath.", show_default="demo")
     ] = None,
@@ -50,13 +59,11 @@ def export_command(
     occlusion_precision: Annotated[str, typer.Option(help="Precision of slide_occlusion.")] = "fp32",
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
-    """Export a preset: trace, compare with PyTorch, and install as the repository's next version.
+    """Export a preset: trace, compare with PyTorch, install as the next version and serve it.
 
-    Example: python -m export --preset gigapath --weights hf-hub:prov-gigapath/prov-gigapath --precision fp16
+    Example: python -m export run --preset gigapath --weights hf-hub:prov-gigapath/prov-gigapath
     """
-    if context.invoked_subcommand is not None:
-        return
-    with Console(stderr=True).status("exporting") as status:
+    with stderr.status("exporting") as status:
         result = export_preset(
             preset,
             repository=repository,
@@ -72,18 +79,18 @@ def export_command(
 
 def show(result: ExportResult) -> None:
     """Print the parity table and what was installed."""
-    contract = json.loads(result.contract)
+    contract = Contract.parse(result.contract)
     if result.report is not None:
         console.print(parity_table(result.report))
     made = "exported" if result.report is not None else "unchanged"
     console.print(
-        f"[bold]{made}[/]: {contract['preset']} {contract['precision']}, export {contract['export_id']}, "
+        f"[bold]{made}[/]: {contract.preset} {contract.precision}, export {contract.export_id}, "
         f"is version {result.version} "
         f"({result.seconds:.1f} s, {result.peak_memory_bytes / 2**30:.1f} GiB at most)"
     )
     console.print(f"contract, parity report and reference: {result.folder}", soft_wrap=True)
-    if not contract["trained"]:
-        console.print("[yellow]These weights are untrained: what they return means nothing.")
+    if not contract.trained:
+        console.print("[yellow]These weights are untrained: their outputs carry no meaning.")
 
 
 def parity_table(report: Report) -> Table:
@@ -114,11 +121,22 @@ def versions_command(repository: Repository = DEFAULT_REPOSITORY) -> None:
     console.print(table)
 
 
+@app.command("serve")
+def serve_command(version: Number, repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """Serve an installed version, such as an earlier one, from Triton's next start on.
+
+    Example: python -m export serve 1
+    """
+    contract = serve_version(repository, version)
+    console.print(
+        f"version {version} is served: {contract.preset} {contract.precision}, export {contract.export_id}; "
+        "restart Triton to load it",
+        soft_wrap=True,
+    )
+
+
 @app.command("remove")
-def remove_command(
-    version: Annotated[int, typer.Argument(help="Number of the version.")],
-    repository: Repository = DEFAULT_REPOSITORY,
-) -> None:
+def remove_command(version: Number, repository: Repository = DEFAULT_REPOSITORY) -> None:
     """Remove an installed version that is not the one served."""
     remove_version(repository, version)
     console.print(f"removed version {version}")
@@ -131,28 +149,31 @@ def engines_command(
     max_masks: MaxMasks = 16,
     tensorrt: Annotated[
         str | None,
-        typer.Option(help="The server's TensorRT, which `make engines` asks its image for; else any."),
+        typer.Option(help="TensorRT version of the server (default: accept the installed one)."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only refuse engines that do not fit.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build nothing; fail if an engine is missing or stale.")
+    ] = False,
 ) -> None:
-    """Build TensorRT engines of the version served, on this machine's GPU, and the configs that serve them.
+    """Build TensorRT engines of the served version on this machine's GPU, and the configs that serve them.
 
     Example: make engines && MODEL_CONFIG=tensorrt docker compose up triton
     """
     from export import engines
 
     if check:
+        gpu = engines.find_gpu()
         version = tensorrt or engines.import_tensorrt().__version__
-        engines.check_sidecars(repository, gpu=engines.find_gpu(), tensorrt=version)
-        console.print("the engines fit")
+        engines.check_metadata(repository, gpu=gpu, tensorrt=version)
+        console.print("the engines are up to date")
         return
-    with Console(stderr=True).status("building engines") as status:
+    with stderr.status("building engines") as status:
         plans = engines.build_engines(
             repository,
             max_tiles=max_tiles,
             max_masks=max_masks,
             tensorrt=tensorrt,
-            progress=lambda step: status.update(step),
+            progress=status.update,
         )
     for plan in plans.values():
         console.print(str(plan), soft_wrap=True)
@@ -162,13 +183,13 @@ def engines_command(
 def check_engines_command(
     repository: Repository = DEFAULT_REPOSITORY, max_tiles: MaxTiles = 20_000, max_masks: MaxMasks = 16
 ) -> None:
-    """Prove without a GPU that TensorRT takes the graphs: build them with TensorRT-RTX for SM80 and SM89."""
+    """Test without a GPU that TensorRT accepts the graphs: TensorRT-RTX builds them for SM80 and SM89."""
     from export.check_engines import check_engines
 
     table = Table(
         "model", "for", "layers", "MiB", "seconds", title="Engines built without a GPU (TensorRT-RTX)"
     )
-    with Console(stderr=True).status("building engines"):
+    with stderr.status("building engines"):
         for check in check_engines(repository, max_tiles=max_tiles, max_masks=max_masks):
             size = f"{check.size_bytes / 2**20:.1f}"
             table.add_row(check.model, check.capability, str(check.layers), size, f"{check.seconds:.1f}")
@@ -176,13 +197,17 @@ def check_engines_command(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line and exit code 1."""
-    logging.basicConfig(level=logging.WARNING)
+    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     try:
         app()
     except (ExportError, TrainingError) as error:
         if isinstance(error, ParityError):
             console.print(parity_table(error.report))
-        stderr = Console(stderr=True, highlight=False)
-        stderr.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    stderr.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    sys.exit(1)

@@ -1,7 +1,7 @@
-"""TensorRT engines of the served version: `model.plan` beside `model.onnx`, and the configs that serve them.
+"""TensorRT engines of the served version: `model.plan` next to `model.onnx`, and the configs that serve them.
 
-An engine fits one kind of GPU, one TensorRT and one ONNX file. A sidecar, `model.plan.json`, says which,
-and an engine whose sidecar does not match is refused by name.
+An engine fits one kind of GPU, one version of TensorRT and one ONNX file. `model.plan.json` names them, and
+an engine that does not match is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 from export.configs import engine_config, read_config
 from export.errors import ExportError
-from export.repository import HOME, exclusive, home, read_contract, serve, served_version, write_text
+from export.files import write_bytes, write_text
+from export.repository import EXPORT_MODEL, exclusive, export_folder, serve, served_contract
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
 from gigapath_contract.schema import MODELS, Contract
 
@@ -26,8 +26,8 @@ GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 
 
 @dataclass(frozen=True)
-class Sidecar:
-    """What an engine was built from and for."""
+class EngineMetadata:
+    """What an engine was built from and for, as `model.plan.json` keeps it."""
 
     gpu: str
     tensorrt: str
@@ -35,8 +35,8 @@ class Sidecar:
     max_tiles: int
     max_masks: int
 
-    def differences(self, other: Sidecar) -> str:
-        """The fields in which `other` is something else, in words; empty if none."""
+    def differences(self, other: EngineMetadata) -> str:
+        """The fields in which `other` differs, in words; empty if none."""
         return ", ".join(
             f"{field.name} {getattr(self, field.name)} instead of {getattr(other, field.name)}"
             for field in dataclasses.fields(self)
@@ -52,69 +52,78 @@ def build_engines(
     progress: Callable[[str], None],
     tensorrt: str | None = None,
 ) -> dict[str, Path]:
-    """Build what is missing or stale, on this machine's GPU, and write every model's `tensorrt.pbtxt`.
+    """Build the engines that are missing or stale on this machine's GPU; the engine file of each model.
 
-    `tensorrt` is the version of the server that is to load the engines.
+    Every model gets a `tensorrt.pbtxt`.
+
+    Args:
+        repository: the model repository; the version that it serves gets the engines.
+        max_tiles: tiles of the largest slide that the engines accept.
+        max_masks: masks of the largest occlusion request.
+        progress: called with a line for each step.
+        tensorrt: TensorRT version of the server that will load the engines; None accepts the installed one.
+
     Raises:
-        ExportError: no GPU, no `tensorrt` or another one than the server's, nothing exported, or a graph that
-            does not build.
+        ExportError: no GPU, no `tensorrt` package or not the server's version, nothing exported, or a graph
+            that does not build.
     """
     gpu = find_gpu()
     trt = import_tensorrt()
     check_version(trt.__version__, tensorrt)
     with exclusive(repository):
-        version, contract = _served(repository)
+        contract = served_contract(repository)
+        version = contract.version
         plans = {}
         for model in GRAPHS:
             folder = repository / model / str(version)
-            wanted = Sidecar(gpu, trt.__version__, onnx_digest(folder), max_tiles, max_masks)
+            wanted = EngineMetadata(gpu, trt.__version__, onnx_digest(folder), max_tiles, max_masks)
             plans[model] = folder / "model.plan"
-            reason = stale(plans[model], wanted)
+            reason = stale_reason(plans[model], wanted)
             if reason is None:
-                progress(f"{model}: the engine is there already")
+                progress(f"{model}: the engine is up to date")
                 continue
             progress(f"{model}: building ({reason})")
-            cache = repository / HOME / ".timing_cache"
+            cache = repository / EXPORT_MODEL / ".timing_cache"
             engine = build_engine(
                 trt,
                 folder / "model.onnx",
                 profiles(model, contract, max_tiles, max_masks),
                 timing_cache=cache.read_bytes() if cache.exists() else b"",
             )
-            # The sidecar goes first and comes last: a plan without one is stale.
-            sidecar_file(plans[model]).unlink(missing_ok=True)
-            plans[model].write_bytes(engine.plan)
-            write_text(sidecar_file(plans[model]), json.dumps(dataclasses.asdict(wanted), indent=1) + "\n")
-            cache.write_bytes(engine.timing_cache)
+            # The metadata is removed first and written last: an engine without it counts as stale.
+            metadata_file(plans[model]).unlink(missing_ok=True)
+            write_bytes(plans[model], engine.plan)
+            write_text(metadata_file(plans[model]), json.dumps(dataclasses.asdict(wanted), indent=1) + "\n")
+            write_bytes(cache, engine.timing_cache)
         write_configs(repository, version)
         serve(repository, version)
     return plans
 
 
-def check_sidecars(repository: Path, *, gpu: str, tensorrt: str) -> None:
+def check_metadata(repository: Path, *, gpu: str, tensorrt: str) -> None:
     """Refuse the served version's engines unless they were built from its graphs for this GPU and TensorRT.
 
     Raises:
-        ExportError: it names the engine and what is different.
+        ExportError: an engine is missing or differs; it and the difference are named.
     """
-    version, _ = _served(repository)
+    version = served_contract(repository).version
     for model in GRAPHS:
         plan = repository / model / str(version) / "model.plan"
-        built = read_sidecar(plan)
+        built = read_metadata(plan)
         if built is None:
-            raise ExportError(f"{plan} is missing or has no sidecar: run make engines")
+            raise ExportError(f"{plan} or its {metadata_file(plan).name} is missing: run make engines")
         wanted = dataclasses.replace(built, gpu=gpu, tensorrt=tensorrt, onnx_sha256=onnx_digest(plan.parent))
         if difference := built.differences(wanted):
             raise ExportError(f"{plan} is stale ({difference}): run make engines")
 
 
 def write_configs(repository: Path, version: int) -> None:
-    """Write `tensorrt/<model>.pbtxt` of a version from its served configs."""
-    folder = home(repository, version)
+    """Write `tensorrt/<model>.pbtxt` of a version from its `onnxruntime/<model>.pbtxt`."""
+    folder = export_folder(repository, version)
     for model in MODELS:
-        served = read_config(folder / "onnxruntime" / f"{model}.pbtxt")
+        config = read_config(folder / "onnxruntime" / f"{model}.pbtxt")
         profiles = 3 if model == "tile_encoder" else 1
-        text = engine_config(served, profiles) if model in GRAPHS else str(served)
+        text = engine_config(config, profiles) if model in GRAPHS else str(config)
         write_text(folder / "tensorrt" / f"{model}.pbtxt", text)
 
 
@@ -126,24 +135,24 @@ def profiles(model: str, contract: Contract, max_tiles: int, max_masks: int) -> 
     return slide_profiles(width, max_tiles, max_masks if model == "slide_occlusion" else None)
 
 
-def stale(plan: Path, wanted: Sidecar) -> str | None:
+def stale_reason(plan: Path, wanted: EngineMetadata) -> str | None:
     """Why an engine has to be built, in words; None if it fits."""
-    built = read_sidecar(plan)
+    built = read_metadata(plan)
     if built is None:
         return "there is none"
     return built.differences(wanted) or None
 
 
-def read_sidecar(plan: Path) -> Sidecar | None:
-    """The sidecar of an engine that is there; None if either is missing or the sidecar is of another form."""
+def read_metadata(plan: Path) -> EngineMetadata | None:
+    """The metadata of an engine; None if it or the engine is missing, or it has other fields."""
     try:
-        sidecar = Sidecar(**json.loads(sidecar_file(plan).read_text()))
+        metadata = EngineMetadata(**json.loads(metadata_file(plan).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return sidecar if plan.exists() else None
+    return metadata if plan.exists() else None
 
 
-def sidecar_file(plan: Path) -> Path:
+def metadata_file(plan: Path) -> Path:
     """`model.plan.json`."""
     return plan.with_name(f"{plan.name}.json")
 
@@ -158,10 +167,14 @@ def onnx_digest(folder: Path) -> str:
 
 
 def check_version(installed: str, server: str | None) -> None:
-    """Refuse a TensorRT whose engines the server, of version `server`, could not load.
+    """Refuse a TensorRT whose engines the server could not load.
+
+    Args:
+        installed: version of the `tensorrt` package.
+        server: TensorRT version of the server; None accepts any.
 
     Raises:
-        ExportError
+        ExportError: the two differ.
     """
     if server is not None and installed != server:
         raise ExportError(
@@ -171,22 +184,20 @@ def check_version(installed: str, server: str | None) -> None:
 
 
 def find_gpu() -> str:
-    """The first GPU's name and compute capability, as the driver tells them.
+    """The first GPU's name and compute capability, such as `NVIDIA A100-SXM4-80GB, 8.0`.
 
     Raises:
         ExportError: there is none.
     """
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        answer = ""
-    if not answer:
+    import torch
+
+    if not torch.cuda.is_available():
         raise ExportError(
             "no NVIDIA GPU here: run this on the machine that is to serve "
-            "(make check-engines proves the graphs without one)"
+            "(make check-engines tests the graphs without one)"
         )
-    return answer.splitlines()[0]
+    gpu = torch.cuda.get_device_properties(0)
+    return f"{gpu.name}, {gpu.major}.{gpu.minor}"
 
 
 def import_tensorrt() -> Any:
@@ -201,10 +212,3 @@ def import_tensorrt() -> Any:
         raise ExportError(
             "the tensorrt package is not installed: pip install tensorrt, in the version that Triton has"
         ) from None
-
-
-def _served(repository: Path) -> tuple[int, Contract]:
-    version = served_version(repository)
-    if version is None:
-        raise ExportError(f"nothing is exported into {repository}: run make export")
-    return version, read_contract(repository, version)

@@ -1,4 +1,4 @@
-"""One export, start to end: build, compare, install; or find that it is there already."""
+"""One export from start to end: build, compare, install; or find that it is installed already."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def export_preset(
         warn_misplaced(checkpoint)
     with repo.exclusive(repository):
         key = input_key(preset, precision, occlusion_precision, weights, checkpoint)
-        version, report = repo.find(repository, key=key), None
+        version, report = repo.find_version(repository, key=key), None
         if version is None:
             progress("building the model")
             models = choose_models(preset, weights, checkpoint)
             version, report = _build(repository, models, key, slide, precision, occlusion_precision, progress)
         repo.serve(repository, version)
-    folder = repo.home(repository, version)
+    folder = repo.export_folder(repository, version)
     return ExportResult(
         version=version,
         folder=folder,
@@ -109,15 +109,15 @@ def _build(
     occlusion_precision: str,
     progress: Callable[[str], None],
 ) -> tuple[int, Report]:
-    """Build into a stage and install it; a version with the same content takes its place."""
+    """Build into a staging folder and install it, unless a version with the same content is installed."""
     from export.build_graphs import build  # it imports PyTorch
 
-    stage = repo.new_stage(repository)
+    staging = repo.new_staging(repository)
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     number = repo.next_version(repository)
     contract, report = build(
         models,
-        stage,
+        staging,
         slide=slide,
         precision=precision,
         occlusion_precision=occlusion_precision,
@@ -132,11 +132,11 @@ def _build(
             f"(cosine {worst.min_cosine:.6f}): nothing was installed",
             report,
         )
-    known = repo.find(repository, export_id=contract.export_id)
+    known = repo.find_version(repository, export_id=contract.export_id)
     if known is None:
-        repo.install(repository, stage, contract, key)
+        repo.install(repository, staging, contract, key)
         return number, report
-    repo.note_key(repository, known, key)
+    repo.add_key(repository, known, key)
     return known, report
 
 

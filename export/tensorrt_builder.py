@@ -1,7 +1,7 @@
-"""Building one engine, with `tensorrt` on the GPU that will serve it or with TensorRT-RTX for a named one.
+"""Build one engine: with `tensorrt` on the GPU that will serve it, or with TensorRT-RTX for a named one.
 
-The two packages have one API, so the code that `make engines` runs on a GPU is the code that `make
-check-engines` proves on a CPU.
+The two packages have the same API, so `make check-engines` tests on a CPU the code that `make engines` runs
+on a GPU.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from export.errors import ExportError
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Profile = dict[str, Shapes]
-"""Smallest, usual and largest shape of each input."""
+"""Minimum, optimum and maximum shape of each input, as TensorRT's optimisation profiles name them."""
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A serialized engine, the number of layers it was parsed into, and the timing cache as it is now."""
+class SerializedEngine:
+    """An engine's bytes, the number of layers of its parsed graph, and the updated timing cache."""
 
     plan: bytes
     layers: int
@@ -27,13 +27,13 @@ class Engine:
 
 
 def tile_profiles() -> list[Profile]:
-    """For 1, up to 32 and up to 64 tiles; Triton takes the one that fits a batch best."""
+    """Profiles for 1, up to 32 and up to 64 tiles; Triton picks the best for each batch."""
     shape = (224, 224, 3)
     return [{"TILES": ((1, *shape), (n, *shape), (n, *shape))} for n in (1, 32, 64)]
 
 
 def slide_profiles(embed_dim: int, max_tiles: int, masks: int | None = None) -> list[Profile]:
-    """For 1 to `max_tiles` tiles and, for occlusion, 1 to `masks` masks."""
+    """One profile for 1 to `max_tiles` tiles and, for occlusion, 1 to `masks` masks."""
     sizes = (1, min(5000, max_tiles), max_tiles)
     profile: Profile = {
         "EMBEDDINGS": tuple((n, embed_dim) for n in sizes),  # type: ignore[dict-item]
@@ -51,18 +51,18 @@ def build_engine(
     *,
     compute_capability: str | None = None,
     timing_cache: bytes = b"",
-) -> Engine:
+) -> SerializedEngine:
     """Parse an ONNX file and build a strongly typed engine.
 
     Args:
         trt: the package, `tensorrt` or `tensorrt_rtx_bindings`.
-        onnx_file: with its external data beside it.
-        profiles: one or more.
-        compute_capability: `SM80` and so on, with TensorRT-RTX; None is the GPU at hand.
-        timing_cache: what an earlier build left.
+        onnx_file: the graph, in a folder with its external data.
+        profiles: one or more optimisation profiles.
+        compute_capability: a name such as `SM80`, for TensorRT-RTX; None builds for this machine's GPU.
+        timing_cache: the timing cache of an earlier build.
 
     Raises:
-        ExportError: it does not parse or build; the builder's first complaint is in the message.
+        ExportError: the graph does not parse or build; the message has the builder's first error.
     """
     errors: list[str] = []
     logger = _logger(trt, errors)
@@ -88,17 +88,17 @@ def build_engine(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"{onnx_file} does not build: {_first(errors)}")
-    return Engine(bytes(plan), network.num_layers, bytes(config.get_timing_cache().serialize()))
+    return SerializedEngine(bytes(plan), network.num_layers, bytes(config.get_timing_cache().serialize()))
 
 
 def _first(errors: list[str]) -> str:
-    # A machine without a GPU complains about that first, and then does what it is asked to.
-    told = [error for error in errors if "CUDA driver" not in error]
-    return told[0].splitlines()[0] if told else "it gave no reason"
+    # Without a GPU the first error is about the CUDA driver; ignore it.
+    relevant = [error for error in errors if "CUDA driver" not in error]
+    return relevant[0].splitlines()[0] if relevant else "it gave no reason"
 
 
 def _logger(trt: Any, errors: list[str]) -> Any:
-    """A logger that keeps errors and says nothing."""
+    """A logger that appends errors to `errors` and prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

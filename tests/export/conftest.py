@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from export.export import export_preset
 from export.repository import copy_configs
 from gigapath_contract.schema import MODELS
 from training.models.presets import PRESETS, Preset, SlideEncoderConfig, TileEncoderConfig
@@ -51,6 +52,24 @@ def tiny_repository(_tiny_exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_tiny_exported, tmp_path / "tiny" / "repository", symlinks=True))
 
 
+@pytest.fixture(scope="session")
+def _two_versions_exported(
+    _tiny_exported: Path, real_slide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    repository = tmp_path_factory.mktemp("two") / "repository"
+    shutil.copytree(_tiny_exported, repository, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, TINY.name, TINY)
+        export_preset(TINY.name, repository=repository, slide=real_slide, precision="fp16")
+    return repository
+
+
+@pytest.fixture
+def two_versions(_two_versions_exported: Path, tmp_path: Path) -> Path:
+    """The preset `tiny` as version 1 (fp32) and version 2 (fp16), which is served; a test's own copy."""
+    return Path(shutil.copytree(_two_versions_exported, tmp_path / "two" / "repository", symlinks=True))
+
+
 @pytest.fixture
 def files_of() -> Callable[[Path], dict[str, bytes]]:
     """What a server would read in a repository: every file of its models by path, links followed."""
@@ -60,7 +79,7 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
             str(path.relative_to(repository)): path.read_bytes()
             for model in MODELS
             for path in sorted((repository / model).rglob("*"))
-            if path.is_file() and ".stage" not in path.parts and path.name != ".lock"
+            if path.is_file() and ".staging" not in path.parts and path.name != ".lock"
         }
 
     return read

@@ -14,11 +14,11 @@ from export.configs import engine_config, read_config
 from export.errors import ExportError
 from export.tensorrt_builder import slide_profiles, tile_profiles
 
-SIDECAR = engines.Sidecar("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
+METADATA = engines.EngineMetadata("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
 
 
 def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(
         ExportError, match="no NVIDIA GPU here: run this on the machine that is to serve"
     ) as caught:
@@ -31,13 +31,13 @@ def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
 )
 def test_a_stale_engine_is_named(tmp_path: Path, field: str, value: str) -> None:
     plan = tmp_path / "model.plan"
-    assert engines.stale(plan, SIDECAR) == "there is none"
+    assert engines.stale_reason(plan, METADATA) == "there is none"
     plan.write_bytes(b"plan")
-    assert engines.stale(plan, SIDECAR) == "there is none", "a plan without a sidecar does not count"
-    engines.sidecar_file(plan).write_text(json.dumps(dataclasses.asdict(SIDECAR)))
-    assert engines.stale(plan, SIDECAR) is None
-    wanted = dataclasses.replace(SIDECAR, **{field: value})  # type: ignore[arg-type]
-    assert engines.stale(plan, wanted) == f"{field} {getattr(SIDECAR, field)} instead of {value}"
+    assert engines.stale_reason(plan, METADATA) == "there is none", "a plan without metadata does not count"
+    engines.metadata_file(plan).write_text(json.dumps(dataclasses.asdict(METADATA)))
+    assert engines.stale_reason(plan, METADATA) is None
+    wanted = dataclasses.replace(METADATA, **{field: value})  # type: ignore[arg-type]
+    assert engines.stale_reason(plan, wanted) == f"{field} {getattr(METADATA, field)} instead of {value}"
 
 
 def test_engine_configs_serve_the_plan_on_a_gpu(demo_repository: Path) -> None:

@@ -227,7 +227,7 @@ export_preset("tiny", repository=repository, slide=slide, precision="fp16", prog
 """
     child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL
-    assert (tiny_repository / "slide_pipeline" / ".stage" / "slide_occlusion" / "model.onnx").exists()
+    assert (tiny_repository / "slide_pipeline" / ".staging" / "slide_occlusion" / "model.onnx").exists()
     assert files_of(tiny_repository) == before
     assert export_preset("tiny", repository=tiny_repository, slide=real_slide).report is None
 

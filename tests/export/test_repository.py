@@ -46,11 +46,11 @@ def install(repository: Path, head: HeadContract | None = None) -> int:
     """Install and serve a version whose graphs are a few bytes."""
     with repo.exclusive(repository):
         version = repo.next_version(repository)
-        stage = repo.new_stage(repository)
+        staging = repo.new_staging(repository)
         for model in MODELS[:3]:
-            (stage / model / "model.onnx").write_bytes(b"graph %d" % version)
-            (stage / model / "model.onnx").chmod(0o600)
-        repo.install(repository, stage, contract_of(version, head), key=f"key {version}")
+            (staging / model / "model.onnx").write_bytes(b"graph %d" % version)
+            (staging / model / "model.onnx").chmod(0o600)
+        repo.install(repository, staging, contract_of(version, head), key=f"key {version}")
         repo.serve(repository, version)
     return version
 
@@ -69,9 +69,9 @@ def test_a_version_is_installed_listed_and_served(empty_repository: Path) -> Non
         assert list(served.version_policy.specific.versions) == [2]
         contract = json.loads(served.parameters["contract"].string_value)
         assert contract == json.loads(contract_of(2).to_json())
-    assert repo.find(empty_repository, key="key 1") == 1
-    assert repo.find(empty_repository, export_id=f"{2:016x}") == 2
-    assert repo.find(empty_repository, key="key 3") is None
+    assert repo.find_version(empty_repository, key="key 1") == 1
+    assert repo.find_version(empty_repository, export_id=f"{2:016x}") == 2
+    assert repo.find_version(empty_repository, key="key 3") is None
 
 
 def test_served_dims_are_exact_and_logits_need_a_head(empty_repository: Path) -> None:
@@ -134,7 +134,7 @@ def test_two_exports_at_a_time_are_refused(empty_repository: Path) -> None:
 def test_a_damaged_version_is_not_taken_for_the_export(empty_repository: Path) -> None:
     install(empty_repository)
     (empty_repository / "tile_encoder" / "1" / "model.onnx").write_bytes(b"cut")
-    assert repo.find(empty_repository, key="key 1") is None
+    assert repo.find_version(empty_repository, key="key 1") is None
 
 
 @pytest.mark.parametrize("moment", range(20))
@@ -162,7 +162,7 @@ def test_killed_at_any_moment_the_old_version_is_served(
         assert served_files(empty_repository, files_of) == before
 
     assert install(empty_repository) in (2, 3)
-    assert not (empty_repository / "slide_pipeline" / ".stage").exists(), "what was left is swept"
+    assert not (empty_repository / "slide_pipeline" / ".staging").exists(), "what was left is swept"
     for version in repo.list_versions(empty_repository):
         assert all((empty_repository / model / str(version.number)).is_dir() for model in MODELS)
 
