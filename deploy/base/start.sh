@@ -30,7 +30,7 @@ done
     set -- --grpc-use-ssl=true --grpc-server-cert="$certs/tls.crt" --grpc-server-key="$certs/tls.key" "$@"
 [ "${TLS:-off}" != mutual ] || set -- --grpc-use-ssl-mutual=true --grpc-root-cert="$certs/ca.crt" "$@"
 
-# HTTP serves only the probe, which runs beside the server; all others use gRPC. Metrics hold no data of patients.
+# HTTP serves only the probe, which runs in the same container; all others use gRPC. Metrics hold no data of patients.
 # Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.
 admin=shared-memory,model-repository,trace,logging
 exec tritonserver \
