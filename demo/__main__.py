@@ -50,7 +50,7 @@ def demo(
     h5 = out / f"{slide.stem}.h5"
     try:
         with timed(seconds, "export"):
-            run("export")
+            run("export", "run")
         with timed(seconds, "draw slides"):
             named = [argument for name in HELD_OUT for argument in ("--only", name)]
             run("training", "make-cohort", "--out", str(COHORT), *named)

@@ -87,7 +87,7 @@ def server(repository: Path, name: str) -> Iterator[str]:
 
 def embed(repository: Path) -> Path:
     """Every slide's tile embeddings, by the packaged tile encoder through the server; their folder."""
-    run("export", "--preset", "demo", "--repository", str(repository))
+    run("export", "run", "--preset", "demo", "--repository", str(repository))
     out = WORK / "embedded"
     with server(repository, "embed") as url:
         run("client", "batch", str(COHORT / "labels.csv"), "--out", str(out), "--url", url)
@@ -104,7 +104,7 @@ def fine_tune(features: Path) -> None:
 
 def serve(repository: Path) -> tuple[dict[str, float], list[Explained]]:
     """Export the run, serve it, score the held-out slides by `batch` and explain the positive ones."""
-    run("export", "--checkpoint", str(WORK / "run"), "--repository", str(repository))
+    run("export", "run", "--checkpoint", str(WORK / "run"), "--repository", str(repository))
     held_out = [row for row in read_csv(COHORT / "labels.csv") if row["split"] == "test"]
     manifest = WORK / "held-out.csv"
     with manifest.open("w", newline="") as file:

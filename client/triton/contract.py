@@ -50,7 +50,7 @@ def _contract_in(config: Any, where: str) -> Contract:
     if "contract" not in config.parameters:
         raise ContractMismatch(
             f"{where} carries no contract, so nobody knows what it computes: "
-            "export it with `python -m export` and start the server again"
+            "export it with `python -m export run` and start the server again"
         )
     try:
         return Contract.parse(config.parameters["contract"].string_value)
