@@ -167,7 +167,7 @@ def stages(repository: Path) -> list[tuple[str, float, float]]:
 
         def send(workload: Workload) -> None:
             requests = [workload.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
-            answers = connection.infer_in_order(workload.model, requests, workload.outputs)
+            answers = connection.infer_stream(workload.model, requests, workload.outputs)
             assert sum(1 for _ in answers) == len(requests)
 
         def score() -> None:

@@ -87,7 +87,7 @@ def main(
                         yield {"TILES": tiles[(number + sent) % len(tiles)]}
                         sent += 1
 
-                for answer in mine.infer_in_order(workload.model, requests(), workload.outputs):
+                for answer in mine.infer_stream(workload.model, requests(), workload.outputs):
                     right = expected[(number + answered) % len(tiles)]
                     wrong += not np.allclose(answer["EMBEDDINGS"], right, rtol=0, atol=TOLERANCE)
                     answered += 1

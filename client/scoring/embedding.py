@@ -1,4 +1,4 @@
-"""Tiles to embeddings: decoding, sending and computing overlap, in order, in constant memory."""
+"""Tiles to embeddings, in order and in constant memory; decoding, sending and computing overlap."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
 
 Progress = Callable[[int, int], None]
-"""Called with how many tiles are done, of how many."""
+"""Called with the number of tiles done and their total."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What makes a run fast or small: decoding threads, tiles a request, requests in flight."""
+    """Decoding threads per slide, tiles per request, and requests in flight per server.
+
+    More of each is faster up to a point, and needs more memory; none of them changes a result.
+    """
 
     workers: int = 2
     chunk: int = 64
@@ -44,11 +47,21 @@ def embed_tiles(
 ) -> tuple[Float32, Bool]:
     """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
 
-    With `checkpoint`, the rows it holds are taken over and every answer is added to it.
+    Args:
+        plan: the tiles.
+        connection: to servers of the contract's export.
+        contract: gives the model's version, width and batch size.
+        throughput: threads, tiles per request.
+        timer: gets the stages' times.
+        checkpoint: the rows it holds are taken over, and every answer is added to it.
+        progress: called after each answer.
 
     Raises:
         SlideError: the slide can't be opened.
-        ServerUnavailable, RequestRefused, Cancelled, OutputError
+        ServerUnavailable: no server answered.
+        RequestRefused: the server rejected a request.
+        Cancelled: the connection was cancelled.
+        OutputError: the checkpoint can't be written.
     """
     model, version, dim = "tile_encoder", contract.version, contract.tile_encoder.embed_dim
     embeddings = np.full((len(plan), dim), np.nan, np.float32)
@@ -71,7 +84,7 @@ def embed_tiles(
     before, began = available_statistics(connection, model, version), time.perf_counter()
     tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
     with contextlib.closing(_timed(tiles, request_timer)) as batches:
-        for rows, good in connection.in_order(embed, batches):
+        for rows, good in connection.map_ordered(embed, batches):
             embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
             done += len(good)
             if checkpoint:
@@ -95,7 +108,7 @@ def embed_tiles(
 
 
 def chunk_size(throughput: Throughput, contract: Contract) -> int:
-    """Tiles a request: as many as wanted, at most what the model takes."""
+    """Tiles per request: `throughput.chunk`, at most the model's batch size."""
     return min(throughput.chunk, contract.tile.max_batch)
 
 

@@ -1,8 +1,7 @@
-"""What is known of a slide so far: embeddings on disk that outlive a killed run.
+"""Append-only file of tile embeddings, used to resume an interrupted slide.
 
-A file of one JSON line (what the rows belong to) and records behind it, appended in the tiles' order, each
-with its own checksum. A record cut off by a kill, and whatever a power failure left behind it, is dropped on
-opening.
+The first line is JSON (what the rows belong to). Records follow, appended in the tiles' order, each with a
+checksum. A record that a kill or a power failure cut off is dropped on opening, with all that follows it.
 """
 
 from __future__ import annotations
@@ -28,16 +27,19 @@ _SYNC_EVERY_S = 10.0
 class EmbeddingCheckpoint:
     """The rows of one slide, [n, D] float32 and [n] valid, in a file that only grows.
 
-    `identity` is anything JSON-able that decides the rows; a file of another identity is begun anew.
+    `fingerprint` is anything JSON-able that decides the rows; a file with another fingerprint is overwritten.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, identity: object, dim: int) -> None:
+    def __init__(self, path: Path, fingerprint: object, dim: int) -> None:
         self._path = path
         self._dim = dim
-        header = json.dumps({"identity": identity, "dim": dim}, sort_keys=True).encode() + b"\n"
+        header = json.dumps({"fingerprint": fingerprint, "dim": dim}, sort_keys=True).encode() + b"\n"
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: nothing is left to write when a full disk ends it all.
+            # Unbuffered: closing has nothing left to write where the disk is full.
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self.embeddings, self.valid, end = self._read(header)
             self._file.truncate(end)
@@ -55,7 +57,11 @@ class EmbeddingCheckpoint:
         self._file.close()
 
     def append(self, embeddings: Float32, valid: Bool) -> None:
-        """Add rows [n, D] and [n]; they survive a kill at once and a power failure some seconds later."""
+        """Add rows [n, D] and [n]; they survive a kill at once, a power failure after some seconds.
+
+        Raises:
+            OutputError: the disk is full or gone.
+        """
         payload = valid.tobytes() + np.ascontiguousarray(embeddings, np.float32).tobytes()
         with output_errors(self._path):
             self._write(_RECORD.pack(len(valid), zlib.crc32(payload)) + payload)
@@ -65,11 +71,11 @@ class EmbeddingCheckpoint:
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:  # a full disk takes a part first and raises at the next try
+        while rest:  # a full disk takes a part first and raises at the next call
             rest = rest[self._file.write(rest) :]
 
     def _read(self, header: bytes) -> tuple[Float32, Bool, int]:
-        """The rows that are whole, and where the file's good part ends (0: not even the header)."""
+        """The complete rows, and the offset behind the last of them (0: not even the header)."""
         embeddings, valid = [np.empty((0, self._dim), np.float32)], [np.empty(0, np.bool_)]
         end = 0
         if self._file.readline(len(header)) == header:

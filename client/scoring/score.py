@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +29,42 @@ THUMBNAIL_PX = 1024
 
 @dataclass(frozen=True)
 class SlideSource:
-    """A slide to score: its file, its outputs' name, and what overrules the file or the tissue finder."""
+    """A slide to score: its file, the name of its outputs, and overrides for mpp and tissue.
+
+    Attributes:
+        path: the slide file.
+        slide_id: the name; by default the file's, without its suffix.
+        mpp: microns per level-0 pixel, in place of the file's own.
+        mask: a mask image or QuPath's GeoJSON, in place of tissue found by colour.
+    """
 
     path: Path
-    slide_id: str
+    slide_id: str = ""
     mpp: float | None = None
     mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.slide_id:
+            object.__setattr__(self, "slide_id", self.path.stem)
 
 
 @dataclass(frozen=True)
 class TilingOptions:
-    """What decides which tiles are scored, apart from the contract; changed, everything is computed again.
+    """Tiling options; changing them invalidates stored results.
 
-    `tissue` False keeps every tile; else a tile needs at least `min_tissue` (0 to 1) of tissue.
+    `tissue` False keeps every tile; else at least `min_tissue` (0 to 1) of a tile must be tissue.
     """
 
     tissue: bool = True
     min_tissue: float = 0.1
 
 
+DEFAULT_TILING, DEFAULT_THROUGHPUT = TilingOptions(), Throughput()
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredSlide:
-    """A slide's plan and what the models said of it; the last four are None where no tile was valid."""
+    """A slide's plan, embeddings and scores; the last three arrays are None where no tile was valid."""
 
     plan: TilePlan
     contours: list[Polygon]  # of the tissue, level-0 pixels
@@ -76,30 +90,42 @@ def score_slide(
     source: SlideSource,
     connection: Connection,
     contract: Contract,
-    tiling: TilingOptions,
-    throughput: Throughput,
+    tiling: TilingOptions = DEFAULT_TILING,
+    throughput: Throughput = DEFAULT_THROUGHPUT,
     *,
-    timer: StageTimer,
+    timer: StageTimer | None = None,
     open_checkpoint: Callable[[TilePlan], EmbeddingCheckpoint | None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> ScoredSlide:
-    """Open, find tissue, plan, embed the tiles and encode the slide.
+    """Open a slide, find its tissue, plan, embed the tiles and encode the slide.
 
-    `open_checkpoint` opens what an earlier run left of this plan. Stages are added to `timer`.
+    Args:
+        source: the slide.
+        connection: to servers of the contract's export.
+        contract: what `read_contract(connection)` returned.
+        tiling: which tiles are scored.
+        throughput: threads and tiles per request.
+        timer: gets the stages' times.
+        open_checkpoint: opens what an earlier run left of this plan, None where nothing is kept.
+        progress: called with the tiles done and their total.
 
     Raises:
-        ClientError: the slide, its mask, its scale, the contract or the server; one line.
+        SlideError: the slide cannot be opened, its scale is unknown, or none of its tiles can be decoded.
+        MaskError: its mask cannot be used.
+        PlanError, ContractMismatch: it cannot be tiled as the model needs.
+        ServerUnavailable, RequestRefused, Cancelled: see `Connection.infer`.
     """
+    timer = timer or StageTimer()
     with timer.time("open"):
         slide = open_slide(source.path, source.mpp)
     with slide, timer.time("tissue"):
         tissue = find_tissue(slide, source, tiling)
-        plan = plan_slide(slide, tissue, contract, tiling)
+        plan = plan_slide(slide, source.slide_id, tissue, contract, tiling)
         check_plan(plan, contract)
         contours = tissue.contours() if tissue else []
         thumbnail = _thumbnail(slide)
     scale = LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
-    frame = grid_coordinates(contract, plan.coords, scale)
+    grid_coords = grid_coordinates(contract, plan.coords, scale)
     with open_checkpoint(plan) or nullcontext() as checkpoint:
         embeddings, valid = embed_tiles(
             plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress
@@ -111,7 +137,9 @@ def score_slide(
     layers = embedding = logits = None
     if valid.any():
         with timer.time("slide", embeddings.nbytes):
-            layers, embedding, logits = encode_slide(connection, contract, embeddings[valid], frame[valid])
+            layers, embedding, logits = encode_slide(
+                connection, contract, embeddings[valid], grid_coords[valid]
+            )
     return ScoredSlide(
         plan=plan,
         contours=contours,
@@ -127,7 +155,7 @@ def score_slide(
 
 
 def _thumbnail(slide: Slide) -> Pixels:
-    """The slide small; blank where damage keeps it from being read as a whole: its tiles may survive that."""
+    """The slide made small; blank where it is too damaged to be read as a whole, as its tiles may not be."""
     try:
         return slide.thumbnail(THUMBNAIL_PX)
     except SlideError:
@@ -143,10 +171,10 @@ def find_tissue(slide: Slide, source: SlideSource, tiling: TilingOptions) -> Tis
 
 
 def plan_slide(
-    slide: Slide, tissue: TissueMask | None, contract: Contract, tiling: TilingOptions
+    slide: Slide, slide_id: str, tissue: TissueMask | None, contract: Contract, tiling: TilingOptions
 ) -> TilePlan:
-    """Tiles as the contract wants them."""
-    return plan_tiles(
+    """Plan tiles of the contract's size, crop and scale."""
+    plan = plan_tiles(
         slide,
         tissue,
         tile_px=contract.tile.size_px,
@@ -154,16 +182,17 @@ def plan_slide(
         mpp=contract.tile.mpp,
         min_tissue=tiling.min_tissue,
     )
+    return replace(plan, slide_id=slide_id)  # a manifest's id may differ from the file's name
 
 
 def encode_slide(
     connection: Connection,
     contract: Contract,
     embeddings: Float32,
-    frame: Int64,
+    grid_coords: Int64,
 ) -> tuple[Float32, Float32, Float32 | None]:
     """LAYERS [L+1, 2, E], SLIDE [E] and LOGITS [C] (None without a head) of tiles [N, D] at COORDS [N, 2]."""
     outputs = ["LAYERS", "SLIDE", *(["LOGITS"] if contract.head else [])]
-    inputs: dict[str, Array] = {"EMBEDDINGS": embeddings, "COORDS": frame}
+    inputs: dict[str, Array] = {"EMBEDDINGS": embeddings, "COORDS": grid_coords}
     answer = connection.infer("slide_encoder", inputs, outputs, version=contract.version)
     return answer["LAYERS"], answer["SLIDE"], answer.get("LOGITS")

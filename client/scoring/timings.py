@@ -1,4 +1,4 @@
-"""Where a slide's time went: seconds, bytes and waits by stage, and the one that decided."""
+"""Where a slide's time went: seconds and bytes by stage, and the bottleneck."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ STAGES = {
     "wait-read": "wait for decoded tiles, nothing to send",
     "wait-server": "wait for the server's answers, nothing to do",
     "send": "serialise and carry requests and answers (sum over the requests)",
-    "queue": "requests waiting in Triton's queue (sum over the requests)",
+    "queue": "requests waiting in Triton's queue (sum over requests)",
     "compute": "the tile encoder's executions on the server",
     "slide": "the slide encoder, as the client sees it",
     "write": "write the outputs",
 }
-# What follows one after the other in a slide's time; the rest happens meanwhile.
+# Stages that follow one another; the others run at the same time as these.
 SERIAL = ("digest", "open", "tissue", "wait-read", "wait-server", "slide", "write")
 
 
 @dataclass
 class Stage:
-    """What one stage took in all."""
+    """Sums over all calls of one stage."""
 
     seconds: float = 0.0
     bytes: int = 0
@@ -36,7 +36,7 @@ class Stage:
 
 
 class StageTimer:
-    """Adds up stages; any thread may add."""
+    """Adds up seconds and bytes by stage; any thread may add."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Stage] = {}
@@ -52,7 +52,7 @@ class StageTimer:
             entry.calls += 1
 
     def seconds(self, stage: str) -> float:
-        """What a stage took so far."""
+        """Seconds of a stage so far."""
         return self.stages[stage].seconds if stage in self.stages else 0.0
 
     def merge(self, other: StageTimer) -> None:
@@ -86,18 +86,18 @@ class StageTimer:
         }
 
 
-def total(ledgers: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def total(timings: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """The sum of several `as_dict`s."""
     summed: dict[str, dict[str, float]] = {}
     for name in STAGES:
-        found = [timer[name] for timer in ledgers if name in timer]
+        found = [stages[name] for stages in timings if name in stages]
         if found:
             summed[name] = {key: sum(entry[key] for entry in found) for key in ("seconds", "bytes", "calls")}
     return summed
 
 
 def bottleneck(stages: dict[str, dict[str, float]]) -> str:
-    """One sentence: the stage that decided how long it took, and what would help."""
+    """One sentence: the stage that took most of the time, and what would help; `stages` as by `as_dict`."""
 
     def seconds(name: str) -> float:
         return stages.get(name, {}).get("seconds", 0.0)
@@ -109,8 +109,8 @@ def bottleneck(stages: dict[str, dict[str, float]]) -> str:
     if worst != "wait-server":
         return f"bottleneck: {_ADVICE[worst][0]} ({share}): {_ADVICE[worst][1]}"
     if "compute" not in stages:
-        return f"bottleneck: the server ({share}); its statistics are not readable, so not known what in it"
-    # Requests overlap, so their sums don't compare with the clock; the encoder's executions on one server do.
+        return f"bottleneck: the server ({share}); its statistics are not readable, so the cause is unknown"
+    # Requests overlap, so their sums do not compare with elapsed time; the encoder's executions do.
     inside = {name: seconds(name) for name in ("compute", "send")}
     busy = seconds("compute") / max(1e-9, seconds("wait-read") + seconds("wait-server"))
     part = "compute" if busy >= 0.7 or inside["compute"] >= inside["send"] else "send"
@@ -118,14 +118,14 @@ def bottleneck(stages: dict[str, dict[str, float]]) -> str:
 
 
 _ADVICE = {
-    "digest": ("hashing the slides", "the storage is slow; copy the slides nearer"),
-    "open": ("opening the slides", "the storage is slow; copy the slides nearer"),
+    "digest": ("hashing the slides", "the storage is slow; copy the slides to a faster one"),
+    "open": ("opening the slides", "the storage is slow; copy the slides to a faster one"),
     "tissue": (
         "finding tissue",
-        "give masks (--mask or a mask_path column) or more slides at a time (--slides)",
+        "give masks (--mask or a mask_path column) or score more slides at a time (--slides)",
     ),
     "wait-read": ("reading tiles", "more --workers, faster storage, or tiled JPEG TIFFs without resampling"),
-    "slide": ("the slide encoder", "it runs once a slide; more slides at a time (--slides) hide it"),
+    "slide": ("the slide encoder", "it runs once per slide; more slides at a time (--slides) hide it"),
     "write": ("writing outputs", "the output's disk is slow; choose another --out"),
     "compute": (
         "the tile encoder on the server",

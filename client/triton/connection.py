@@ -1,4 +1,4 @@
-"""Requests to Triton over gRPC: bounded in flight, tried again by kind of error, cancelled together."""
+"""Requests to Triton over gRPC: a bounded number in flight, retried where it helps, cancelled together."""
 
 from __future__ import annotations
 
@@ -17,41 +17,31 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ..arrays import Array
-from ..errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
+from ..errors import Cancelled, ClientError
 from .endpoint import Endpoint
-from .shared_memory import SharedInputs, is_lost_region
+from .failures import is_transient, to_client_error
+from .shared_memory import SharedInputs
 
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-_SETTLE_S = 5.0  # a server that just failed is passed over for so long, unless all have failed
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later.
-
-    UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
-    all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
-    that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
-    All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) stays.
-    """
-    if not isinstance(error, InferenceServerException):
-        return False
-    message = (error.message() or "").lower()
-    if error.status() == "StatusCode.UNAVAILABLE":
-        return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
-    if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
-        return True
-    return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
+_SETTLE_S = 5.0  # how long a server that just failed is passed over, unless all have failed
 
 
 class Connection:
     """Open channels to the servers of an endpoint, used by any number of threads.
 
-    At most `in_flight` requests a server are under way at a time, over all threads and slides. `cancel` makes
-    every request, also the ones that wait for a retry, end with `Cancelled`.
+    At most `in_flight` requests per server are in flight at a time, over all threads and slides. `cancel`
+    makes every request, also one that waits for a retry, end with `Cancelled`.
+
+    Raises:
+        ClientError: a TLS file cannot be read. No server is contacted yet.
+
+    Example:
+        with Connection(Endpoint("127.0.0.1:8001")) as connection:
+            answer = connection.infer("tile_encoder", {"TILES": tiles}, ["EMBEDDINGS"])
     """
 
     def __init__(self, endpoint: Endpoint, *, in_flight: int = 4) -> None:
@@ -66,7 +56,7 @@ class Connection:
         }
         self._headers = dict(endpoint.headers)
         self._failed_at = dict.fromkeys(endpoint.servers, -_SETTLE_S)
-        self._turns = itertools.cycle(endpoint.servers)
+        self._rotation = itertools.cycle(endpoint.servers)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="request")
@@ -85,7 +75,7 @@ class Connection:
             client.close()
 
     def close(self) -> None:
-        """Close the channels; requests that are still under way end with `Cancelled`."""
+        """Close the channels; requests that are still in flight end with `Cancelled`."""
         self._pool.shutdown(wait=self._shared is not None, cancel_futures=True)
         if self._shared:
             self._shared.close(next(iter(self._clients.values())), self._headers)
@@ -96,8 +86,16 @@ class Connection:
     ) -> dict[str, Array]:
         """One inference: named arrays in, the named outputs back (read-only arrays).
 
+        Args:
+            model: the served model's name.
+            inputs: an array per input, batch dimension first where the model has one.
+            outputs: names of the outputs to return.
+            version: the model's version; None lets the server choose.
+
         Raises:
-            ServerUnavailable, RequestRefused, Cancelled
+            ServerUnavailable: no server answered within the endpoint's `retry_for`, or in time.
+            RequestRefused: the server rejected the request.
+            Cancelled: the connection was cancelled meanwhile.
         """
         wanted = [InferRequestedOutput(name) for name in outputs]
 
@@ -115,7 +113,7 @@ class Connection:
 
         return self._try(model, request)
 
-    def infer_in_order(
+    def infer_stream(
         self,
         model: str,
         requests: Iterable[Mapping[str, Array]],
@@ -124,58 +122,59 @@ class Connection:
         version: int | None = None,
         window: int | None = None,
     ) -> Iterator[dict[str, Array]]:
-        """The answers to a stream of requests, in the requests' order; see `in_order`."""
-        return self.in_order(
+        """The answers to a stream of requests, in the requests' order; see `map_ordered`.
+
+        Raises as `infer` does.
+        """
+        return self.map_ordered(
             lambda inputs: self.infer(model, inputs, outputs, version=version), requests, window=window
         )
 
-    def in_order(
-        self, ask: Callable[[S], T], items: Iterable[S], *, window: int | None = None
+    def map_ordered(
+        self, function: Callable[[S], T], items: Iterable[S], *, window: int | None = None
     ) -> Iterator[T]:
-        """What `ask` answers to each item, in order, with at most `window` begun at a time.
+        """The results of `function` for each item, in order, computed by the connection's threads.
 
-        An item is taken only when there is room for it, so memory stays constant however long the stream is.
-        When an answer fails, those behind it are given up.
+        At most `window` (default: `in_flight`) items are in work at a time, and an item is taken only when
+        there is room for it, so memory stays constant however long the stream is. Where one fails, the
+        later ones are given up.
         """
-        begun: deque[Future[T]] = deque()
+        pending: deque[Future[T]] = deque()
         try:
             for item in items:
-                begun.append(self._submit(ask, item))
-                if len(begun) >= (window or self.in_flight):
-                    yield _result(begun.popleft())
-            while begun:
-                yield _result(begun.popleft())
+                pending.append(self._submit(function, item))
+                if len(pending) >= (window or self.in_flight):
+                    yield _result(pending.popleft())
+            while pending:
+                yield _result(pending.popleft())
         finally:
-            for future in begun:
+            for future in pending:
                 future.cancel()
 
-    def _submit(self, ask: Callable[[S], T], item: S) -> Future[T]:
+    def _submit(self, function: Callable[[S], T], item: S) -> Future[T]:
         try:
-            return self._pool.submit(ask, item)
+            return self._pool.submit(function, item)
         except RuntimeError as error:  # the pool was shut down
             raise Cancelled("cancelled") from error
 
-    def on_each(self, call: Callable[[InferenceServerClient], T]) -> dict[str, T]:
-        """The answer of every single server to one call of tritonclient's, without retries.
+    def for_each_server(self, call: Callable[[InferenceServerClient], T]) -> dict[str, T]:
+        """The answer of each server to one call of tritonclient's, without retries.
 
         Raises:
-            ServerUnavailable, RequestRefused
+            ServerUnavailable: a server does not answer.
+            RequestRefused: a server rejects the call.
         """
         answers = {}
         for server, client in self._clients.items():
             try:
                 answers[server] = call(client)
             except InferenceServerException as error:
-                raise self._explained(error, f"{server}", None) from error
+                raise self._to_client_error(error, server) from error
         return answers
 
     def model_configs(self, model: str) -> dict[str, Any]:
-        """A model's configuration (a `ModelConfig` message) as each server has it.
-
-        Raises:
-            ServerUnavailable, RequestRefused
-        """
-        answers = self.on_each(
+        """A model's configuration (a `ModelConfig` message) by server; raises as `for_each_server` does."""
+        answers = self.for_each_server(
             lambda client: client.get_model_config(
                 model, headers=self._headers, client_timeout=self.endpoint.timeout
             )
@@ -194,15 +193,15 @@ class Connection:
         )
 
     def server_versions(self) -> dict[str, str]:
-        """Triton's version at each server; raises as `model_configs` does."""
-        answers = self.on_each(
+        """Triton's version by server; raises as `for_each_server` does."""
+        answers = self.for_each_server(
             lambda client: client.get_server_metadata(self._headers, client_timeout=self.endpoint.timeout)
         )
         return {server: answer.version for server, answer in answers.items()}
 
     def models_ready(self, model: str) -> dict[str, bool]:
-        """Whether each server can serve a model; raises as `model_configs` does."""
-        return self.on_each(
+        """Whether a model is ready, by server; raises as `for_each_server` does."""
+        return self.for_each_server(
             lambda client: client.is_model_ready(
                 model, headers=self._headers, client_timeout=self.endpoint.timeout
             )
@@ -245,8 +244,8 @@ class Connection:
         try:
             return retries(attempt)
         except InferenceServerException as error:
-            raise self._explained(error, server, model) from error
-        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            raise self._to_client_error(error, server, model) from error
+        except ValueError as error:  # what grpc raises for a channel that was closed meanwhile
             if self._cancelled.is_set():
                 raise Cancelled("cancelled") from error
             raise
@@ -254,36 +253,17 @@ class Connection:
     def _next_server(self) -> str:
         with self._lock:
             now = time.monotonic()
-            for server in itertools.islice(self._turns, len(self._clients)):
+            for server in itertools.islice(self._rotation, len(self._clients)):
                 if now - self._failed_at[server] >= _SETTLE_S:
                     return server
-            return next(self._turns)
+            return next(self._rotation)
 
-    def _explained(self, error: InferenceServerException, server: str, model: str | None) -> ClientError:
-        """The one line that says which server failed at what, and what helps."""
+    def _to_client_error(
+        self, error: InferenceServerException, server: str, model: str | None = None
+    ) -> ClientError:
         if self._cancelled.is_set():
             return Cancelled("cancelled")
-        message = " ".join((error.message() or "no reason given").split())
-        status = (error.status() or "").removeprefix("StatusCode.")
-        asked = f" ({model})" if model else ""
-        if "protocol is restricted" in message.lower():
-            return RequestRefused(
-                f"{server} wants a header for this{asked}: {message}; give it with --header"
-            )
-        if status == "UNAVAILABLE":
-            hint = (
-                "is it running, with this TLS?" if self.endpoint.secure else "is it running, at this --url?"
-            )
-            return ServerUnavailable(
-                f"no answer from the Triton server at {server}{asked}: {message}; {hint}"
-            )
-        if status == "DEADLINE_EXCEEDED":
-            return ServerUnavailable(
-                f"the Triton server at {server}{asked} took over {self.endpoint.timeout:g} s; raise --timeout"
-            )
-        return RequestRefused(
-            f"the Triton server at {server} refused the request{asked}: {message} [{status}]"
-        )
+        return to_client_error(error, self.endpoint, server, model)
 
 
 def _result(future: Future[T]) -> T:

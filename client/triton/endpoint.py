@@ -17,10 +17,23 @@ _LARGEST_MESSAGE = 2**31 - 1  # the server's own limit, 14,266 tiles
 class Endpoint:
     """One or several Triton servers that serve the same export; picklable, so that it can travel to a worker.
 
-    `url` is `host:port`, several of them with commas (the client takes turns and passes over a server that is
-    down), or a gRPC name such as `dns:///triton:8001` (gRPC takes turns over the addresses behind the name).
-    Times are seconds: `timeout` is the deadline of one request, `retry_for` how long one request is tried
-    again after a passing failure.
+    Attributes:
+        url: `host:port`; several with commas (the client rotates over them and skips one that is down); or a
+            gRPC name such as `dns:///triton:8001` (gRPC rotates over the addresses behind the name).
+        tls: encrypt; implied by the PEM files `tls_ca` (the authority to trust) and `tls_cert` with `tls_key`
+            (the client's certificate, for mutual TLS).
+        headers: (name, value) pairs sent with every request.
+        timeout: deadline of one request in seconds.
+        retry_for: seconds of pauses after which a transient failure is no longer retried.
+        shared_memory: send inputs through system shared memory; one server, on this host.
+
+    Raises:
+        ClientError: options that contradict each other.
+
+    Examples:
+        Endpoint()                                            # 127.0.0.1:8001
+        Endpoint("gpu1:8001,gpu2:8001", retry_for=300)
+        Endpoint("triton:8001", tls_ca=Path("ca.pem"), headers=(("authorization", "Bearer …"),))
     """
 
     url: str = DEFAULT_URL

@@ -51,7 +51,7 @@ def read_statistics(connection: Connection, model: str, version: int | None = No
     """
     text = "" if version is None else str(version)
     headers, timeout = dict(connection.endpoint.headers), connection.endpoint.timeout
-    answers = connection.on_each(
+    answers = connection.for_each_server(
         lambda client: client.get_inference_statistics(model, text, headers=headers, client_timeout=timeout)
     )
     models = [stats for answer in answers.values() for stats in answer.model_stats]

@@ -46,7 +46,7 @@ class ServedForward:
 
     def __call__(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
         outputs = ["LOGITS", "SLIDE"] if self._contract.head else ["SLIDE"]
-        answers = self._connection.infer_in_order(
+        answers = self._connection.infer_stream(
             "slide_occlusion",
             self._batches(embeddings, coords, keep),
             outputs,
@@ -79,7 +79,7 @@ def served_tile_encoder(connection: Connection, contract: Contract) -> Callable[
     def encode(tiles: Array) -> Float32:
         size = contract.tile.max_batch
         batches = ({"TILES": tiles[start : start + size]} for start in range(0, len(tiles), size))
-        answers = connection.infer_in_order("tile_encoder", batches, ["EMBEDDINGS"], version=contract.version)
+        answers = connection.infer_stream("tile_encoder", batches, ["EMBEDDINGS"], version=contract.version)
         return np.concatenate([answer["EMBEDDINGS"] for answer in answers])
 
     return encode

@@ -171,6 +171,17 @@ def test_a_tile_that_cannot_be_decoded_stays_out(
     np.testing.assert_array_equal(scored.slide_embedding, direct("slide_encoder", "SLIDE", **inputs))
 
 
+def test_a_slide_is_stored_under_its_own_name_not_its_file_s(
+    slides: Path, connection: Connection, contract: Contract, tmp_path: Path
+) -> None:
+    scored = score_slide(SlideSource(slides / "a.tif", "case 7"), connection, contract)
+    write_slide_h5(tmp_path / "any.h5", scored, Provenance(contract, "sha", "key"))
+    with h5py.File(tmp_path / "any.h5") as file:
+        names = {file[key].attrs["name"] for key in ("coords", "features", "slide_features")}
+    assert names == {"case 7"}
+    assert SlideSource(slides / "a.tif").slide_id == "a"
+
+
 def test_the_command(
     real_slide: Path, triton_url: str, run_client: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -18,9 +18,10 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from client.errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
-from client.triton.connection import Connection, is_transient
+from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
+from client.triton.failures import is_transient
 from client.triton.shared_memory import SharedInputs, unregister
 from client.triton.statistics import available_statistics
 from gigapath_contract.schema import Contract
@@ -118,7 +119,7 @@ def test_every_way_to_the_server_gives_the_same_bytes(triton_url: str, connectio
 
 def registered(connection: Connection) -> set[str]:
     """The regions that the server knows."""
-    (status,) = connection.on_each(lambda client: client.get_system_shared_memory_status()).values()
+    (status,) = connection.for_each_server(lambda client: client.get_system_shared_memory_status()).values()
     return set(status.regions)
 
 
@@ -139,7 +140,7 @@ def test_a_region_that_the_server_lost_is_registered_again(triton_url: str) -> N
     with Connection(Endpoint(triton_url, shared_memory=True, retry_for=5), in_flight=1) as connection:
         first = embed(connection)
         (region,) = registered(connection)
-        connection.on_each(lambda client: unregister(client, region, {}))
+        connection.for_each_server(lambda client: unregister(client, region, {}))
         np.testing.assert_array_equal(embed(connection), first)
 
 
@@ -171,9 +172,7 @@ def test_answers_come_in_order_and_requests_are_taken_one_by_one(connection: Con
             yield {"TILES": TILES[i % 7 : i % 7 + 1]}
 
     whole = embed(connection)
-    for i, answer in enumerate(
-        connection.infer_in_order("tile_encoder", requests(), ["EMBEDDINGS"], window=3)
-    ):
+    for i, answer in enumerate(connection.infer_stream("tile_encoder", requests(), ["EMBEDDINGS"], window=3)):
         np.testing.assert_array_equal(answer["EMBEDDINGS"][0], whole[i % 7])
         assert len(taken) <= i + 3
     assert len(taken) == 12

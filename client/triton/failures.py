@@ -1,0 +1,48 @@
+"""A failed request: whether to try it again, and how the user is told of it."""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+from ..errors import ClientError, RequestRefused, ServerUnavailable
+from .endpoint import Endpoint
+from .shared_memory import is_lost_region
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later.
+
+    UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
+    all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
+    that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
+    All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) is permanent.
+    """
+    if not isinstance(error, InferenceServerException):
+        return False
+    message = (error.message() or "").lower()
+    if error.status() == "StatusCode.UNAVAILABLE":
+        return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
+    if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
+        return True
+    return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
+
+
+def to_client_error(
+    error: InferenceServerException, endpoint: Endpoint, server: str, model: str | None = None
+) -> ClientError:
+    """One line that says which server failed at what, and what helps."""
+    message = " ".join((error.message() or "no reason given").split())
+    status = (error.status() or "").removeprefix("StatusCode.")
+    of_model = f" ({model})" if model else ""
+    if "protocol is restricted" in message.lower():
+        return RequestRefused(f"{server} wants a header for this{of_model}: {message}; give it with --header")
+    if status == "UNAVAILABLE":
+        hint = "is it running, with this TLS?" if endpoint.secure else "is it running, at this --url?"
+        return ServerUnavailable(f"no answer from the Triton server at {server}{of_model}: {message}; {hint}")
+    if status == "DEADLINE_EXCEEDED":
+        return ServerUnavailable(
+            f"the Triton server at {server}{of_model} took over {endpoint.timeout:g} s; raise --timeout"
+        )
+    return RequestRefused(
+        f"the Triton server at {server} refused the request{of_model}: {message} [{status}]"
+    )
