@@ -25,11 +25,8 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
     http_port: Annotated[int | None, typer.Option(help="Port of HTTP; off unless given.")] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
-    log: Annotated[Path, typer.Option(help="Where Triton's log goes.")] = ROOT
-    / "build"
-    / "log"
-    / "triton.log",
-    grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at the end.")] = 10,
+    log: Annotated[Path, typer.Option(help="File of Triton's log.")] = ROOT / "build" / "log" / "triton.log",
+    grace: Annotated[float, typer.Option(help="Seconds for requests in flight to finish at the end.")] = 10,
 ) -> None:
     """Serve a model repository with a real Triton until Ctrl-C or SIGTERM.
 

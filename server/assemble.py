@@ -1,4 +1,4 @@
-"""The folder that tritonserver loads its backends from, put together out of the unpacked wheel and ours."""
+"""Assembles the folder that tritonserver loads its backends from: the unpacked wheel's and our own."""
 
 from __future__ import annotations
 

@@ -59,18 +59,18 @@ def _spawn(command: list[str]) -> int:
 
 
 def _wait(child: int, parent: int, kill_after: float) -> int:
-    """Wait for the child; pass on whatever asks for its end."""
+    """Wait for the child to end; forward a signal, or the parent's death, as a request to end."""
     deadline: float | None = None
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return status
         received = signal.sigtimedwait(SIGNALS, POLL_SECONDS)
-        asked = received is not None and received.si_signo != signal.SIGCHLD
-        if deadline is None and (asked or os.getppid() != parent):
+        stop = received is not None and received.si_signo != signal.SIGCHLD
+        if deadline is None and (stop or os.getppid() != parent):
             deadline = time.monotonic() + kill_after
             os.kill(child, signal.SIGTERM if kill_after else signal.SIGKILL)
-        elif deadline is not None and (asked or time.monotonic() > deadline):
+        elif deadline is not None and (stop or time.monotonic() > deadline):
             os.kill(child, signal.SIGKILL)
 
 

@@ -132,7 +132,7 @@ def run_triton(
 
 
 def open_log(path: Path) -> TextIO:
-    """Open the server's log anew; ServerError where it can't be written."""
+    """Open the server's log, empty; ServerError where it can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("w")

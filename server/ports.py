@@ -1,4 +1,4 @@
-"""Ports of the local server: free ones, and a clear word where a wanted one is taken."""
+"""Ports of the local server: find free ones and report those in use."""
 
 from __future__ import annotations
 

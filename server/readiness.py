@@ -1,4 +1,4 @@
-"""Does every model of a Triton answer? READY alone is not enough: each gets a real, small request."""
+"""Readiness of every model of a Triton: READY alone is not enough, so each gets a small real request."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ Run by the backend as `python -I -S heartbeat.py STUB_PID`. Standard library onl
 
 While a batch takes longer than a second, Triton 2.51 asks the stub every second for a sign of life: a byte in
 their shared memory, set by one of the stub's threads every 300 ms. A stub that does not get to run that long
-(an overloaded or paused machine) is given up: its requests fail, but it goes on, and both sides free each
-other's messages until one of them crashes. So the byte is set from here, whatever the stub's threads get to
-do. Once the stub is gone, the byte stays unset, and as Triton never starts another one (every request would
-fail until somebody notices), it is told to end: whoever supervises it starts it anew.
+(an overloaded or paused machine) is given up: its requests fail, but it keeps running, and both sides free
+each other's messages until one of them crashes. So the byte is set from here, whether or not the stub's
+threads run. Once the stub is gone, the byte stays unset; Triton never starts another stub, and every request
+would fail. So it gets SIGTERM, and its supervisor restarts it.
 """
 
 from __future__ import annotations

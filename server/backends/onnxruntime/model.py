@@ -1,4 +1,4 @@
-"""Triton backend `onnxruntime`, in Python: stands in for NVIDIA's C++ one where that isn't at hand.
+"""Triton backend `onnxruntime`, in Python: replaces NVIDIA's C++ backend where that is not available.
 
 Tensors cross the border as DLPack: this server's own NumPy conversion predates NumPy 2 and corrupts values
 without an error.
