@@ -96,10 +96,10 @@ def embed(repository: Path) -> Path:
 
 def fine_tune(features: Path) -> None:
     """The slide encoder and head, from seeded weights, on the embeddings that the client wrote."""
-    recipe = ROOT / "training" / "configs" / "demo-slides.yaml"
+    config = ROOT / "training" / "configs" / "demo-slides.yaml"
     labels, splits = COHORT / "labels.csv", COHORT / "splits"
     places = ("--features", str(features), "--labels", str(labels), "--splits", str(splits))
-    run("training", "finetune", "--config", str(recipe), *places, "--out", str(WORK / "run"), "--quiet")
+    run("training", "finetune", "--config", str(config), *places, "--out", str(WORK / "run"), "--quiet")
 
 
 def serve(repository: Path) -> tuple[dict[str, float], list[Explained]]:

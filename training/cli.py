@@ -1,4 +1,4 @@
-"""The commands of `python -m training`. Heavy imports wait until a command needs them: help is fast."""
+"""The commands of `python -m training`. Heavy imports are inside the commands, so that help is fast."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def _bar(quiet: bool = False) -> Progress:
 @app.command("make-cohort")
 def make_cohort_command(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("build/cohort"),
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    source: Annotated[Path, typer.Option(help="The real slide that the tissue is taken from.")] = Path(
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
+    source: Annotated[Path, typer.Option(help="Real slide to take the tissue from.")] = Path(
         "build/CMU-1-Small-Region.svs"
     ),
     patients: Annotated[
-        tuple[int, int, int], typer.Option(help="Patients in train, val and test; two slides each.")
+        tuple[int, int, int], typer.Option(help="Patients in train, val and test, with two slides each.")
     ] = (20, 4, 12),
     only: Annotated[
-        list[str] | None, typer.Option(help="Make this slide alone, such as test-24B; repeatable.")
+        list[str] | None, typer.Option(help="Make only this slide, such as test-24B; repeatable.")
     ] = None,
 ) -> None:
     """Make pyramidal slides with planted lesions, labels, splits, tile truth and QuPath annotations.
@@ -56,21 +56,20 @@ def make_cohort_command(
             only=only or (),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        bar.update(task, completed=len(plans), total=len(plans))  # also where they were there already
+        bar.update(task, completed=len(plans), total=len(plans))  # also for slides that exist already
     console.print(f"{len(plans)} slides, {sum(len(p.tissue) for p in plans)} tissue tiles in {out}")
 
 
 @app.command("finetune")
 def finetune_command(
-    config: Annotated[
-        Path, typer.Option(help="The recipe, a YAML file such as training/configs/panda.yaml.")
-    ],
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where a run was cut off.")],
-    features: Annotated[Path | None, typer.Option(help="Folder of <slide>.h5, for data.features.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV of labels, for data.labels.")] = None,
-    splits: Annotated[Path | None, typer.Option(help="Folder of train_0.csv …, for data.splits.")] = None,
+    config: Annotated[Path, typer.Option(help="A YAML file such as training/configs/panda.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")],
+    features: Annotated[Path | None, typer.Option(help="Folder of <slide>.h5 (data.features).")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels (data.labels).")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Folder of train_0.csv … (data.splits).")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other value, such as optim.epochs=10; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Override, such as optim.epochs=10; repeatable."),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
@@ -79,16 +78,16 @@ def finetune_command(
     Example: python -m training finetune --config training/configs/demo-slides.yaml --features out/features
     --labels build/cohort/labels.csv --out runs/cohort
     """
-    from training.recipe import read_recipe
+    from training.config import read_config
     from training.runs.slide_level import plan_runs, run
 
     changes = dict(_assignment(each) for each in change or [])
     given = {"data.features": features, "data.labels": labels, "data.splits": splits}
     changes |= {name: str(path) for name, path in given.items() if path is not None}
-    recipe = read_recipe(config, changes)
+    settings = read_config(config, changes)
     with _bar(quiet) as bar:
         task = bar.add_task("checking the data", total=None)
-        plan = plan_runs(recipe, lambda done, total: bar.update(task, completed=done, total=total))
+        plan = plan_runs(settings, lambda done, total: bar.update(task, completed=done, total=total))
     result = run(plan, out, bar=not quiet)
     if result:
         _print_metrics(result["test"])
@@ -122,10 +121,10 @@ def _number(value: float | None) -> str:
 @app.command("tiles")
 def tiles_command(
     data: Annotated[Path, typer.Option(help="Folder SPLIT/CLASS/*.png, or a CSV: see docs/training.md.")],
-    config: Annotated[Path, typer.Option(help="The recipe: YAML, as training/configs/tile-probe.yaml.")],
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where a run was cut off.")],
+    config: Annotated[Path, typer.Option(help="A YAML file such as training/configs/tile-probe.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")],
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other value, such as blocks=2; repeatable.")
+        list[str] | None, typer.Option("--set", help="Override, such as blocks=2; repeatable.")
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
@@ -134,30 +133,30 @@ def tiles_command(
     Example: python -m training tiles --data build/cohort/tiles.csv --config training/configs/tile-probe.yaml
     --out runs/probe
     """
+    from training.config import read_yaml
     from training.data.tiles import list_tiles
-    from training.loops.tile_level import TileRecipe
-    from training.recipe import read_yaml
+    from training.loops.tile_level import TileConfig
     from training.runs.tile_level import run_tiles
 
-    recipe = read_yaml(config, TileRecipe, dict(_assignment(each) for each in change or []))
-    result = run_tiles(recipe, list_tiles(data), out, bar=not quiet)
+    settings = read_yaml(config, TileConfig, dict(_assignment(each) for each in change or []))
+    result = run_tiles(settings, list_tiles(data), out, bar=not quiet)
     _print_metrics(result["test"])
     console.print(f"run folder: {out}")
 
 
 @app.command("train-demo")
 def train_demo_command(
-    cohort: Annotated[Path, typer.Option(help="The cohort; made if it isn't there.")] = Path("build/cohort"),
+    cohort: Annotated[Path, typer.Option(help="Cohort folder; made if missing.")] = Path("build/cohort"),
     work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("build/demo-training"),
-    source: Annotated[Path, typer.Option(help="The real slide that the cohort is made from.")] = Path(
+    source: Annotated[Path, typer.Option(help="Real slide to make the cohort from.")] = Path(
         "build/CMU-1-Small-Region.svs"
     ),
     check: Annotated[
-        bool, typer.Option("--check", help="Only compare with the packaged weights, don't replace them.")
+        bool, typer.Option("--check", help="Compare with the packaged weights; don't replace them.")
     ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
-    """Train the demo preset's weights from nothing on the cohort, and package them with the repository.
+    """Train the demo preset from a random initialisation on the cohort, and package the weights.
 
     Example: python -m training train-demo --check
     """

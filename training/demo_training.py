@@ -1,4 +1,4 @@
-"""Train the demo preset on the cohort, from nothing: first the tile encoder, then the slide encoder on top.
+"""Train the demo preset on the cohort from a random initialisation: tile encoder first, then slide encoder.
 
 The tile encoder learns to tell lesion tiles of training slides from others; the slide encoder and its head
 then see its embeddings and each slide's label alone.
@@ -21,31 +21,31 @@ import torch
 from safetensors.torch import save_file
 
 from training.cohort.files import MARK
-from training.data.bags import read_bag
+from training.config import read_config, read_yaml
+from training.data.h5_features import read_bag
 from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
-from training.loops.tile_level import TileRecipe
+from training.files import atomic_path, make_folder, write_json
+from training.loops.tile_level import TileConfig
 from training.models.build import build_slide_model, build_tile_encoder
 from training.models.packaged import files_in, packaged_files
 from training.models.slide_model import SlideModel
 from training.models.tile_encoder import TileEncoder
 from training.models.weights import read_state_dict
-from training.recipe import read_recipe, read_yaml
-from training.runs.checkpoint import MODEL, TILE_MODEL
-from training.runs.record import write_json
+from training.runs.layout import MODEL, TILE_MODEL
 from training.runs.slide_level import plan_runs, run
 from training.runs.tile_level import embed, run_tiles
 
 CONFIGS = Path(__file__).parent / "configs"
-TOLERANCE = 1e-2  # of a slide's probability, between packaged weights and weights that were made again
+TOLERANCE = 1e-2  # of a slide's probability, between the packaged weights and retrained ones
 
 
 def train_demo(
-    cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None], recipes: Path = CONFIGS
+    cohort: Path, work: Path, *, bar: bool, say: Callable[[str], None], configs: Path = CONFIGS
 ) -> dict[str, Any]:
-    """Train in `work`, from the beginning, on the cohort in `cohort`, by the demo's two recipes.
+    """Train in `work`, from the beginning, on the cohort in `cohort`, as the demo's configurations say.
 
-    Leaves `packaged/` there, laid out like a preset's packaged weights (half precision), and returns its
+    Writes `packaged/` there, laid out like a preset's packaged weights (half precision), and returns its
     facts: the cohort's digest, the metrics of both runs, every held-out slide's probability of a lesion.
     """
     tile_run, features, slide_run, packaged = (work / n for n in ("tiles", "features", "slides", "packaged"))
@@ -53,7 +53,7 @@ def train_demo(
         shutil.rmtree(folder, ignore_errors=True)
     tiles = list_tiles(cohort / "tiles.csv")
     say("training the tile encoder")
-    tile_result = run_tiles(read_yaml(recipes / "demo-tiles.yaml", TileRecipe), tiles, tile_run, bar=bar)
+    tile_result = run_tiles(read_yaml(configs / "demo-tiles.yaml", TileConfig), tiles, tile_run, bar=bar)
     files = files_in(packaged)
     packaged.mkdir()
     _halve(tile_run / TILE_MODEL, files.tile)
@@ -61,7 +61,7 @@ def train_demo(
     embed_slides(tiles, build_tile_encoder("demo", files.tile), features)
     say("training the slide encoder")
     places = {"data.features": str(features), "data.labels": str(cohort / "labels.csv")}
-    slide_result = run(plan_runs(read_recipe(recipes / "demo-slides.yaml", places)), slide_run, bar=bar)
+    slide_result = run(plan_runs(read_config(configs / "demo-slides.yaml", places)), slide_run, bar=bar)
     _halve(slide_run / MODEL, files.slide)
     say("scoring the held-out slides")
     model = build_slide_model("demo", files.slide)
@@ -77,17 +77,18 @@ def train_demo(
 
 
 def package(work: Path) -> None:
-    """Put what `train_demo` made into the repository: the demo preset's weights from now on."""
+    """Copy the weights that `train_demo` made into the repository, as the demo preset's."""
     target = packaged_files("demo").facts.parent
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for file in (work / "packaged").iterdir():
-        shutil.copyfile(file, target / file.name)
+        with atomic_path(target / file.name) as part:
+            shutil.copyfile(file, part)
 
 
 def compare(held_out: dict[str, float]) -> float:
-    """The largest difference between slides' probabilities and those that the packaged weights' facts tell.
+    """The largest difference between `held_out` probabilities and those recorded with the packaged weights.
 
-    Raises TrainingError where it is beyond `TOLERANCE`, or there is nothing to compare with.
+    Raises TrainingError where it exceeds `TOLERANCE`, or there is nothing to compare with.
     """
     path = packaged_files("demo").facts
     if not path.exists():
@@ -133,4 +134,4 @@ def embed_slides(tiles: Sequence[Tile], encoder: TileEncoder, out: Path) -> None
     slides = [(image, list(group)) for image, group in groupby(tiles, key=lambda tile: tile.image)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(embed_slide, *zip(*slides, strict=True)):
-            pass  # errors come out here
+            pass  # raises the errors of the threads

@@ -22,7 +22,7 @@ from gigapath_contract.coordinates import (
 )
 from gigapath_contract.errors import CoordinateError
 from gigapath_contract.schema import Contract
-from training.data.bags import read_bag
+from training.data.h5_features import read_bag
 
 COLUMNS = np.arange(1000)
 RULES: tuple[CoordinateRule, ...] = ("level0/256", "level0/patch_size_level0", "target-mpp/256")

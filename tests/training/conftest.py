@@ -41,8 +41,8 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe_text(bags: Path) -> str:
-    """A recipe for `bags`, on one thread so that a busy machine doesn't slow it."""
+def config_text(bags: Path) -> str:
+    """A configuration for `bags`, on one thread so that a busy machine doesn't slow it."""
     return f"""
 preset: demo
 task: {{classes: {{benign: 0, lesion: 1}}}}

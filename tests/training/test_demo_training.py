@@ -1,4 +1,4 @@
-"""The demo's packaged weights: they score as their facts tell, and their recipe makes the same again."""
+"""The demo's packaged weights score as their facts say, and their configuration makes them again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_slides_drawn_again_score_as_the_facts_tell(
 
 
 def test_a_remade_model_scores_the_same(real_slide: Path, tmp_path: Path) -> None:
-    """The demo's recipes, cut short, on a third of 6 slides' tiles; `make check-demo-weights` does it all."""
+    """The configurations cut short, on a third of the tiles; `make check-demo-weights` runs them whole."""
     make_cohort(real_slide, tmp_path / "cohort", patients=(1, 1, 1))
     header, *rows = (tmp_path / "cohort" / "tiles.csv").read_text().splitlines(keepends=True)
     (tmp_path / "cohort" / "tiles.csv").write_text("".join([header, *rows[::3]]))
@@ -75,7 +75,7 @@ def test_a_remade_model_scores_the_same(real_slide: Path, tmp_path: Path) -> Non
     for seed in (1, 2):  # what else is drawn in the process makes no difference
         torch.manual_seed(seed)
         out = tmp_path / f"work{seed}"
-        made.append(train_demo(tmp_path / "cohort", out, bar=False, say=lambda _: None, recipes=tmp_path))
+        made.append(train_demo(tmp_path / "cohort", out, bar=False, say=lambda _: None, configs=tmp_path))
     start = score_slides(
         build_models("demo", seed=0).slide_model, sorted(tmp_path.glob("work1/features/test*"))
     )

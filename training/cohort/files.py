@@ -1,8 +1,7 @@
-"""Write a planned cohort: slides, labels, splits, the truth tile by tile, and annotations for QuPath."""
+"""Write a planned cohort: slides, labels, splits, the truth for every tile, and annotations for QuPath."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import shapely
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
 from training.cohort.pyramid import halvings, write_pyramid
 from training.errors import TrainingError
+from training.files import make_folder, write_csv, write_json, write_text
 
 CLASSES = ("benign", "lesion")
 MARK = "cohort.json"  # written last: a folder with it is complete
@@ -34,12 +34,12 @@ def make_cohort(
     only: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SlidePlan]:
-    """Make the cohort of `seed` from the real slide `source` in `out`; a complete one is kept.
+    """Make the cohort of `seed` in `out` from the real slide `source`; a complete one is kept.
 
-    `only` makes the slides of these names alone, the same as in the whole cohort.
+    With `only`, make the slides of these names alone; they equal those of the whole cohort.
 
-    Raises TrainingError where `source` can't be read, `out` holds something else, or the cohort has no such
-    slide.
+    Raises:
+        TrainingError: `source` can't be read, `out` holds something else, or the cohort has no such slide.
     """
     plans = plan_cohort(seed, patients)
     if unknown := sorted(set(only) - {plan.slide_id for plan in plans}):
@@ -48,17 +48,17 @@ def make_cohort(
             f"to {plans[-1].slide_id}"
         )
     plans = [plan for plan in plans if not only or plan.slide_id in only]
-    recipe = {"source_sha256": _sha256(source), "plan_sha256": plan_digest(plans)}
+    inputs = {"source_sha256": _sha256(source), "plan_sha256": plan_digest(plans)}
     mark = out / MARK
     if mark.exists():
-        if {k: v for k, v in json.loads(mark.read_text()).items() if k in recipe} == recipe:
+        if {k: v for k, v in json.loads(mark.read_text()).items() if k in inputs} == inputs:
             return plans
-        raise TrainingError(f"{out} holds a cohort of another recipe: remove it or choose another --out")
+        raise TrainingError(f"{out} holds another cohort: remove it or choose another --out")
     if out.exists() and (not out.is_dir() or any(p.name != "slides" for p in out.iterdir())):
         raise TrainingError(f"{out} exists and is not a cohort: choose another --out")
     tissue = _read_tissue(source)
     slides = out / "slides"
-    slides.mkdir(parents=True, exist_ok=True)
+    make_folder(slides)
     digests: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for plan, digest in zip(
@@ -67,13 +67,11 @@ def make_cohort(
             digests[plan.slide_id] = digest
             progress(len(digests), len(plans))
     _write_tables(plans, out)
-    (out / "annotations").mkdir(exist_ok=True)
+    make_folder(out / "annotations")
     for plan in plans:
         text = json.dumps(lesion_annotations(plan))
-        (out / "annotations" / f"{plan.slide_id}.geojson").write_text(text, encoding="utf-8")
-    mark.write_text(
-        json.dumps({**recipe, "seed": seed, "slides_sha256": digests}, indent=1), encoding="utf-8"
-    )
+        write_text(out / "annotations" / f"{plan.slide_id}.geojson", text)
+    write_json(mark, {**inputs, "seed": seed, "slides_sha256": digests})
     return plans
 
 
@@ -86,7 +84,7 @@ def write_slide(plan: SlidePlan, tissue: TissueSource, folder: Path) -> str:
 
 
 def plan_digest(plans: Iterable[SlidePlan]) -> str:
-    """SHA-256 of everything that decides a cohort."""
+    """SHA-256 of everything that determines a cohort's slides, apart from the source."""
     text = json.dumps([CLASSES, *(asdict(plan) for plan in plans)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -122,7 +120,7 @@ def lesion_annotations(plan: SlidePlan) -> dict[str, Any]:
 
 
 def _write_tables(plans: list[SlidePlan], out: Path) -> None:
-    _write_csv(
+    write_csv(
         out / "labels.csv",
         ("slide_id", "image_path", "pat_id", "label", "split", "pattern", "scanner_mpp"),
         [
@@ -130,10 +128,10 @@ def _write_tables(plans: list[SlidePlan], out: Path) -> None:
             for p in plans
         ],
     )
-    (out / "splits").mkdir(exist_ok=True)
+    make_folder(out / "splits")
     for split in ("train", "val", "test"):
         rows = [(p.slide_id, p.patient_id, slide_label(p)) for p in plans if p.split == split]
-        _write_csv(out / "splits" / f"{split}_0.csv", ("slide_id", "pat_id", "label"), rows)
+        write_csv(out / "splits" / f"{split}_0.csv", ("slide_id", "pat_id", "label"), rows)
     tiles = []
     for p in plans:
         side = p.tile_level0_px
@@ -142,12 +140,7 @@ def _write_tables(plans: list[SlidePlan], out: Path) -> None:
             label = CLASSES[kind == "lesion"]
             image = f"slides/{p.slide_id}.tiff"
             tiles.append((image, cell[0] * side, cell[1] * side, side, label, kind, p.slide_id, p.split))
-    _write_csv(out / "tiles.csv", ("image", "x", "y", "size", "label", "kind", "slide_id", "split"), tiles)
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    write_csv(out / "tiles.csv", ("image", "x", "y", "size", "label", "kind", "slide_id", "split"), tiles)
 
 
 def _read_tissue(source: Path) -> TissueSource:

@@ -1,7 +1,7 @@
-"""Draw what is planted into tissue: crowded atypical nuclei, and a smear of the same mean stain without any.
+"""Draw lesions (crowded atypical nuclei) and smears (the same mean stain without nuclei) into tissue.
 
-Both work on stain amounts (haematoxylin, eosin, rest) at 0.5 mpp, so that how a laboratory stains afterwards
-says nothing about either.
+Both work on stain amounts (haematoxylin, eosin, rest) at 0.5 mpp, before the laboratory's staining, which is
+therefore independent of either.
 """
 
 from __future__ import annotations

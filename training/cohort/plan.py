@@ -1,8 +1,8 @@
 """A small cohort of slides with planted lesions, made from the tissue of one real slide.
 
-Decided here (`plan_cohort`), without a pixel: which slide belongs to which patient and split, where its
-tissue, lesions and smears lie, how it is stained and scanned. Drawn here (`draw_slide`): one slide's pixels.
-Held-out slides take their tissue from another part of the real slide than training slides.
+`plan_cohort` assigns slides to patients and splits, and decides where tissue, lesions and smears lie and how
+a slide is stained and scanned. `draw_slide` draws one slide's pixels. Held-out slides take their tissue from
+another part of the real slide than training slides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.cohort.stain import FloatImage, Staining, unmix
 
 TILE_PX, TILE_MPP = 256, 0.5
 GRID = 10  # a slide is GRID x GRID tiles of 128 um, tissue in the middle
-BLOCK = 2  # tissue is taken in blocks of so many tiles, so that a slide has structure beyond one tile
+BLOCK = 2  # side in tiles of the blocks of tissue, so that a slide has structure beyond one tile
 RIM_PX = 16  # blocks blend over twice this, at a tile's edges, which the model's centre crop does not see
 PATCH = BLOCK * TILE_PX + 2 * RIM_PX
 SCANNERS_MPP = (0.5, 0.25, 0.4)
@@ -33,7 +33,7 @@ Pattern = Literal["none", "contiguous", "scattered"]
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """One slide of the cohort: everything about it but its pixels."""
+    """One slide of the cohort, without its pixels."""
 
     slide_id: str
     patient_id: str
@@ -53,10 +53,10 @@ class SlidePlan:
 
 
 def plan_cohort(seed: int = 0, patients: tuple[int, int, int] = (20, 4, 12)) -> list[SlidePlan]:
-    """Two slides a patient, one with a lesion and one without; `patients` in train, val and test.
+    """Two slides per patient, one with a lesion and one without; `patients` in train, val and test.
 
-    Lesions are contiguous and scattered by turns. A patient's slides have one staining and one scanner, so
-    that neither says anything about the label.
+    Lesions are alternately contiguous and scattered. A patient's slides share staining and scanner, so that
+    neither depends on the label.
     """
     plans: list[SlidePlan] = []
     splits = [name for name, count in zip(TISSUE_ROWS, patients, strict=True) for _ in range(count)]
@@ -192,7 +192,7 @@ def _draw_tissue(source: TissueSource, split: str, rng: np.random.Generator) -> 
 
 def _silhouette(tissue: tuple[Cell, ...], rng: np.random.Generator) -> FloatImage:
     """How much tissue a pixel has, 0 to 1, float32 [H, W]: the cells, with round corners and a ragged rim."""
-    coarse = TILE_PX // 16  # pixels a cell at which the shape is drawn
+    coarse = TILE_PX // 16  # pixels per cell at which the shape is drawn
     cells = np.zeros((GRID, GRID), np.float32)
     for column, row in tissue:
         cells[row, column] = 1

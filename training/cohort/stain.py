@@ -1,4 +1,4 @@
-"""Haematoxylin and eosin: colours to stain amounts and back, so that tissue can be stained anew.
+"""Haematoxylin and eosin: colours to stain amounts and back, to change the staining of tissue.
 
 Optical density is -ln(I / 255); a pixel's density is the sum of its stains' vectors (Beer-Lambert), with the
 H and E vectors of Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution",

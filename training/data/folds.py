@@ -1,4 +1,4 @@
-"""Who is trained on, who validates and who is held out: given splits, or seeded folds grouped by patient."""
+"""Train, validation and test splits: given, or seeded and grouped by patient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from training.data.tables import Slide, Table
+from training.data.tables import LabelledSlide, Table
 from training.errors import TrainingError
 from training.task import Task
 
@@ -21,17 +21,17 @@ SPLITS = ("train", "val", "test")
 class Fold:
     """The slides of one run."""
 
-    train: tuple[Slide, ...]
-    val: tuple[Slide, ...]
-    test: tuple[Slide, ...]
+    train: tuple[LabelledSlide, ...]
+    val: tuple[LabelledSlide, ...]
+    test: tuple[LabelledSlide, ...]
 
     @property
-    def slides(self) -> tuple[Slide, ...]:
-        """All of them."""
+    def slides(self) -> tuple[LabelledSlide, ...]:
+        """The slides of all three splits."""
         return self.train + self.val + self.test
 
 
-def read_presplit(folder: Path, fold: int, slides: dict[str, Slide]) -> Fold:
+def read_presplit(folder: Path, fold: int, slides: dict[str, LabelledSlide]) -> Fold:
     """Fold number `fold` from `train_K.csv`, `val_K.csv`, `test_K.csv`, as Prov-GigaPath writes them."""
     parts = []
     for split in SPLITS:
@@ -44,10 +44,10 @@ def read_presplit(folder: Path, fold: int, slides: dict[str, Slide]) -> Fold:
     return Fold(*parts)
 
 
-def read_split_column(table: Table, slides: dict[str, Slide]) -> Fold:
+def read_split_column(table: Table, slides: dict[str, LabelledSlide]) -> Fold:
     """The one fold that the labels file's own column `split` names (train, val, test)."""
     column = table.column("split")
-    parts: dict[str, list[Slide]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[LabelledSlide]] = {split: [] for split in SPLITS}
     for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
         if row[column] not in parts:
             raise TrainingError(f"{table.at(index)}: split {row[column]!r} is none of {', '.join(SPLITS)}")
@@ -55,10 +55,10 @@ def read_split_column(table: Table, slides: dict[str, Slide]) -> Fold:
     return Fold(*(tuple(parts[split]) for split in SPLITS))
 
 
-def make_folds(slides: dict[str, Slide], count: int, val_share: float, seed: int) -> list[Fold]:
-    """`count` seeded folds, stratified by label, no patient divided; each slide is held out in one of them.
+def make_folds(slides: dict[str, LabelledSlide], count: int, val_share: float, seed: int) -> list[Fold]:
+    """`count` seeded folds, stratified by label, grouped by patient; each slide is held out in one of them.
 
-    About `val_share` of what isn't held out validates.
+    About `val_share` of the slides that aren't held out validate.
     """
     folds = []
     for rest, test in _divide(list(slides.values()), count, seed):
@@ -67,7 +67,9 @@ def make_folds(slides: dict[str, Slide], count: int, val_share: float, seed: int
     return folds
 
 
-def _divide(slides: Sequence[Slide], pieces: int, seed: int) -> list[tuple[list[Slide], list[Slide]]]:
+def _divide(
+    slides: Sequence[LabelledSlide], pieces: int, seed: int
+) -> list[tuple[list[LabelledSlide], list[LabelledSlide]]]:
     patients = [slide.patient_id for slide in slides]
     if len(set(patients)) < pieces:
         raise TrainingError(
@@ -83,7 +85,7 @@ def check_fold(fold: Fold, task: Task) -> None:
     """Raise TrainingError for an empty split, a patient in two splits, or a class that training lacks."""
     split_of: dict[str, str] = {}
     for split in SPLITS:
-        slides: tuple[Slide, ...] = getattr(fold, split)
+        slides: tuple[LabelledSlide, ...] = getattr(fold, split)
         if not slides:
             raise TrainingError(f"the {split} split is empty: train, val and test each need slides")
         name, count = Counter(slide.slide_id for slide in slides).most_common(1)[0]
@@ -108,7 +110,7 @@ def check_fold(fold: Fold, task: Task) -> None:
             )
 
 
-def _has(slide: Slide, index: int, task: Task) -> bool:
+def _has(slide: LabelledSlide, index: int, task: Task) -> bool:
     if isinstance(slide.target, tuple):
         return slide.target[index] == 1
     return slide.target == (1 if task.kind == "binary" else index)

@@ -21,7 +21,7 @@ from training.task import Task
 
 
 @dataclass(frozen=True)
-class Slide:
+class LabelledSlide:
     """A labelled slide; `target` is the class index, 0 or 1 (binary), or a 0 or 1 per class (multilabel)."""
 
     slide_id: str
@@ -73,7 +73,7 @@ class Table:
         return ids
 
 
-def read_slides(table: Table, task: Task) -> dict[str, Slide]:
+def read_slides(table: Table, task: Task) -> dict[str, LabelledSlide]:
     """The labelled slides of a table, by id. Raises TrainingError for a row without a usable label."""
     patient = find_column(table.columns, PATIENT_COLUMNS)
     if task.kind == "multilabel":
@@ -81,7 +81,7 @@ def read_slides(table: Table, task: Task) -> dict[str, Slide]:
     else:
         columns = [table.column(task.column) if task.column else table.column(*LABEL_COLUMNS)]
     allowed: Sequence[str] = ("0", "1") if task.kind == "multilabel" else task.values
-    slides: dict[str, Slide] = {}
+    slides: dict[str, LabelledSlide] = {}
     for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
         if slide_id in slides:
             raise TrainingError(f"{table.at(index)} repeats slide {slide_id}: keep one row per slide")
@@ -98,5 +98,5 @@ def read_slides(table: Table, task: Task) -> dict[str, Slide]:
                 )
         found = tuple(allowed.index(row[column]) for column in columns)
         target = found if task.kind == "multilabel" else found[0]
-        slides[slide_id] = Slide(slide_id, (row[patient] if patient else "") or slide_id, target)
+        slides[slide_id] = LabelledSlide(slide_id, (row[patient] if patient else "") or slide_id, target)
     return slides

@@ -1,4 +1,4 @@
-"""Labelled tiles: from folders of images, or from a CSV of images or of places in slides."""
+"""Labelled tiles: from folders of images, or from a table of images or of squares in slides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Tile:
-    """A labelled tile: an image file, or a square of a slide (`place` is x, y, side in level-0 px)."""
+    """A labelled tile: an image file, or a square of a slide (`place` is x, y and side in level-0 px)."""
 
     image: Path
     label: str
@@ -35,19 +35,22 @@ class Tile:
 
 
 def read_list(path: Path) -> list[Tile]:
-    """The tiles of a CSV file, or of a folder of images `SPLIT/CLASS/*`, with SPLIT one of train, val, test.
+    """The tiles of a table, or of a folder of images `SPLIT/CLASS/*`, with SPLIT one of train, val, test.
 
-    A CSV has the columns image (from the CSV's folder), label and split; where an image is a slide, also x, y
-    and size: the tile's corner and side in level-0 px. Raises TrainingError for a row without sense.
+    A table has the columns image (relative to the table's folder), label and split; where an image is a
+    slide, also x, y and size: the tile's corner and side in level-0 px.
+
+    Raises:
+        TrainingError: no table, a column missing, or a row that cannot be used.
     """
     return _in_folder(path) if path.is_dir() else _in_table(Table(path))
 
 
 def list_tiles(path: Path) -> list[Tile]:
-    """The tiles that `read_list` finds, enough of them to train on.
+    """The tiles that `read_list` finds, checked to suffice for training.
 
     Raises:
-        TrainingError: nothing there, a split without tiles, or a class without training tiles.
+        TrainingError: as `read_list`; a split without tiles, or a class without training tiles.
     """
     tiles = read_list(path)
     trained = {tile.label for tile in tiles if tile.split == "train"}
@@ -85,9 +88,10 @@ def _in_table(table: Table) -> list[Tile]:
 
 
 def read_tile(tile: Tile) -> npt.NDArray[np.uint8]:
-    """The model's input, RGB uint8 [224, 224, 3]: the centre of 256 px (resized bicubic; a slide's by area).
+    """The model's input, RGB uint8 [224, 224, 3]: the centre of a tile of 256 px.
 
-    Raises TrainingError for a file that can't be read.
+    An image is resized to 256 px bicubically, a slide's region by area means. Raises TrainingError for a file
+    that can't be read.
     """
     try:
         if tile.place is None:
@@ -108,10 +112,10 @@ def read_tile(tile: Tile) -> npt.NDArray[np.uint8]:
 def _read_place(path: Path, x: int, y: int, side: int) -> npt.NDArray[np.uint8]:
     with openslide.OpenSlide(path) as slide:
         level = slide.get_best_level_for_downsample(side / TILE_SIZE)
-        own = round(side / slide.level_downsamples[level])
-        region = slide.read_region((x, y), level, (own, own)).convert("RGB")
+        size = round(side / slide.level_downsamples[level])
+        region = slide.read_region((x, y), level, (size, size)).convert("RGB")
     pixels = np.array(region)
-    if own != TILE_SIZE:
+    if size != TILE_SIZE:
         pixels = np.asarray(
             cv2.resize(pixels, (TILE_SIZE, TILE_SIZE), interpolation=cv2.INTER_AREA), np.uint8
         )
@@ -119,7 +123,7 @@ def _read_place(path: Path, x: int, y: int, side: int) -> npt.NDArray[np.uint8]:
 
 
 class TileImages(Dataset[tuple[Tensor, int]]):
-    """(pixels uint8 [224, 224, 3], class index) of some tiles, read when asked for, or all at once."""
+    """(pixels uint8 [224, 224, 3], class index) of some tiles, read on access or, `in_memory`, at once."""
 
     def __init__(self, tiles: Sequence[Tile], classes: Sequence[str], *, in_memory: bool = False) -> None:
         self.tiles = tiles

@@ -1,4 +1,4 @@
-"""How good predictions are: the field's metrics, with bootstrap intervals over patients."""
+"""Metrics of predictions, with bootstrap intervals over patients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def indicator(truth: Array, classes: int, kind: HeadKind) -> Array:
 def evaluate(truth: Array, scores: Array, classes: Sequence[str], kind: HeadKind) -> dict[str, float]:
     """Metrics of `scores` [n, C] (probabilities) against `truth`, by name.
 
-    `truth` is the class index int [n] (multiclass) or 0 and 1 a class [n, C]. AUROC and AUPRC (average
+    `truth` is the class index int [n] (multiclass) or 0 and 1 per class [n, C]. AUROC and AUPRC (average
     precision) are one against the rest, by class and as `macro`, the mean over the classes for which they are
     defined: where the slides are all or none of a class it is NaN. `quadratic_kappa` is for multiclass
     (ordered classes). Accuracies of `multilabel` and `binary` are means over the labels, threshold 0.5.
@@ -35,13 +35,13 @@ def evaluate(truth: Array, scores: Array, classes: Sequence[str], kind: HeadKind
     if kind == "multiclass":
         predicted = scores.argmax(axis=1)
         result["accuracy"] = metrics.accuracy_score(truth, predicted)
-        result["balanced_accuracy"] = _balanced(truth, predicted)
+        result["balanced_accuracy"] = _balanced_accuracy(truth, predicted)
         result["quadratic_kappa"] = _kappa(truth, predicted, len(classes))
     else:
         decided = (scores >= 0.5).astype(int)
         pairs = list(zip(flags.T, decided.T, strict=True))
         result["accuracy"] = float(np.mean([metrics.accuracy_score(*pair) for pair in pairs]))
-        result["balanced_accuracy"] = float(np.mean([_balanced(*pair) for pair in pairs]))
+        result["balanced_accuracy"] = float(np.mean([_balanced_accuracy(*pair) for pair in pairs]))
     for name, score in (("auroc", metrics.roc_auc_score), ("auprc", metrics.average_precision_score)):
         each = [
             float(score(flag, column)) if 0 < flag.sum() < len(flag) else float("nan")
@@ -64,7 +64,7 @@ def intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of every metric: whole patients (`groups`, one name a slide) are drawn.
+    """Percentile bootstrap intervals of every metric, over whole patients (`groups`, one name per slide).
 
     Draws in which a metric is undefined don't count for it.
     """
@@ -84,13 +84,15 @@ def intervals(
     return result
 
 
-def _balanced(truth: Array, predicted: Array) -> float:
-    """Mean recall over the classes that occur."""
-    return float(np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)]))
+def _balanced_accuracy(truth: Array, predicted: Array) -> float:
+    """Mean recall over the classes that occur in `truth`."""
+    with warnings.catch_warnings():  # scikit-learn warns of predicted classes that do not
+        warnings.simplefilter("ignore")
+        return float(metrics.balanced_accuracy_score(truth, predicted))
 
 
 def _kappa(truth: Array, predicted: Array, classes: int) -> float:
-    with warnings.catch_warnings():  # a single class on both sides: undefined, and said so by NaN
+    with warnings.catch_warnings():  # a single class on both sides: undefined, which is NaN
         warnings.simplefilter("ignore")
         return float(
             metrics.cohen_kappa_score(truth, predicted, labels=list(range(classes)), weights="quadratic")

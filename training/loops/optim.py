@@ -14,7 +14,7 @@ LayerIds = Literal["published", "corrected"]
 
 
 def layer_id(name: str, depth: int, layer_ids: LayerIds) -> int:
-    """How far up a parameter of the slide model is: 0 the class token, i + 1 block i, depth + 1 the rest.
+    """Depth of a parameter in the slide model: 0 the class token, i + 1 block i, depth + 1 the rest.
 
     The released fine-tuning code (Prov-GigaPath, `finetune/utils.py`) means to give the tile projection id 0
     like the class token, but looks for its name without the prefix it has there; it gets the head's id.
@@ -29,9 +29,9 @@ def layer_id(name: str, depth: int, layer_ids: LayerIds) -> int:
 def parameter_groups(
     model: SlideModel, *, weight_decay: float, layer_decay: float, layer_ids: LayerIds
 ) -> list[dict[str, Any]]:
-    """AdamW's groups of all that is trained; `lr_scale` is a group's share of the learning rate.
+    """AdamW's groups of all trained parameters; `lr_scale` is a group's factor of the learning rate.
 
-    The share is layer_decay^(depth + 1 - id) (BEiT, MAE); vectors have no weight decay.
+    The factor is layer_decay^(depth + 1 - id) (BEiT, MAE); vectors have no weight decay.
     """
     depth = model.encoder.config.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -52,7 +52,7 @@ def parameter_groups(
 
 
 def learning_rate(epoch: float, *, peak: float, floor: float, warmup: float, epochs: float) -> float:
-    """The rate at a fraction of an epoch: up linearly, then down a half cosine to `floor`."""
+    """The rate at a fractional `epoch`: linear warm-up to `peak`, then a half cosine down to `floor`."""
     if epoch < warmup:
         return peak * epoch / warmup
     progress = min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9))
@@ -60,15 +60,15 @@ def learning_rate(epoch: float, *, peak: float, floor: float, warmup: float, epo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group its share of `rate`."""
+    """Set each group's learning rate to `rate` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def freeze_unreached(model: SlideModel) -> list[str]:
-    """Stop training what the logits don't depend on (blocks above the variant's layer); returns its names.
+    """Freeze what the logits don't depend on (blocks above the variant's layer); returns the names.
 
-    Weights without a gradient would not change either, but data-parallel training waits for each one's.
+    Weights without a gradient would not change either, but data-parallel training waits for all gradients.
     """
     config = model.encoder.config
     device = next(model.parameters()).device
@@ -85,6 +85,6 @@ def freeze_unreached(model: SlideModel) -> list[str]:
 
 
 def freeze(module: nn.Module) -> None:
-    """Train nothing of `module`."""
+    """Freeze every parameter of `module`."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)

@@ -19,16 +19,16 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from gigapath_contract.probabilities import HeadKind, probabilities
-from training.data.bag_data import Batch
+from training.config import OptimSection
+from training.data.dataset import SlideSample
 from training.loops.metrics import evaluate
 from training.loops.optim import learning_rate, parameter_groups, set_learning_rate
 from training.loops.trainer import seed_epoch
 from training.models.slide_model import SlideModel
-from training.recipe import OptimSection
 
 
 class SlideFineTuner(lightning.LightningModule):
-    """A `SlideModel` under the published optimisation, one slide a micro-batch."""
+    """A `SlideModel` under the published optimisation, one slide per micro-batch."""
 
     class_weights: Tensor | None
 
@@ -59,16 +59,16 @@ class SlideFineTuner(lightning.LightningModule):
 
     @property
     def peak_rate(self) -> float:
-        """`base_lr` scaled to the slides a step, over all processes."""
+        """`base_lr` scaled to the number of slides per step, over all processes."""
         return self.optim.base_lr * self.optim.accumulate * self.trainer.world_size / 256
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout begins anew with each epoch."""
+    def on_train_batch_start(self, batch: SlideSample, batch_idx: int) -> None:
+        """Seed dropout for the epoch."""
         if batch_idx == 0:
             seed_epoch(self.seed, self.current_epoch, self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One slide: its gradient, and every `accumulate` slides a step."""
+    def training_step(self, batch: SlideSample, batch_idx: int) -> None:
+        """Accumulate one slide's gradient, and take a step after every `accumulate` slides."""
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
         accumulate = self.optim.accumulate
@@ -94,7 +94,7 @@ class SlideFineTuner(lightning.LightningModule):
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, batch_size=1)
 
     def _synchronised(self, now: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients only before a step, and where an epoch leaves some over."""
+        """Exchange gradients between processes only before a step and at the end of an epoch."""
         strategy = self.trainer.strategy
         if now or not isinstance(strategy, ParallelStrategy):
             return nullcontext()
@@ -110,14 +110,14 @@ class SlideFineTuner(lightning.LightningModule):
         wanted = target.reshape(-1).to(torch.float32).expand_as(logits)
         return F.binary_cross_entropy_with_logits(logits.float(), wanted, pos_weight=self.class_weights)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: SlideSample, batch_idx: int) -> None:
         """Keep one slide's logits."""
         logits = self.model.score(batch.features, batch.coords).logits
         assert logits is not None
         self._validated.append((logits.float().cpu().numpy(), batch.target.cpu().numpy()))
 
     def on_validation_model_zero_grad(self) -> None:
-        """Lightning would throw away the gradients that an epoch leaves over."""
+        """Keep an epoch's leftover gradients, which Lightning would reset."""
 
     def on_validation_epoch_end(self) -> None:
         """Metrics over the slides of all processes."""
@@ -132,7 +132,7 @@ class SlideFineTuner(lightning.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in found.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Gradients that the epoch left over belong to the state of the run."""
+        """Save the epoch's leftover gradients."""
         checkpoint["leftover_gradients"] = {
             name: parameter.grad
             for name, parameter in self.model.named_parameters()
@@ -140,11 +140,11 @@ class SlideFineTuner(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what `on_save_checkpoint` kept."""
+        """Read what `on_save_checkpoint` saved."""
         self._leftover = checkpoint["leftover_gradients"]
 
     def on_train_start(self) -> None:
-        """Put the leftover gradients of a resumed run where they were."""
+        """Restore the leftover gradients of a resumed run."""
         for name, parameter in self.model.named_parameters():
             if name in self._leftover:
                 parameter.grad = self._leftover[name].to(parameter.device)

@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from gigapath_contract.probabilities import probabilities
+from training.config import Count, RunConfig, SelectSection
 from training.loops.metrics import evaluate
 from training.loops.optim import freeze, learning_rate
 from training.loops.trainer import seed_epoch
 from training.models.tile_encoder import TileEncoder
-from training.recipe import Count, RunRecipe, SelectSection
 
 
-class TileRecipe(RunRecipe):
+class TileConfig(RunConfig):
     """Everything that decides a run at the tile level.
 
     Attributes:
-        tile_weights: as `slide_weights` of a slide-level recipe.
-        blocks: how many of the last blocks are trained; 0 is a linear probe (logistic regression).
-        penalty: of the probe: the inverse of scikit-learn's C.
-        epochs, warmup_epochs: warm-up is linear, then a half cosine down to nothing, both by step.
-        balanced: draw as many tiles of each class, `tiles_per_epoch` in all; else every tile once an epoch.
-        patch_drop: the part of a tile's patches that a training step leaves out: faster, and it regularises.
-        stain_jitter: spread (log) of a random factor on each colour's optical density.
+        tile_weights: as `slide_weights` of `TrainingConfig`.
+        blocks: number of last blocks that are trained; 0 is a linear probe (logistic regression).
+        penalty: L2 penalty of the probe, the inverse of scikit-learn's C.
+        epochs, warmup_epochs: warm-up is linear, then a half cosine down to 0, both by step.
+        balanced: draw `tiles_per_epoch` tiles, equally of each class; else every tile once per epoch.
+        patch_drop: fraction of a tile's patches that a training step leaves out.
+        stain_jitter: log standard deviation of a random factor on each colour's optical density.
         in_memory: read all tiles once, before training.
-        validate_every: epochs between looks at the validation tiles; 1 where they decide anything.
+        validate_every: epochs between validations; 1 where they select the epoch.
     """
 
     tile_weights: str | None = None
@@ -64,57 +64,57 @@ class TileRecipe(RunRecipe):
 class TileTuner(lightning.LightningModule):
     """The tile encoder's last blocks and a linear head."""
 
-    def __init__(self, encoder: TileEncoder, classes: Sequence[str], recipe: TileRecipe) -> None:
+    def __init__(self, encoder: TileEncoder, classes: Sequence[str], config: TileConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.embed_dim, len(classes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.classes = classes
-        self.recipe = recipe
+        self.config = config
         self._validated: list[tuple[Tensor, Tensor]] = []
-        freeze_blocks(encoder, recipe.blocks)
+        freeze_blocks(encoder, config.blocks)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, no weight decay for vectors; the rate goes by step."""
+        """AdamW without weight decay for vectors; the learning rate is set per step."""
         groups: dict[bool, list[Tensor]] = {True: [], False: []}
         for parameter in self.parameters():
             if parameter.requires_grad:
                 groups[parameter.ndim > 1].append(parameter)
         optimizer = torch.optim.AdamW(
             [
-                {"params": groups[True], "weight_decay": self.recipe.weight_decay},
+                {"params": groups[True], "weight_decay": self.config.weight_decay},
                 {"params": groups[False], "weight_decay": 0.0},
             ],
-            lr=self.recipe.rate,
+            lr=self.config.rate,
         )
-        steps = self.trainer.estimated_stepping_batches / self.recipe.epochs
+        steps = self.trainer.estimated_stepping_batches / self.config.epochs
 
-        def share(step: int) -> float:
-            warmup, epochs = self.recipe.warmup_epochs, self.recipe.epochs
+        def factor(step: int) -> float:
+            warmup, epochs = self.config.warmup_epochs, self.config.epochs
             return learning_rate((step + 1) / steps, peak=1, floor=0, warmup=warmup, epochs=epochs)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Leave out patches while training."""
-        if self.recipe.patch_drop:
-            self.encoder.vit.patch_drop = PatchDropout(self.recipe.patch_drop, num_prefix_tokens=1)
+        """Leave out patches during training."""
+        if self.config.patch_drop:
+            self.encoder.vit.patch_drop = PatchDropout(self.config.patch_drop, num_prefix_tokens=1)
 
     def on_fit_end(self) -> None:
-        """See whole tiles again."""
+        """Use whole tiles after training."""
         self.encoder.vit.patch_drop = nn.Identity()  # type: ignore[assignment]
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """What is random begins anew with each epoch."""
+        """Seed augmentation and dropout for the epoch."""
         if batch_idx == 0:
-            seed_epoch(self.recipe.seed, self.current_epoch, self.global_rank)
+            seed_epoch(self.config.seed, self.current_epoch, self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of a batch of turned, mirrored and restained tiles."""
+        """Cross entropy of a batch of rotated, mirrored and stain-jittered tiles."""
         pixels, target = batch
-        loss = F.cross_entropy(self.head(self.encoder(augment(pixels, self.recipe.stain_jitter))), target)
+        loss = F.cross_entropy(self.head(self.encoder(augment(pixels, self.config.stain_jitter))), target)
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(target))
         return loss
 
@@ -131,7 +131,7 @@ class TileTuner(lightning.LightningModule):
 
 
 def freeze_blocks(encoder: TileEncoder, train: int) -> None:
-    """Train the last `train` blocks and the final norm; with every block also what comes before them."""
+    """Train the last `train` blocks and the final norm; all blocks include the patch embedding."""
     blocks = list(encoder.vit.blocks)
     if train < len(blocks):
         freeze(encoder)
@@ -141,7 +141,7 @@ def freeze_blocks(encoder: TileEncoder, train: int) -> None:
 
 
 def augment(pixels: Tensor, stain_jitter: float) -> Tensor:
-    """Tiles uint8 [B, H, W, 3], turned and mirrored alike, each colour's density scaled tile by tile."""
+    """Tiles uint8 [B, H, W, 3], rotated and mirrored together, each colour's density scaled per tile."""
     turns, mirror = torch.randint(4, ()), torch.randint(2, ())
     pixels = torch.rot90(pixels, int(turns), dims=(1, 2))
     pixels = pixels.flip(2) if mirror else pixels
@@ -150,21 +150,21 @@ def augment(pixels: Tensor, stain_jitter: float) -> Tensor:
 
 
 class TileOrder(Sampler[int]):
-    """Tiles in an order of the seed and the epoch: each once, or as many of each class."""
+    """Tiles in a random order by seed and epoch: each once, or equally many of each class."""
 
-    def __init__(self, targets: Sequence[int], recipe: TileRecipe) -> None:
-        self.targets, self.recipe, self.epoch = np.asarray(targets), recipe, 0
+    def __init__(self, targets: Sequence[int], config: TileConfig) -> None:
+        self.targets, self.config, self.epoch = np.asarray(targets), config, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch, and on resuming."""
         self.epoch = epoch
 
     def _order(self) -> npt.NDArray[np.int64]:
-        rng = np.random.default_rng([self.recipe.seed, self.epoch])
-        if not self.recipe.balanced:
+        rng = np.random.default_rng([self.config.seed, self.epoch])
+        if not self.config.balanced:
             return rng.permutation(len(self.targets))
         labels = np.unique(self.targets)
-        wanted = np.resize(labels, self.recipe.tiles_per_epoch)
+        wanted = np.resize(labels, self.config.tiles_per_epoch)
         order = np.empty(len(wanted), np.int64)
         for label in labels:
             members = rng.permutation(np.flatnonzero(self.targets == label))
@@ -172,7 +172,7 @@ class TileOrder(Sampler[int]):
         return order
 
     def __len__(self) -> int:
-        return self.recipe.tiles_per_epoch if self.recipe.balanced else len(self.targets)
+        return self.config.tiles_per_epoch if self.config.balanced else len(self.targets)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._order().tolist())

@@ -1,4 +1,4 @@
-"""Lightning, set up: devices, checkpoints after each epoch, curves, and resuming that changes nothing."""
+"""Set up Lightning: devices, a checkpoint after each epoch, curves, and exact resuming."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from training.config import ResourceSection, SelectSection
 from training.errors import TrainingError
-from training.recipe import ResourceSection, SelectSection
 
 CHECKPOINTS, LAST, BEST = "checkpoints", "last", "best"
 
@@ -73,9 +73,9 @@ def fit(
     val: DataLoader[Any],
     select: SelectSection,
 ) -> None:
-    """Train, from the last whole epoch on where an earlier run left one; then load the epoch to keep.
+    """Train, resuming after the last whole epoch of an interrupted run; then load the epoch to keep.
 
-    The sampler of `train` needs `set_epoch`. Raises TrainingError where the user interrupts.
+    The sampler of `train` needs `set_epoch`. Raises TrainingError if the user interrupts.
     """
     last = folder / CHECKPOINTS / f"{LAST}.ckpt"
     if last.exists():
@@ -83,23 +83,23 @@ def fit(
         train.sampler.set_epoch(_load(last)["epoch"] + 1)  # type: ignore[attr-defined]
     trainer.fit(module, train, val, ckpt_path=last if last.exists() else None, weights_only=False)
     if trainer.interrupted:
-        raise TrainingError("interrupted: the same command goes on after the last whole epoch")
+        raise TrainingError("interrupted: run the same command to resume after the last whole epoch")
     if select.epoch == "best":
         module.load_state_dict(_load(folder / CHECKPOINTS / f"{BEST}.ckpt")["state_dict"])
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Make what is random in an epoch depend on these alone: a resumed run draws the same.
+    """Seed PyTorch from these alone, so that a resumed run draws the same random numbers.
 
-    To be called with the epoch's first batch in hand. At the epoch's start is too early: the loader draws a
-    number too, before it in a run's first epoch and in a resumed one, after it in all others.
+    Call it at the epoch's first batch, not at the epoch's start: the loader draws a random number before the
+    start in a run's first and in a resumed epoch, and after it in all others.
     """
     entropy = np.random.SeedSequence([seed, epoch, rank])
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """One of our own checkpoints: optimiser and loop state beside the weights, so no bare tensors."""
+    """One of our own checkpoints, with optimiser and loop state in addition to the weights."""
     found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     return found
 
@@ -116,7 +116,7 @@ def _checkpoint(folder: Path, name: str, monitor: str | None = None) -> ModelChe
 
 
 class _Patience(EarlyStopping):
-    """Early stopping that also holds for a run which is resumed after it had stopped."""
+    """Early stopping that also stops a run which is resumed after it had stopped."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:

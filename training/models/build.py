@@ -98,8 +98,9 @@ def build_models(
     preset = get_preset(preset) if isinstance(preset, str) else preset
     packaged = packaged_weights(preset.name)
     sources = choose_weights(preset, packaged, tile_weights, slide_weights, head, seed)
+    tile = _tile_encoder(preset.tile, sources)
     model, trained = _slide_model(preset, sources, head, "uniform")
-    return Models(preset, _tile_encoder(preset.tile, sources), model, trained and sources.tile is not None)
+    return Models(preset, tile, model, trained and sources.tile is not None)
 
 
 def build_tile_encoder(

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, only when a user names a repository there."""
+"""Weights from the Hugging Face hub, for repositories that a user names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ SCHEME = "hf-hub:"
 
 
 def fetch(source: str | Path, filename: str, *, endpoint: str | None = None) -> Path:
-    """The local file of `source`: a path as it is, or `hf-hub:OWNER/REPOSITORY[/FILE]` downloaded into the
-    hub's cache.
+    """The local file of `source`: a path, or `hf-hub:OWNER/REPOSITORY[/FILE]` downloaded into a cache.
 
-    The download reads the token from `HF_TOKEN` (or the hub's own login). `filename` stands in where `source`
-    names no file. Raises a `TrainingError` that names the licence page where access is missing.
+    The download uses the token in `HF_TOKEN` (or of the hub's login), and `filename` where `source` names no
+    file. Raises a `TrainingError` that names the licence page where access is missing.
     """
     name = str(source)
     if not name.startswith(SCHEME):

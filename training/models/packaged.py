@@ -1,4 +1,4 @@
-"""Trained weights that come with the repository: those of the demo preset."""
+"""Trained weights packaged with the repository: those of the demo preset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parents[1] / "pretrained"
 
 
 class Packaged(NamedTuple):
-    """A preset's files: tile encoder, slide encoder with head, and how they came about and score."""
+    """A preset's files: tile encoder, slide encoder with head, and facts on their training and scores."""
 
     tile: Path
     slide: Path
@@ -17,13 +17,13 @@ class Packaged(NamedTuple):
 
 
 def files_in(folder: Path) -> Packaged:
-    """The files of `folder`, whether they are there or not."""
+    """The files of `folder`, which may not exist."""
     names = ("tile_encoder.safetensors", "slide_model.safetensors", "facts.json")
     return Packaged(*(folder / name for name in names))
 
 
 def packaged_files(preset: str) -> Packaged:
-    """Where a preset's packaged weights are, or would be."""
+    """Paths of a preset's packaged weights, which may not exist."""
     return files_in(FOLDER / preset)
 
 

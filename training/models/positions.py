@@ -1,7 +1,7 @@
-"""Where a tile lies: int64 grid index and its sine embedding, gathered from a table of one row a grid index.
+"""Position embeddings: int64 grid indices and their sine embeddings, from a table with one row per index.
 
 The published encoder keeps the embedding of every cell of the 1000 x 1000 grid (3 GB). The embedding of a
-cell is only the embeddings of its two indices side by side, so 1000 rows of half the width say the same.
+cell is only the embeddings of its two indices side by side, so 1000 rows of half the width suffice.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ def check_grid(coords: Tensor, cell: int, grid: int) -> None:
 def embed_positions(coords: Tensor, table: Tensor, cell: int) -> Tensor:
     """Position embeddings [N, 2 * width] of `coords` i64 [N, 2] = (x, y) px, y's half before x's."""
     index = torch.div(coords, cell, rounding_mode="floor")
-    # In ONNX a negative index counts from the end; past the end it is an error, as it should be.
+    # In ONNX a negative index counts from the end; past the end it is an error.
     index = torch.where(index < 0, table.shape[0], index)
     return torch.cat([F.embedding(index[:, 1], table), F.embedding(index[:, 0], table)], dim=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from training.errors import TrainingError
-from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
+from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_variant
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ def segment_lengths(max_wsi_size: int, tile_size: int, branches: int = 5) -> tup
     """Segment lengths of the dilated attention, evenly in log2 from 1024 to the longest, as published.
 
     The published formula is `power(2, linspace(log2(1024), int(log2((max_wsi_size // tile_size) ** 2)), 5))`,
-    cut to integers (Prov-GigaPath, `get_optimal_segment_length`). NumPy does it here too, so that every cut
-    falls the same way.
+    cut to integers (Prov-GigaPath, `get_optimal_segment_length`). NumPy computes it here too, so that the
+    cuts are the same.
     """
     longest = (max_wsi_size // tile_size) ** 2
     if longest < 1:
@@ -96,8 +96,10 @@ class SlideEncoderConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A tile encoder, a slide encoder that fits it, class names (none: no head) and the default embedding
-    variant."""
+    """A tile encoder, a slide encoder that takes its embeddings, class names and the default variant.
+
+    Without class names there is no head.
+    """
 
     name: str
     tile: TileEncoderConfig
@@ -106,11 +108,14 @@ class Preset:
     variant: EmbeddingVariant = field(default_factory=EmbeddingVariant)
 
     def with_variant(self, name: str) -> Preset:
-        """This preset set up as a public code path (see `training.models.variant.KNOWN_VARIANTS`) has it."""
-        recipe = get_recipe(name)
-        recipe.variant.check_depth(self.slide.depth)
+        """This preset with the variant and segment lengths of a public code path (`KNOWN_VARIANTS`).
+
+        Raises TrainingError where there is none of that name, or the slide encoder has too few blocks for it.
+        """
+        published = get_variant(name)
+        published.variant.check_depth(self.slide.depth)
         return replace(
-            self, variant=recipe.variant, slide=replace(self.slide, max_wsi_size=recipe.max_wsi_size)
+            self, variant=published.variant, slide=replace(self.slide, max_wsi_size=published.max_wsi_size)
         )
 
 

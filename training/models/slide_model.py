@@ -13,7 +13,7 @@ from training.models.variant import EmbeddingVariant
 
 
 class SlidePrediction(NamedTuple):
-    """Everything about one slide: all pooled states, the variant's vector and, with a head, its logits."""
+    """The output for one slide: all pooled states, the variant's vector and, with a head, its logits."""
 
     layers: Tensor
     slide: Tensor
@@ -52,10 +52,7 @@ class SlideModel(nn.Module):
         return SlidePrediction(output.layers, slide, self._logits(slide))
 
     def score(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None = None) -> SlideScore:
-        """Logits [C] and slide [E] only ([M, C] and [M, E] under masks), computing no more than they need.
-
-        This is what training and occlusion want: the numbers are those of `forward`.
-        """
+        """Logits [C] and slide [E] of `forward` ([M, C] and [M, E] under masks), without the other states."""
         slide = self.encoder.embed(embeddings, coords, self.variant, keep)
         return SlideScore(self._logits(slide), slide)
 
@@ -65,17 +62,3 @@ class SlideModel(nn.Module):
             return None
         logits = torch.cat([self.head(row) for row in one_by_one(slide.reshape(-1, slide.shape[-1]))])
         return logits.reshape(*slide.shape[:-1], -1)
-
-
-class SlideOcclusion(nn.Module):
-    """`SlideModel.score` under masks as a module's `forward`, for an exporter to trace."""
-
-    def __init__(self, model: SlideModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, embeddings: Tensor, coords: Tensor, keep: Tensor) -> SlideScore:
-        """Embeddings [N, D], coordinates i64 [N, 2] and masks bool [M, N] to logits [M, C] and slide [M,
-        E].
-        """
-        return self.model.score(embeddings, coords, keep)

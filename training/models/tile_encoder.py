@@ -1,4 +1,4 @@
-"""The tile encoder: uint8 RGB pixels in, one embedding a tile out."""
+"""The tile encoder: from uint8 RGB pixels to one embedding per tile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.errors import TrainingError
 from training.models.presets import TileEncoderConfig
 
 TILE_SIZE = 256
-"""Edge in px, at 0.5 mpp, of the tile that a slide is cut into."""
+"""Edge of a tile in px, at 0.5 mpp."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,8 +29,7 @@ def centre_crop(tiles: Tensor, size: int = 224) -> Tensor:
 
 
 class TileEncoder(nn.Module):
-    """A timm `VisionTransformer` (attribute `vit`, with the published state-dict keys) behind the pixel
-    normalisation."""
+    """Pixel normalisation and a timm `VisionTransformer`, `vit`, with the published state-dict keys."""
 
     mean: Tensor
     std: Tensor
@@ -38,8 +37,7 @@ class TileEncoder(nn.Module):
     def __init__(self, config: TileEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        # What timm's `vit_giant_patch14_dinov2` becomes under the published model_args, and its ViT-S
-        # sibling.
+        # timm's `vit_giant_patch14_dinov2` under the published model_args, and its ViT-S sibling.
         self.vit = VisionTransformer(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -53,7 +51,7 @@ class TileEncoder(nn.Module):
             num_classes=0,
             global_pool="token",
         )
-        # Constants are made on the CPU also where the weights are left for later (`training.models.build`).
+        # On the CPU even where `training.models.build` makes the weights on the meta device.
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             constant = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, constant, persistent=False)

@@ -1,7 +1,7 @@
-"""Which vector is meant by "the slide embedding": the variant, and recipes for the known public code paths.
+"""Variants of "the slide embedding", and those that the known public code paths compute.
 
 The same weights give different vectors in different public code paths (see `docs/embedding-variants.md`), so
-the choice is a value of its own, which travels into the served contract and into every output.
+the choice is a value that is served in the contract and written into every output.
 """
 
 from __future__ import annotations
@@ -60,49 +60,54 @@ class EmbeddingVariant:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A public code path: the variant it returns and the `max_wsi_size` it derives its segment lengths
-    from."""
+class PublishedVariant:
+    """What a public code path computes.
+
+    Attributes:
+        variant: the embedding that it returns.
+        source: the program, file and options.
+        max_wsi_size: slide edge in px from which it derives its segment lengths.
+    """
 
     variant: EmbeddingVariant
     source: str
     max_wsi_size: int = 262_144
 
 
-KNOWN_VARIANTS: dict[str, Recipe] = {
-    "upstream-readme": Recipe(
+KNOWN_VARIANTS: dict[str, PublishedVariant] = {
+    "upstream-readme": PublishedVariant(
         EmbeddingVariant("cls", 12, "encoder_norm+norm", "level0/256"),
         "prov-gigapath README: slide_encoder(tile_embed, coordinates)",
     ),
-    "upstream-pipeline": Recipe(
+    "upstream-pipeline": PublishedVariant(
         EmbeddingVariant("cls", 12, "norm", "level0/256"),
         "prov-gigapath gigapath/pipeline.py: last_layer_embed, global_pool left at False",
     ),
-    "upstream-demo": Recipe(
+    "upstream-demo": PublishedVariant(
         EmbeddingVariant("mean", 12, "norm", "level0/256"),
         "prov-gigapath demo: the pipeline with global_pool=True",
     ),
-    "panda-finetune": Recipe(
+    "panda-finetune": PublishedVariant(
         EmbeddingVariant("cls", 11, "norm", "level0/256"),
         "prov-gigapath scripts/run_panda.sh: feat_layer 11, max_wsi_size 250000, global_pool left at False",
         max_wsi_size=250_000,
     ),
-    "trident": Recipe(
+    "trident": PublishedVariant(
         EmbeddingVariant("mean", 11, "norm", "level0/patch_size_level0"),
         "TRIDENT slide_encoder_models/load.py: global_pool=True, all_layer_embed[11]",
     ),
-    "slide2vec": Recipe(
+    "slide2vec": PublishedVariant(
         EmbeddingVariant("cls", 12, "encoder_norm+norm", "target-mpp/256"),
         "slide2vec encoders/models/gigapath.py: coordinates rescaled to the requested mpp",
     ),
 }
 
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe of that name; a `TrainingError` lists the names."""
+def get_variant(name: str) -> PublishedVariant:
+    """The published variant of that name; a `TrainingError` lists the names."""
     try:
         return KNOWN_VARIANTS[name]
     except KeyError:
         raise TrainingError(
-            f"no embedding recipe {name!r}; choose one of {', '.join(KNOWN_VARIANTS)}"
+            f"no embedding variant {name!r}; choose one of {', '.join(KNOWN_VARIANTS)}"
         ) from None

@@ -26,12 +26,12 @@ UNREADABLE = (
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
-"""What the two libraries raise on a file that is damaged, cut short or something else."""
+"""Errors of the two libraries for a damaged, truncated or other file."""
 
 SLIDE_PREFIX = "slide_encoder."
 HEAD_KEYS = ("classifier.0.weight", "classifier.0.bias")
 LISTED = 12
-"""How many keys of a kind an error spells out."""
+"""Number of keys of a kind that an error lists."""
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -72,9 +72,9 @@ def split_finetuned(state: StateDict) -> tuple[StateDict, StateDict]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Make `state`'s tensors those of `module`, which may be on the meta device; in the module's own types.
+    """Load `state` into `module`, which may be on the meta device; dtypes stay the module's.
 
-    Raises a `TrainingError` that lists missing, extra and misshapen keys; the module is then as before.
+    Raises a `TrainingError` that lists missing, extra and misshapen keys; the module is then unchanged.
     """
     own = module.state_dict()
     problems = [
@@ -97,7 +97,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, types, shapes and values of `state`, whatever file and order they came in."""
+    """SHA-256 (hex) over names, dtypes, shapes and values of `state`, independent of file and order."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

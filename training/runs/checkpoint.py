@@ -1,4 +1,4 @@
-"""What a fine-tuning run leaves behind for export: `model.safetensors` and `run.json`."""
+"""The checkpoint that export reads from a fine-tuning run: `model.safetensors` and `run.json`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from torch import Tensor
 from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
+from training.files import atomic_path, write_text
 from training.models.build import Models, build_models
 from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
 from training.models.slide_model import SlideModel
 from training.models.variant import EmbeddingVariant
 from training.models.weights import SLIDE_PREFIX, read_state_dict, weights_digest
-
-MODEL = "model.safetensors"
-TILE_MODEL = "tile_encoder.safetensors"
-CARD = "run.json"
+from training.runs.layout import METADATA, MODEL, TILE_MODEL
 
 
 class CheckpointMetadata(BaseModel):
-    """`run.json`: how to build the model that `model.safetensors` fits.
+    """`run.json`: how to build the model for the weights in `model.safetensors`.
 
     Attributes:
         preset: the preset's name.
@@ -34,7 +32,7 @@ class CheckpointMetadata(BaseModel):
         max_wsi_size: slide edge in px from which the segment lengths derive.
         classes, kind: the head's.
         weights_sha256: digest of the weights in `model.safetensors`.
-        coordinate_rule_version: that of the coordinate rules that the run was trained with.
+        coordinate_rule_version: version of the coordinate rules that the run was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +47,7 @@ class CheckpointMetadata(BaseModel):
     coordinate_rule_version: int = 1
 
     def build_preset(self) -> Preset:
-        """The preset as the run had it."""
+        """The preset with the run's variant, segment lengths and classes."""
         preset = get_preset(self.preset)
         slide = replace(preset.slide, max_wsi_size=self.max_wsi_size)
         return replace(preset, slide=slide, variant=self.variant, classes=self.classes)
@@ -68,7 +66,7 @@ def save_run(
     if model.head is None:
         raise TrainingError("a run without a classification head has nothing to serve")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in published_state(model).items()}
-    card = CheckpointMetadata(
+    metadata = CheckpointMetadata(
         preset=preset.name,
         variant=model.variant,
         max_wsi_size=preset.slide.max_wsi_size,
@@ -77,19 +75,20 @@ def save_run(
         weights_sha256=weights_digest(state),
         coordinate_rule_version=coordinate_rule_version,
     )
-    save_file(state, folder / MODEL)
-    (folder / CARD).write_text(card.model_dump_json(indent=1), encoding="utf-8")
-    return card
+    with atomic_path(folder / MODEL) as part:
+        save_file(state, part)
+    write_text(folder / METADATA, metadata.model_dump_json(indent=1))
+    return metadata
 
 
-def read_card(folder: Path) -> CheckpointMetadata:
+def read_metadata(folder: Path) -> CheckpointMetadata:
     """`run.json` of a finished run; a TrainingError says what is missing or wrong with it."""
-    path = folder / CARD
+    path = folder / METADATA
     try:
         return CheckpointMetadata.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(
-            f"{folder} is not a finished fine-tuning run (no {CARD}): give the folder that "
+            f"{folder} is not a finished fine-tuning run (no {METADATA}): give the folder that "
             "`python -m training finetune` wrote"
         ) from error
     except (ValueError, ValidationError) as error:
@@ -101,10 +100,10 @@ def load_run(folder: Path, tile_weights: str | Path | None = None) -> Models:
 
     The tile encoder's weights are `tile_weights`, or the run's own where it has some, or else the preset's.
     """
-    card = read_card(folder)
+    metadata = read_metadata(folder)
     if tile_weights is None and (folder / TILE_MODEL).exists():
         tile_weights = folder / TILE_MODEL
-    if weights_digest(read_state_dict(folder / MODEL)) != card.weights_sha256:
-        raise TrainingError(f"{folder / MODEL} is not what its {CARD} describes: fine-tune again")
-    head = HeadConfig(card.classes, card.kind)
-    return build_models(card.build_preset(), tile_weights, folder / MODEL, head)
+    if weights_digest(read_state_dict(folder / MODEL)) != metadata.weights_sha256:
+        raise TrainingError(f"{folder / MODEL} is not what its {METADATA} describes: fine-tune again")
+    head = HeadConfig(metadata.classes, metadata.kind)
+    return build_models(metadata.build_preset(), tile_weights, folder / MODEL, head)

@@ -1,4 +1,4 @@
-"""Name runs that were trained while training placed tiles of some sizes in other position cells than serving.
+"""Name runs whose tiles lay in other position cells in training than they do when served.
 
 Version 1 of the coordinate rules (`gigapath_contract.coordinates.RULE_VERSION`) scaled by a float and rounded
 down, so that a tile whose true position is the beginning of a cell could fall into the cell before it.
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from gigapath_contract.coordinates import CELL, LevelZeroScale, grid_coordinates, read_scale
 from gigapath_contract.errors import CoordinateError
+from training.runs.layout import DATA, ENVIRONMENT, METADATA, config_path
 
-RECIPE, DATA, ENVIRONMENT, CARD = "recipe.yaml", "data.json", "environment.json", "run.json"
 VERSION_FIELD = "coordinate_rule_version"
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def rule_version(folder: Path) -> int:
     """The version of the coordinate rules that a run's training began with; runs that record none have 1."""
-    for name in (ENVIRONMENT, CARD):
+    for name in (ENVIRONMENT, METADATA):
         version = _read_json(folder / name).get(VERSION_FIELD)
         if version is not None:
             return int(version)
@@ -33,12 +33,12 @@ def rule_version(folder: Path) -> int:
 
 
 def warn_misplaced(folder: Path, rule: str | None = None) -> None:
-    """Log one warning if the run in `folder` learnt positions that its tiles don't have when served.
+    """Log one warning if the run in `folder` was trained on positions that its tiles don't have when served.
 
     `rule` is the variant's coordinate rule, by default the one in `run.json`. Coordinates are read from the
-    feature files that the run's record names; where those are gone, the warning says so.
+    feature files in the run's record; where those are missing, the warning says so.
     """
-    rule = rule or _read_json(folder / CARD).get("variant", {}).get("coordinates")
+    rule = rule or _read_json(folder / METADATA).get("variant", {}).get("coordinates")
     if rule in (None, "level0/256") or rule_version(folder) > 1:
         return
     sides, unknown = _misplaced(folder, str(rule))
@@ -64,8 +64,8 @@ def _misplaced(folder: Path, rule: str) -> tuple[list[int], bool]:
     import yaml
 
     names = list(_read_json(folder / DATA).get("sha256", {}))
-    recipe = folder / RECIPE
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
+    config = config_path(folder)
+    content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
     features = Path((content.get("data") or {}).get("features", "features"))
     sides: set[int] = set()
     unknown = not names

@@ -1,10 +1,8 @@
-"""What a run folder says about the run: recipe, data, versions, metrics, predictions, model card."""
+"""The record in a run folder: configuration, data, versions, metrics, predictions, model card."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -19,29 +17,29 @@ from pydantic import ValidationError
 
 from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
+from training.config import RunConfig
 from training.errors import TrainingError
+from training.files import make_folder, write_csv, write_json, write_text
 from training.loops.metrics import evaluate, indicator, intervals
-from training.recipe import RunRecipe
+from training.runs.layout import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CARD, config_path
 
-RECIPE, DATA, ENVIRONMENT = "recipe.yaml", "data.json", "environment.json"
-METRICS, CARD = "metrics.json", "MODEL_CARD.md"
 LIBRARIES = ("torch", "timm", "lightning", "numpy", "scikit-learn", "h5py", "safetensors")
 
 
-def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
-    """Begin a run of `recipe` on `data` (splits, digests), or make sure that the run there is this one.
+def open_record(folder: Path, config: RunConfig, data: dict[str, Any]) -> None:
+    """Record a new run of `config` on `data` (splits, digests), or check that `folder` holds the same run.
 
-    Raises TrainingError where it is one of another recipe, or the data has changed since.
+    Raises TrainingError for a run of another configuration or of other data, and for a folder of other files.
     """
-    if (folder / RECIPE).exists():
-        if not _same_but_for_resources(folder / RECIPE, recipe):
-            raise TrainingError(f"{folder} holds a run of another recipe: choose another --out")
+    if (recorded := config_path(folder)).exists():
+        if not _same_but_for_resources(recorded, config):
+            raise TrainingError(f"{folder} holds a run of another configuration: choose another --out")
         if json.loads((folder / DATA).read_text(encoding="utf-8")) != data:
             raise TrainingError(f"the data has changed since the run in {folder} began: choose another --out")
         return
     if folder.exists() and any(folder.iterdir()):
         raise TrainingError(f"{folder} is not empty and not a run: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     versions = {name: metadata.version(name) for name in LIBRARIES}
     environment = {
         "python": platform.python_version(),
@@ -52,32 +50,16 @@ def open_record(folder: Path, recipe: RunRecipe, data: dict[str, Any]) -> None:
     }
     write_json(folder / ENVIRONMENT, environment)
     write_json(folder / DATA, data)
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    (folder / RECIPE).write_text(text, encoding="utf-8")
+    write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def _same_but_for_resources(path: Path, recipe: RunRecipe) -> bool:
-    """Whether the recipe in `path` decides the same as `recipe`; a setting that it lacks has its default."""
+def _same_but_for_resources(path: Path, config: RunConfig) -> bool:
+    """Whether the configuration in `path` equals `config`; a setting that it lacks has its default."""
     try:
-        before = type(recipe).model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = type(config).model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError:
         return False
-    return before.model_copy(update={"resources": recipe.resources}) == recipe
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` at once: no reader ever finds half of it. What isn't a number becomes null."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return before.model_copy(update={"resources": config.resources}) == config
 
 
 def record_predictions(
@@ -94,24 +76,23 @@ def record_predictions(
 ) -> dict[str, Any]:
     """Write a row for each of `names` with its probabilities `scores` [n, C]; returns metrics and intervals.
 
-    `truth` is the class index [n], or 0 and 1 [n, C]; `groups` are what the bootstrap draws (patients).
+    `truth` is the class index [n], or 0 and 1 [n, C]; the bootstrap draws `groups` (patients).
     """
     truth = truth if kind == "multiclass" else indicator(truth, len(classes), kind)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["slide_id", "pat_id", "target", *(f"prob_{name}" for name in classes)])
-        for name, group, target, row in zip(names, groups, truth, scores, strict=True):
-            told = " ".join(str(value) for value in np.atleast_1d(target))
-            table.writerow([name, group, told, *(f"{score:.9g}" for score in row)])
+    rows = [
+        [name, group, " ".join(map(str, np.atleast_1d(target))), *(f"{score:.9g}" for score in row)]
+        for name, group, target, row in zip(names, groups, truth, scores, strict=True)
+    ]
+    write_csv(path, ["slide_id", "pat_id", "target", *(f"prob_{name}" for name in classes)], rows)
     found = evaluate(truth, scores, classes, kind)
     between = intervals(truth, scores, classes, kind, groups=groups, samples=bootstrap, seed=seed)
     return {"count": len(truth), "metrics": found, "intervals_95": between}
 
 
 def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[str, Any]) -> None:
-    """The model card and, last, `metrics.json`: a run with it is finished.
+    """Write the model card and then `metrics.json`, which marks the run as finished.
 
-    `content` has `val` and `test` as `record_predictions` returns them; `facts` are the card's lines.
+    `content` has `val` and `test` as `record_predictions` returns them; `facts` are lines of the card.
     """
     lines = [
         f"# {title}",
@@ -119,9 +100,8 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
         "For research only: not a medical device, not validated for diagnosis.",
         "",
         *(f"- {fact}" for fact in facts),
-        f"- Everything that decided the run is in `{RECIPE}`, the data's digests in `{DATA}`, versions in "
-        f"`{ENVIRONMENT}`.",
-        "- It knows the scanners, stains and tissues of its training data, and no others.",
+        f"- Configuration in `{CONFIG}`, digests of the data in `{DATA}`, versions in `{ENVIRONMENT}`.",
+        "- Not validated for other scanners, stains or tissues than those of its training data.",
         "",
         "| metric | val | test | test, 95 % interval |",
         "|---|---|---|---|",
@@ -130,7 +110,7 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
         low, high = content["test"]["intervals_95"][name]
         row = (f"{number:.3f}" for number in (content["val"]["metrics"][name], value, low, high))
         lines.append("| {} | {} | {} | {} to {} |".format(name, *row))
-    (folder / CARD).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_text(folder / MODEL_CARD, "\n".join([*lines, ""]))
     write_json(folder / METRICS, content)
 
 
@@ -141,7 +121,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def summarise(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of the folds' metrics, by split; written to `out`."""
+    """Mean and standard deviation of the metrics over the folds, by split; written to `out`."""
     summary: dict[str, Any] = {"folds": len(results)}
     for split in ("val", "test"):
         found = [result[split]["metrics"] for result in results]

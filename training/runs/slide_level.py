@@ -1,4 +1,4 @@
-"""From a recipe to run folders: check the data, train each fold, evaluate, write down what was done."""
+"""Slide-level runs: check the data, train each fold, evaluate it and write its run folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gigapath_contract.probabilities import probabilities
-from training.data.bag_data import Batch, EpochOrder, Share, SlideBags
-from training.data.bags import check_bags
+from training.config import RANDOM_INIT, TrainingConfig
+from training.data.dataset import DistributedShard, EpochOrder, SlideBags, SlideSample
 from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
-from training.data.tables import Slide, Table, read_slides
+from training.data.h5_features import check_bags
+from training.data.tables import LabelledSlide, Table, read_slides
 from training.errors import TrainingError
 from training.loops.metrics import indicator
 from training.loops.optim import freeze, freeze_unreached
@@ -26,25 +27,18 @@ from training.loops.trainer import build_trainer, fit
 from training.models.build import build_slide_model
 from training.models.head import HeadConfig
 from training.models.slide_model import SlideModel
-from training.recipe import RANDOM_INIT, Recipe
 from training.runs.checkpoint import save_run
+from training.runs.layout import METRICS
 from training.runs.placement import rule_version, warn_misplaced
-from training.runs.record import (
-    METRICS,
-    open_record,
-    read_metrics,
-    record_predictions,
-    summarise,
-    write_metrics,
-)
+from training.runs.record import open_record, read_metrics, record_predictions, summarise, write_metrics
 from training.task import Task
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe whose data has been checked: its folds, and the digests of every file they read."""
+    """A configuration whose data has been checked: its folds, and the SHA-256 of every file they read."""
 
-    recipe: Recipe
+    config: TrainingConfig
     task: Task
     folds: tuple[Fold, ...]
     digests: dict[str, str]
@@ -54,25 +48,27 @@ class Plan:
         return [out] if len(self.folds) == 1 else [out / f"fold_{k}" for k in range(len(self.folds))]
 
 
-def plan_runs(recipe: Recipe, progress: Callable[[int, int], None] = lambda done, total: None) -> Plan:
-    """Read labels, splits and every bag once. Raises TrainingError for the first thing that is wrong."""
-    data, task = recipe.data, recipe.task.task()
+def plan_runs(
+    config: TrainingConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Plan:
+    """Read labels, splits and every bag once. Raises TrainingError for the first fault."""
+    data, task = config.data, config.task.task()
     table = Table(data.labels)
     slides = read_slides(table, task)
     if data.splits is not None:
         folds = [read_presplit(data.splits, number, slides) for number in range(data.folds)]
     elif data.folds > 1:
-        folds = make_folds(slides, data.folds, data.val_share, recipe.seed)
+        folds = make_folds(slides, data.folds, data.val_share, config.seed)
     else:
         folds = [read_split_column(table, slides)]
     for fold in folds:
         check_fold(fold, task)
-        if recipe.optim.accumulate > len(fold.train):
+        if config.optim.accumulate > len(fold.train):
             raise TrainingError(
-                f"optim.accumulate is {recipe.optim.accumulate} and there are {len(fold.train)} training "
+                f"optim.accumulate is {config.optim.accumulate} and there are {len(fold.train)} training "
                 "slides, so no step would ever be taken: lower it"
             )
-    preset = recipe.build_preset()
+    preset = config.build_preset()
     needed = sorted({slide.slide_id for fold in folds for slide in fold.slides})
     digests = check_bags(
         [data.features / f"{name}.h5" for name in needed],
@@ -80,20 +76,20 @@ def plan_runs(recipe: Recipe, progress: Callable[[int, int], None] = lambda done
         preset.variant.coordinates,
         lambda done: progress(done, len(needed)),
     )
-    return Plan(recipe, task, tuple(folds), digests)
+    return Plan(config, task, tuple(folds), digests)
 
 
 def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     """Train and evaluate every fold in its folder; returns the metrics (several folds: a summary).
 
-    What is finished is kept, and what was cut off goes on after its last whole epoch. Raises TrainingError
-    where a folder holds a run of another recipe or of other data.
+    A finished fold is kept, an interrupted one resumes after its last whole epoch. Raises TrainingError where
+    a folder holds a run of another configuration or of other data.
     """
     main = getattr(rank_zero_only, "rank", 0) == 0
-    rule = plan.recipe.build_preset().variant.coordinates
+    rule = plan.config.build_preset().variant.coordinates
     for number, (fold, folder) in enumerate(zip(plan.folds, plan.folders(out), strict=True)):
         if main:
-            open_record(folder, plan.recipe, _data(number, fold, plan.digests))
+            open_record(folder, plan.config, _data(number, fold, plan.digests))
             warn_misplaced(folder, rule)
         if not (folder / METRICS).exists():
             _run_fold(plan, fold, folder, bar)
@@ -104,42 +100,42 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
 
 
 def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
-    recipe = plan.recipe
-    preset = recipe.build_preset()
+    config = plan.config
+    preset = config.build_preset()
     trainer = build_trainer(
         folder,
-        recipe.resources,
-        recipe.select,
-        epochs=recipe.optim.epochs,
-        log_every=recipe.optim.accumulate,
+        config.resources,
+        config.select,
+        epochs=config.optim.epochs,
+        log_every=config.optim.accumulate,
         bar=bar,
     )
     model = build_slide_model(
         preset,
-        None if recipe.slide_weights == RANDOM_INIT else recipe.slide_weights,
+        None if config.slide_weights == RANDOM_INIT else config.slide_weights,
         HeadConfig(plan.task.classes, plan.task.kind),
-        seed=None if recipe.slide_weights is None else recipe.seed,
-        head_init=recipe.head_init,
+        seed=None if config.slide_weights is None else config.seed,
+        head_init=config.head_init,
     )
-    if recipe.optim.train == "head":
+    if config.optim.train == "head":
         freeze(model.encoder)
     freeze_unreached(model)
-    tuner = SlideFineTuner(model, recipe.optim, class_weights(recipe, fold.train, plan.task), recipe.seed)
+    tuner = SlideFineTuner(model, config.optim, class_weights(config, fold.train, plan.task), config.seed)
     rank, world = trainer.global_rank, trainer.world_size
     train, val, test = (
         SlideBags(
             getattr(fold, split),
-            recipe.data,
+            config.data,
             preset.variant.coordinates,
-            seed=recipe.seed,
-            masks=recipe.masks,
+            seed=config.seed,
+            masks=config.masks,
             training=split == "train",
         )
         for split in SPLITS
     )
-    order = EpochOrder(len(fold.train), seed=recipe.seed, rank=rank, world=world)
-    share = Share(len(fold.val), rank=rank, world=world)
-    fit(trainer, tuner, folder, _loader(train, order, recipe), _loader(val, share, recipe), recipe.select)
+    order = EpochOrder(len(fold.train), seed=config.seed, rank=rank, world=world)
+    shard = DistributedShard(len(fold.val), rank=rank, world=world)
+    fit(trainer, tuner, folder, _loader(train, order, config), _loader(val, shard, config), config.select)
     if not trainer.is_global_zero:
         return
     model.to(trainer.strategy.root_device).eval()
@@ -147,8 +143,8 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
         split: _evaluate(model, bags, plan, folder, split) for split, bags in (("val", val), ("test", test))
     }
     save_run(folder, preset, model, rule_version(folder))
-    facts = _facts(recipe, fold, trainer.current_epoch)
-    title = f"{recipe.preset}, fine-tuned: {', '.join(plan.task.classes)}"
+    facts = _facts(config, fold, trainer.current_epoch)
+    title = f"{config.preset}, fine-tuned: {', '.join(plan.task.classes)}"
     write_metrics(folder, title, facts, {"epochs": trainer.current_epoch, **results})
 
 
@@ -159,7 +155,7 @@ def _data(number: int, fold: Fold, digests: dict[str, str]) -> dict[str, Any]:
 
 
 def _evaluate(model: SlideModel, bags: SlideBags, plan: Plan, folder: Path, split: str) -> dict[str, Any]:
-    recipe, slides = plan.recipe, bags.slides
+    config, slides = plan.config, bags.slides
     logits = predict(model, (bags[0, index] for index in range(len(slides))))
     return record_predictions(
         folder / f"predictions_{split}.csv",
@@ -169,14 +165,14 @@ def _evaluate(model: SlideModel, bags: SlideBags, plan: Plan, folder: Path, spli
         probabilities(logits, plan.task.kind),
         classes=plan.task.classes,
         kind=plan.task.kind,
-        bootstrap=recipe.bootstrap,
-        seed=recipe.seed,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
     )
 
 
-def _facts(recipe: Recipe, fold: Fold, epochs: int) -> list[str]:
-    """The model card's lines."""
-    variant = recipe.build_preset().variant
+def _facts(config: TrainingConfig, fold: Fold, epochs: int) -> list[str]:
+    """Lines of the model card."""
+    variant = config.build_preset().variant
     splits = [
         f"{len(getattr(fold, split))} {split} slides of "
         f"{len({slide.patient_id for slide in getattr(fold, split)})} patients"
@@ -184,16 +180,16 @@ def _facts(recipe: Recipe, fold: Fold, epochs: int) -> list[str]:
     ]
     return [
         f"Slide embedding: {variant.pooling} of layer {variant.layer} ({variant.norm}), coordinates "
-        f"{variant.coordinates}; a linear {recipe.task.kind} head on it.",
-        f"Started from {recipe.slide_weights or 'the weights of the preset'}; trained "
-        f"{recipe.optim.train} weights for {epochs} epochs, seed {recipe.seed}; kept: {recipe.select.epoch}.",
-        f"Data: {', '.join(splits)}. Intervals draw patients anew.",
+        f"{variant.coordinates}; a linear {config.task.kind} head on it.",
+        f"Started from {config.slide_weights or 'the weights of the preset'}; trained "
+        f"{config.optim.train} weights for {epochs} epochs, seed {config.seed}; kept: {config.select.epoch}.",
+        f"Data: {', '.join(splits)}. Intervals: bootstrap over patients.",
     ]
 
 
-def class_weights(recipe: Recipe, slides: Sequence[Slide], task: Task) -> Tensor | None:
-    """Each class's weight in the loss, f32 [C]; for multilabel and binary that of its positive slides."""
-    chosen = recipe.optim.class_weights
+def class_weights(config: TrainingConfig, slides: Sequence[LabelledSlide], task: Task) -> Tensor | None:
+    """Class weights in the loss, f32 [C]; for multilabel and binary those of positive slides."""
+    chosen = config.optim.class_weights
     if chosen == "none":
         return None
     if isinstance(chosen, list):
@@ -207,5 +203,7 @@ def class_weights(recipe: Recipe, slides: Sequence[Slide], task: Task) -> Tensor
     return (len(slides) - count) / count
 
 
-def _loader(bags: SlideBags, order: EpochOrder | Share, recipe: Recipe) -> DataLoader[Batch]:
-    return DataLoader(bags, sampler=order, batch_size=None, num_workers=recipe.resources.workers)
+def _loader(
+    bags: SlideBags, order: EpochOrder | DistributedShard, config: TrainingConfig
+) -> DataLoader[SlideSample]:
+    return DataLoader(bags, sampler=order, batch_size=None, num_workers=config.resources.workers)

@@ -137,7 +137,7 @@ def test_a_complete_cohort_is_kept_and_another_is_not_overwritten(real_slide: Pa
     mark = (tmp_path / "c" / "cohort.json").stat().st_mtime_ns
     make_cohort(real_slide, tmp_path / "c", only=("test-24A",))
     assert (tmp_path / "c" / "cohort.json").stat().st_mtime_ns == mark
-    with pytest.raises(TrainingError, match="another recipe: remove it or choose another --out"):
+    with pytest.raises(TrainingError, match="holds another cohort: remove it or choose another --out"):
         make_cohort(real_slide, tmp_path / "c", only=("test-24A",), seed=1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.txt").write_text("mine")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.data.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
-from training.data.tables import Slide, Table, read_slides
+from training.data.tables import LabelledSlide, Table, read_slides
 from training.errors import TrainingError
 from training.task import Task
 
@@ -30,7 +30,7 @@ def table(path: Path, text: str) -> Table:
     ids=["gigapath", "panda", "clam", "stamp"],
 )
 def test_the_field_s_label_files_are_read(text: str, tmp_path: Path) -> None:
-    assert read_slides(table(tmp_path / "labels.csv", text), GRADES) == {"a": Slide("a", "p", 1)}
+    assert read_slides(table(tmp_path / "labels.csv", text), GRADES) == {"a": LabelledSlide("a", "p", 1)}
 
 
 def test_a_slide_without_a_patient_is_a_patient(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_a_missing_file_and_binary_rubbish_are_told(tmp_path: Path) -> None:
         Table(tmp_path / "rubbish.csv")
 
 
-def slides_of(*specs: str) -> tuple[Slide, ...]:
+def slides_of(*specs: str) -> tuple[LabelledSlide, ...]:
     """`a:p:1` is slide a of patient p with target 1."""
     parts = [spec.split(":") for spec in specs]
-    return tuple(Slide(slide, patient, int(target)) for slide, patient, target in parts)
+    return tuple(LabelledSlide(slide, patient, int(target)) for slide, patient, target in parts)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_seeded_folds_divide_no_patient_and_hold_each_slide_out_once() -> None:
-    slides = {f"s{k}": Slide(f"s{k}", f"p{k // 3}", k // 3 % 2) for k in range(60)}
+    slides = {f"s{k}": LabelledSlide(f"s{k}", f"p{k // 3}", k // 3 % 2) for k in range(60)}
     folds = make_folds(slides, 5, 0.2, seed=1)
     assert sorted(slide.slide_id for fold in folds for slide in fold.test) == sorted(slides)
     for fold in folds:

@@ -126,7 +126,7 @@ def test_segment_lengths_are_the_published_integers(max_wsi_size: int, want: tup
     assert all(type(length) is int for length in lengths)
 
 
-def test_a_recipe_sets_variant_and_segment_lengths() -> None:
+def test_a_published_variant_sets_segment_lengths_too() -> None:
     preset = get_preset("gigapath").with_variant("panda-finetune")
     assert preset.variant == EmbeddingVariant("cls", 11, "norm", "level0/256")
     assert preset.slide.segment_lengths == (1024, 4870, 23170, 110217, 524288)

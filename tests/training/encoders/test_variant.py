@@ -1,4 +1,4 @@
-"""Embedding variants, and the recipes for the public code paths."""
+"""Embedding variants, and those of the public code paths."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from training.models.head import ClassificationHead, HeadConfig
 from training.models.presets import SlideEncoderConfig, get_preset
 from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
-from training.models.slide_model import SlideModel, SlideOcclusion
-from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_recipe
+from training.models.slide_model import SlideModel
+from training.models.variant import KNOWN_VARIANTS, EmbeddingVariant, get_variant
 
 
 @pytest.fixture(scope="module")
 def encoder() -> LongNetSlideEncoder:
-    """Twelve layers, as the recipes want them, and tiny."""
+    """Twelve layers, as the published variants need them, and tiny."""
     model = LongNetSlideEncoder(SlideEncoderConfig("deep", in_chans=6, embed_dim=32, depth=12))
     randomise(model, 0)
     return model.eval()
@@ -28,7 +28,7 @@ INPUTS = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), torch.a
 
 
 @pytest.mark.parametrize("name", KNOWN_VARIANTS)
-def test_a_recipe_is_what_its_code_path_computes(name: str, encoder: LongNetSlideEncoder) -> None:
+def test_a_published_variant_is_what_its_code_path_computes(name: str, encoder: LongNetSlideEncoder) -> None:
     """Each public path, spelled out on the token states as that path takes them."""
     states = []
     hooks = [
@@ -36,7 +36,7 @@ def test_a_recipe_is_what_its_code_path_computes(name: str, encoder: LongNetSlid
         for block in encoder.encoder.layers
     ]
     with torch.inference_mode():
-        got = SlideModel(encoder, None, get_recipe(name).variant)(*INPUTS).slide
+        got = SlideModel(encoder, None, get_variant(name).variant)(*INPUTS).slide
         for hook in hooks:
             hook.remove()
         norm, encoder_norm = encoder.norm, encoder.encoder.layer_norm
@@ -51,13 +51,13 @@ def test_a_recipe_is_what_its_code_path_computes(name: str, encoder: LongNetSlid
     assert (got - want).abs().max() < 1e-6
 
 
-def test_recipes_name_their_coordinate_rules() -> None:
-    rules = {name: recipe.variant.coordinates for name, recipe in KNOWN_VARIANTS.items()}
+def test_published_variants_name_their_coordinate_rules() -> None:
+    rules = {name: published.variant.coordinates for name, published in KNOWN_VARIANTS.items()}
     assert rules.pop("trident") == "level0/patch_size_level0"
     assert rules.pop("slide2vec") == "target-mpp/256"
     assert set(rules.values()) == {"level0/256"}
-    with pytest.raises(TrainingError, match="no embedding recipe 'titan'; choose one of upstream-readme, "):
-        get_recipe("titan")
+    with pytest.raises(TrainingError, match="no embedding variant 'titan'; choose one of upstream-readme, "):
+        get_variant("titan")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_scores_are_the_heads_on_the_variants_vector(encoder: LongNetSlideEncode
     keep = torch.rand(4, 30, generator=torch.Generator().manual_seed(2)) > 0.5
     with torch.inference_mode():
         whole, score = model(*INPUTS), model.score(*INPUTS)
-        masked, masked_score = model(*INPUTS, keep), SlideOcclusion(model)(*INPUTS, keep)
+        masked, masked_score = model(*INPUTS, keep), model.score(*INPUTS, keep)
         logits = head(whole.slide)
     assert whole.layers.shape == (13, 2, 32)
     assert masked.layers.shape == (4, 13, 2, 32)

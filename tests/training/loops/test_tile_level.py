@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from training.cohort.files import make_cohort
 from training.data.tiles import Tile, list_tiles, read_list, read_tile
 from training.errors import TrainingError
-from training.loops.tile_level import TileOrder, TileRecipe, TileTuner, augment, freeze_blocks
+from training.loops.tile_level import TileConfig, TileOrder, TileTuner, augment, freeze_blocks
 from training.models.build import build_models
-from training.runs.checkpoint import TILE_MODEL
+from training.runs.layout import TILE_MODEL
 from training.runs.tile_level import run_tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,15 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def recipe(**changes: Any) -> TileRecipe:
+def config(**changes: Any) -> TileConfig:
     common = {"preset": "demo", "tile_weights": "random_init", "bootstrap": 5, "batch": 8}
-    return TileRecipe.model_validate(common | {"resources": {"accelerator": "cpu", "threads": 1}} | changes)
+    return TileConfig.model_validate(common | {"resources": {"accelerator": "cpu", "threads": 1}} | changes)
 
 
 def test_a_linear_probe_tells_textures_apart_and_leaves_the_encoder_alone(
     folder: Path, tmp_path: Path
 ) -> None:
-    result = run_tiles(recipe(), list_tiles(folder), tmp_path / "run")
+    result = run_tiles(config(), list_tiles(folder), tmp_path / "run")
     assert result["test"]["metrics"]["accuracy"] == 1
     before = build_models("demo", seed=0).tile.vit.state_dict()
     after = load_file(tmp_path / "run" / TILE_MODEL)
@@ -56,12 +56,12 @@ def test_a_linear_probe_tells_textures_apart_and_leaves_the_encoder_alone(
     head = load_file(tmp_path / "run" / "tile_head.safetensors")
     assert head["weight"].shape == (2, 96)
     assert "For research only" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
-    assert run_tiles(recipe(), list_tiles(folder), tmp_path / "run") == result  # kept
+    assert run_tiles(config(), list_tiles(folder), tmp_path / "run") == result  # kept
 
 
 def test_the_last_block_learns_and_the_others_stay(folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"blocks": 1, "epochs": 3, "rate": 3e-3, "patch_drop": 0.5, "warmup_epochs": 0}
-    result = run_tiles(recipe(**settings), list_tiles(folder), tmp_path / "run")
+    result = run_tiles(config(**settings), list_tiles(folder), tmp_path / "run")
     assert result["test"]["metrics"]["auroc_macro"] > 0.9
     before = build_models("demo", seed=0).tile.vit.state_dict()
     after = load_file(tmp_path / "run" / TILE_MODEL)
@@ -73,7 +73,7 @@ def test_the_last_block_learns_and_the_others_stay(folder: Path, tmp_path: Path)
 def test_a_cut_off_run_ends_like_an_undisturbed_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = recipe(blocks=3, epochs=3, balanced=True, tiles_per_epoch=16, patch_drop=0.25)
+    wanted = config(blocks=3, epochs=3, balanced=True, tiles_per_epoch=16, patch_drop=0.25)
     tiles = list_tiles(folder)
     run_tiles(wanted, tiles, tmp_path / "whole")
 
@@ -137,21 +137,21 @@ def test_a_bad_list_is_one_clear_line(text: str, message: str, tmp_path: Path) -
 
 
 def test_epochs_that_are_not_validated_cannot_be_selected_from() -> None:
-    assert recipe(validate_every=2).validate_every == 2
+    assert config(validate_every=2).validate_every == 2
     with pytest.raises(ValueError, match="set validate_every to 1"):
-        recipe(validate_every=2, select={"epoch": "best"})
+        config(validate_every=2, select={"epoch": "best"})
 
 
 def test_balanced_epochs_have_as_many_of_each_class() -> None:
     targets = [0] * 90 + [1] * 10
-    order = TileOrder(targets, recipe(balanced=True, tiles_per_epoch=40))
+    order = TileOrder(targets, config(balanced=True, tiles_per_epoch=40))
     drawn = [targets[index] for index in order]
     assert (len(drawn), sum(drawn)) == (40, 20)
     first = list(order)
     assert first == list(order)
     order.set_epoch(1)
     assert first != list(order)
-    assert sorted(TileOrder(targets, recipe())) == list(range(100))
+    assert sorted(TileOrder(targets, config())) == list(range(100))
 
 
 def test_stain_jitter_scales_density_and_keeps_white_white() -> None:

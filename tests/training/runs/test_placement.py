@@ -12,8 +12,8 @@ import pytest
 
 from export.export import export_preset
 from gigapath_contract.coordinates import CoordinateRule, LevelZeroScale, grid_coordinates
+from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
-from training.recipe import Recipe, read_recipe
 from training.runs.placement import float_coordinates, rule_version, warn_misplaced
 from training.runs.slide_level import plan_runs, run
 
@@ -33,11 +33,11 @@ def write_features(bags: Path, out: Path, side: int) -> Path:
     return out
 
 
-def recipe_for(features: Path, recipe_text: str, rule: str = RULE) -> Recipe:
-    path = features.parent / "recipe.yaml"
-    path.write_text(recipe_text)
+def config_for(features: Path, config_text: str, rule: str = RULE) -> TrainingConfig:
+    path = features.parent / "config.yaml"
+    path.write_text(config_text)
     embedding = {"pooling": "cls", "layer": 4, "norm": "norm", "coordinates": rule}
-    return read_recipe(
+    return read_config(
         path, {"data.features": str(features), "embedding": embedding, "optim.epochs": 1, "masks.count": 0}
     )
 
@@ -59,18 +59,18 @@ def export_damaged(folder: Path) -> None:
 
 @pytest.mark.parametrize("rule", [RULE, "target-mpp/256"])
 def test_an_old_run_on_misplaced_tiles_is_named_with_their_size(
-    rule: str, bags: Path, recipe_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rule: str, bags: Path, config_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe, out = (
-        recipe_for(write_features(bags, tmp_path / "features", 506), recipe_text, rule),
+    config, out = (
+        config_for(write_features(bags, tmp_path / "features", 506), config_text, rule),
         tmp_path / "run",
     )
-    run(plan_runs(recipe), out)
+    run(plan_runs(config), out)
     assert rule_version(out) == 2
     assert json.loads((out / "run.json").read_text())["coordinate_rule_version"] == 2
     assert not caplog.records
     make_old(out)
-    run(plan_runs(recipe), out)
+    run(plan_runs(config), out)
     export_damaged(out)
     resumed, exported = (record.getMessage() for record in caplog.records)
     assert resumed == exported
@@ -81,21 +81,21 @@ def test_an_old_run_on_misplaced_tiles_is_named_with_their_size(
     assert "\n" not in resumed
 
 
-def test_a_resumed_old_run_stays_an_old_run(bags: Path, recipe_text: str, tmp_path: Path) -> None:
-    recipe, out = recipe_for(write_features(bags, tmp_path / "features", 506), recipe_text), tmp_path / "run"
-    run(plan_runs(recipe), out)
+def test_a_resumed_old_run_stays_an_old_run(bags: Path, config_text: str, tmp_path: Path) -> None:
+    config, out = config_for(write_features(bags, tmp_path / "features", 506), config_text), tmp_path / "run"
+    run(plan_runs(config), out)
     make_old(out)
     for name in ("metrics.json", "run.json"):
         (out / name).unlink()
-    run(plan_runs(recipe), out)
+    run(plan_runs(config), out)
     assert json.loads((out / "run.json").read_text())["coordinate_rule_version"] == 1
 
 
 def test_an_old_run_whose_features_are_gone_is_named_all_the_same(
-    bags: Path, recipe_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bags: Path, config_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     features, out = write_features(bags, tmp_path / "features", 512), tmp_path / "run"
-    run(plan_runs(recipe_for(features, recipe_text)), out)
+    run(plan_runs(config_for(features, config_text)), out)
     make_old(out)
     features.rename(tmp_path / "elsewhere")
     export_damaged(out)
@@ -105,16 +105,16 @@ def test_an_old_run_whose_features_are_gone_is_named_all_the_same(
 
 @pytest.mark.parametrize(("rule", "side"), [(RULE, 512), ("level0/256", 506), ("target-mpp/256", 512)])
 def test_an_old_run_that_the_fault_did_not_touch_is_not_named(
-    rule: str, side: int, bags: Path, recipe_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rule: str, side: int, bags: Path, config_text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe, out = (
-        recipe_for(write_features(bags, tmp_path / "features", side), recipe_text, rule),
+    config, out = (
+        config_for(write_features(bags, tmp_path / "features", side), config_text, rule),
         tmp_path / "run",
     )
-    run(plan_runs(recipe), out)
+    run(plan_runs(config), out)
     make_old(out)
     with caplog.at_level(logging.WARNING):
-        run(plan_runs(recipe), out)
+        run(plan_runs(config), out)
         export_damaged(out)
     assert not caplog.records
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.data.bags import read_bag
+from training.config import TrainingConfig, read_config
+from training.data.h5_features import read_bag
 from training.errors import TrainingError
 from training.models.build import build_models
-from training.recipe import Recipe, read_recipe
 from training.runs.checkpoint import load_run, published_state
 from training.runs.slide_level import plan_runs, run
 
@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def recipe_of(text: str, folder: Path, **changes: Any) -> Recipe:
+def config_of(text: str, folder: Path, **changes: Any) -> TrainingConfig:
     folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(text)
-    return read_recipe(folder / "recipe.yaml", {name.replace("__", "."): v for name, v in changes.items()})
+    (folder / "config.yaml").write_text(text)
+    return read_config(folder / "config.yaml", {name.replace("__", "."): v for name, v in changes.items()})
 
 
-def start(recipe: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
+def start(config: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
     """`python -m training finetune`, as a user starts it."""
     command = [
         sys.executable,
@@ -44,7 +44,7 @@ def start(recipe: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
         "training",
         "finetune",
         "--config",
-        str(recipe),
+        str(config),
         "--out",
         str(out),
         "--quiet",
@@ -61,10 +61,10 @@ def predictions(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe_text: str, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of the common recipe."""
+def finished(config_text: str, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of the common configuration."""
     folder = tmp_path_factory.mktemp("runs")
-    run(plan_runs(recipe_of(recipe_text, folder)), folder / "run")
+    run(plan_runs(config_of(config_text, folder)), folder / "run")
     return folder / "run"
 
 
@@ -101,10 +101,10 @@ def test_a_run_folder_says_what_was_done_and_its_model_gives_its_predictions(
 
 
 def test_a_run_that_was_killed_ends_like_an_undisturbed_one(
-    finished: Path, recipe_text: str, tmp_path: Path
+    finished: Path, config_text: str, tmp_path: Path
 ) -> None:
-    recipe, out = recipe_of(recipe_text, tmp_path), tmp_path / "run"
-    process = start(tmp_path / "recipe.yaml", out)
+    config, out = config_of(config_text, tmp_path), tmp_path / "run"
+    process = start(tmp_path / "config.yaml", out)
     deadline = time.monotonic() + 250
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -114,16 +114,16 @@ def test_a_run_that_was_killed_ends_like_an_undisturbed_one(
     assert not (out / "metrics.json").exists()
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
     assert state["leftover_gradients"]  # 16 slides, 5 a step: one is left over, and counts in the next epoch
-    run(plan_runs(recipe), out)
+    run(plan_runs(config), out)
     for name in ("model.safetensors", "predictions_test.csv", "metrics.json", "run.json"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_two_processes_learn_what_one_learns(recipe_text: str, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(config_text: str, tmp_path: Path) -> None:
     steady = {"optim__dropout": 0.0, "optim__epochs": 2}
-    alone = recipe_of(recipe_text, tmp_path, optim__accumulate=4, **steady)
+    alone = config_of(config_text, tmp_path, optim__accumulate=4, **steady)
     changes = ("optim.accumulate=2", "optim.dropout=0.0", "optim.epochs=2", "resources.devices=2")
-    process = start(tmp_path / "recipe.yaml", tmp_path / "both", *changes, "resources.strategy=ddp")
+    process = start(tmp_path / "config.yaml", tmp_path / "both", *changes, "resources.strategy=ddp")
     run(plan_runs(alone), tmp_path / "alone")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -138,9 +138,9 @@ def test_two_processes_learn_what_one_learns(recipe_text: str, tmp_path: Path) -
     assert len(predictions(tmp_path / "both" / "predictions_val.csv")) == 4
 
 
-def test_seeded_folds_hold_each_slide_out_once_and_are_summed_up(recipe_text: str, tmp_path: Path) -> None:
-    recipe = recipe_of(recipe_text, tmp_path, data__folds=2, optim__epochs=1, data__val_share=0.4)
-    summary = run(plan_runs(recipe), tmp_path / "run")
+def test_seeded_folds_hold_each_slide_out_once_and_are_summed_up(config_text: str, tmp_path: Path) -> None:
+    config = config_of(config_text, tmp_path, data__folds=2, optim__epochs=1, data__val_share=0.4)
+    summary = run(plan_runs(config), tmp_path / "run")
     held_out = [predictions(tmp_path / "run" / f"fold_{k}" / "predictions_test.csv") for k in range(2)]
     assert sorted(row["slide_id"] for rows in held_out for row in rows) == [f"s{k:02d}" for k in range(24)]
     each = [json.loads((tmp_path / "run" / f"fold_{k}" / "metrics.json").read_text()) for k in range(2)]
@@ -155,11 +155,11 @@ def test_seeded_folds_hold_each_slide_out_once_and_are_summed_up(recipe_text: st
     ids=["multilabel", "binary"],
 )
 def test_other_kinds_of_task_learn(
-    kind: str, classes: Any, label: str | None, recipe_text: str, tmp_path: Path
+    kind: str, classes: Any, label: str | None, config_text: str, tmp_path: Path
 ) -> None:
     task = {"kind": kind, "classes": classes, "label_column": label}
     changes: dict[str, Any] = {"optim__epochs": 6, "optim__class_weights": "balanced", "masks__count": 0}
-    run(plan_runs(recipe_of(recipe_text, tmp_path, task=task, **changes)), tmp_path / "run")
+    run(plan_runs(config_of(config_text, tmp_path, task=task, **changes)), tmp_path / "run")
     rows = predictions(tmp_path / "run" / "predictions_test.csv")
     assert [name for name in rows[0] if name.startswith("prob_")] == [f"prob_{name}" for name in classes]
     curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("train/loss_epoch")
@@ -169,9 +169,9 @@ def test_other_kinds_of_task_learn(
     assert (head.config.kind, head.config.classes) == (kind, tuple(classes))
 
 
-def test_the_best_epoch_is_kept_and_a_run_without_progress_stops(recipe_text: str, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_a_run_without_progress_stops(config_text: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"select": {"epoch": "best", "patience": 2}, "optim__epochs": 30}
-    run(plan_runs(recipe_of(recipe_text, tmp_path, **changes)), tmp_path / "run")
+    run(plan_runs(config_of(config_text, tmp_path, **changes)), tmp_path / "run")
     curve = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("val/auroc_macro")
     assert 3 <= len(curve) < 30
     best = max(point.value for point in curve)
@@ -180,11 +180,11 @@ def test_the_best_epoch_is_kept_and_a_run_without_progress_stops(recipe_text: st
     assert metrics["val"]["metrics"]["auroc_macro"] == pytest.approx(best)
 
 
-def test_a_linear_probe_leaves_the_encoder_as_it_was(recipe_text: str, tmp_path: Path) -> None:
+def test_a_linear_probe_leaves_the_encoder_as_it_was(config_text: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optim__train": "head", "optim__epochs": 1, "optim__warmup_epochs": 0}
-    recipe = recipe_of(recipe_text, tmp_path, **changes)
-    run(plan_runs(recipe), tmp_path / "run")
-    before = build_models(recipe.build_preset()).slide_model
+    config = config_of(config_text, tmp_path, **changes)
+    run(plan_runs(config), tmp_path / "run")
+    before = build_models(config.build_preset()).slide_model
     after = load_run(tmp_path / "run").slide_model
     for name, tensor in before.encoder.state_dict().items():
         assert torch.equal(after.encoder.state_dict()[name], tensor), name
@@ -194,22 +194,22 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was(recipe_text: str, tmp_path:
     assert not any(torch.equal(state[name], tensor) for name, tensor in before.head.state_dict().items())
 
 
-def test_a_finished_run_is_kept_and_another_recipe_or_other_data_is_refused(
-    finished: Path, recipe_text: str, bags: Path, tmp_path: Path
+def test_a_finished_run_is_kept_and_another_configuration_or_other_data_is_refused(
+    finished: Path, config_text: str, bags: Path, tmp_path: Path
 ) -> None:
-    plan = plan_runs(recipe_of(recipe_text, tmp_path))
+    plan = plan_runs(config_of(config_text, tmp_path))
     before = (finished / "model.safetensors").stat().st_mtime_ns
     assert run(plan, finished) == json.loads((finished / "metrics.json").read_text())
     assert (finished / "model.safetensors").stat().st_mtime_ns == before
-    record = finished / "recipe.yaml"
+    record = finished / "config.yaml"
     text = record.read_text()
     record.write_text(text.replace("head_init: uniform\n", ""))  # a run from before that setting
     assert record.read_text() != text
     assert run(plan, finished) == json.loads((finished / "metrics.json").read_text())
     record.write_text(text)
-    with pytest.raises(TrainingError, match="holds a run of another recipe: choose another --out"):
-        run(plan_runs(recipe_of(recipe_text, tmp_path, optim__epochs=9)), finished)
-    changed = type(plan)(plan.recipe, plan.task, plan.folds, dict.fromkeys(plan.digests, "0"))
+    with pytest.raises(TrainingError, match="holds a run of another configuration: choose another --out"):
+        run(plan_runs(config_of(config_text, tmp_path, optim__epochs=9)), finished)
+    changed = type(plan)(plan.config, plan.task, plan.folds, dict.fromkeys(plan.digests, "0"))
     with pytest.raises(TrainingError, match="the data has changed"):
         run(changed, finished)
     (tmp_path / "mine").mkdir()
@@ -228,6 +228,6 @@ def test_a_model_that_its_card_does_not_describe_is_refused(finished: Path, tmp_
         load_run(tmp_path)
 
 
-def test_too_many_slides_a_step_is_an_error_before_training(recipe_text: str, tmp_path: Path) -> None:
+def test_too_many_slides_a_step_is_an_error_before_training(config_text: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no step would ever be taken"):
-        plan_runs(recipe_of(recipe_text, tmp_path, optim__accumulate=17))
+        plan_runs(config_of(config_text, tmp_path, optim__accumulate=17))

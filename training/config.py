@@ -1,4 +1,4 @@
-"""A fine-tuning recipe: one YAML file, checked strictly before anything starts."""
+"""The configuration of a training run: one YAML file, checked strictly before anything starts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from training.errors import TrainingError
 from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
 from training.models.random_init import HeadInit
-from training.models.variant import EmbeddingVariant, get_recipe
+from training.models.variant import EmbeddingVariant
 from training.task import Task
 
 Model = TypeVar("Model", bound=BaseModel)
 RANDOM_INIT = "random_init"  # in the place of a weights file: a random initialisation from the seed
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and strict about names."""
+    """A part of a configuration: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class TaskSection(Section):
     absent: Text = "0"
 
     def task(self) -> Task:
-        """What the readers of labels want to know."""
+        """The classes and where labels state them, for the readers of labels."""
         named = self.classes if isinstance(self.classes, dict) else {name: name for name in self.classes}
         HeadConfig(tuple(named), self.kind)
         values = tuple(named.values())
@@ -59,13 +59,13 @@ class DataSection(Section):
     """Where the data is.
 
     Attributes:
-        features: folder with an `<slide>.h5` for each slide.
-        labels: CSV with a row for each slide.
+        features: folder with `<slide>.h5` for each slide.
+        labels: table with a row for each slide.
         splits: folder with `train_K.csv`, `val_K.csv`, `test_K.csv`; null takes the labels file's column
             `split`, or with more than one fold makes seeded folds in which no patient is divided.
-        folds: how many.
-        val_share: of seeded folds: the part of what isn't held out that validates.
-        max_tiles: more are cut off (after shuffling, where there is any).
+        folds: number of folds.
+        val_share: fraction of the slides not held out that validates, in seeded folds.
+        max_tiles: limit of tiles per slide; more are cut off (after shuffling).
         shuffle_tiles: never, in training, or always. Published runs shuffle in evaluation too, which isn't
             the order that is served.
     """
@@ -74,7 +74,7 @@ class DataSection(Section):
     labels: Path = Path("labels.csv")
     splits: Path | None = None
     folds: Count = 1
-    val_share: Share = 0.125
+    val_share: Fraction = 0.125
     max_tiles: Count = 1_000_000
     shuffle_tiles: Literal["never", "train", "always"] = "never"
 
@@ -84,15 +84,15 @@ class OptimSection(Section):
 
     Attributes:
         epochs, warmup_epochs: warm-up is linear, then a half cosine down to `min_lr`, both by step.
-        accumulate: slides a step (a batch is one slide). What an epoch leaves over counts in the next one.
-        base_lr: the learning rate for 256 slides a step; it is scaled by `accumulate` and the processes.
+        accumulate: slides per step (a batch is one slide); an epoch's leftover slides count in the next one.
+        base_lr: learning rate for 256 slides per step; scaled by `accumulate` and the number of processes.
         weight_decay: of AdamW, not for vectors (biases, norms).
-        layer_decay: the learning rate's factor for each block further from the head.
+        layer_decay: factor of the learning rate per block, counted from the head.
         layer_ids: `published` gives the tile projection the head's rate (a quirk of the released code: its
             prefix check misses the name); `corrected` gives it the class token's.
         dropout, drop_path: of the slide encoder, in training.
         train: all weights, or only the head (a linear probe).
-        class_weights: none, `balanced` (inverse frequency in the training split), or one a class.
+        class_weights: none, `balanced` (inverse frequency in the training split), or one per class.
     """
 
     epochs: Count = 5
@@ -110,12 +110,12 @@ class OptimSection(Section):
 
 
 class MaskSection(Section):
-    """Masks in training, so that a masked slide is nothing new to the model when its score is explained.
+    """Masks in training, so that the model has met masked slides when its scores are attributed.
 
     Attributes:
-        count: masked copies of a slide beside the whole one, at each step; 0 is none.
-        keep: the least and the largest part of the tiles that a mask keeps.
-        regions: sides, in tiles, of the squares that are kept or masked as one.
+        count: masked copies of a slide in addition to the whole one, per step.
+        keep: smallest and largest fraction of the tiles that a mask keeps.
+        regions: sides, in tiles, of the squares that are kept or masked together.
     """
 
     count: int = Field(default=0, ge=0)
@@ -124,9 +124,9 @@ class MaskSection(Section):
 
 
 class SelectSection(Section):
-    """Which epoch's weights a run keeps: the last, or the one best on the validation slides.
+    """Which epoch's weights a run keeps: the last, or the best by `monitor` on the validation slides.
 
-    `patience` epochs without a better value of `monitor` end the run early (null: never).
+    `patience` epochs without a better value end the run early (null: never).
     """
 
     epoch: Literal["last", "best"] = "last"
@@ -135,7 +135,7 @@ class SelectSection(Section):
 
 
 class ResourceSection(Section):
-    """What it runs on; the names are Lightning's.
+    """Hardware, by Lightning's names.
 
     `precision` auto is 16-mixed where there is a CUDA device and 32-true elsewhere.
     """
@@ -149,13 +149,13 @@ class ResourceSection(Section):
     threads: Count | None = None
 
 
-class RunRecipe(Section):
-    """What any run has.
+class RunConfig(Section):
+    """Settings of any run.
 
     Attributes:
         preset: demo, gigapath-flash or gigapath.
-        seed: of whatever is random.
-        bootstrap: draws for the intervals of the metrics.
+        seed: random seed.
+        bootstrap: number of bootstrap draws for the intervals of the metrics.
     """
 
     preset: str
@@ -164,7 +164,7 @@ class RunRecipe(Section):
     bootstrap: Count = 1000
 
 
-class Recipe(RunRecipe):
+class TrainingConfig(RunConfig):
     """Everything that decides a run of slide-level fine-tuning.
 
     Attributes:
@@ -185,31 +185,29 @@ class Recipe(RunRecipe):
     select: SelectSection = SelectSection()
 
     def build_preset(self) -> Preset:
-        """The preset with this recipe's embedding, dropout and classes."""
+        """The preset with this configuration's embedding, dropout and classes."""
         preset = get_preset(self.preset)
         if isinstance(self.embedding, str):
-            recipe = get_recipe(self.embedding)
-            preset = replace(preset, slide=replace(preset.slide, max_wsi_size=recipe.max_wsi_size))
-            preset = replace(preset, variant=recipe.variant)
+            preset = preset.with_variant(self.embedding)
         elif self.embedding:
+            self.embedding.check_depth(preset.slide.depth)
             preset = replace(preset, variant=self.embedding)
-        preset.variant.check_depth(preset.slide.depth)
         slide = replace(preset.slide, dropout=self.optim.dropout, drop_path_rate=self.optim.drop_path)
         return replace(preset, slide=slide, classes=self.task.task().classes)
 
 
-def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a slide-level recipe; arguments and errors as for `read_yaml`."""
-    recipe = read_yaml(path, Recipe, overrides)
-    recipe.build_preset()
-    return recipe
+def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainingConfig:
+    """Read a slide-level configuration; arguments and errors as for `read_yaml`."""
+    config = read_yaml(path, TrainingConfig, overrides)
+    config.build_preset()
+    return config
 
 
 def read_yaml(path: Path, model: type[Model], overrides: dict[str, Any] | None = None) -> Model:
     """Read a YAML file; `overrides` are dotted names ("data.features") and values that replace its own.
 
     Raises:
-        TrainingError: what is unknown, missing or of the wrong kind, by name.
+        TrainingError: the file cannot be read, or a setting is unknown, missing or of another type.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -218,12 +216,15 @@ def read_yaml(path: Path, model: type[Model], overrides: dict[str, Any] | None =
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise TrainingError(f"{path} is not a recipe: it must be a YAML mapping")
+        raise TrainingError(f"{path} is not a configuration: it must be a YAML mapping")
     for name, value in (overrides or {}).items():
         section = content
         *parents, last = name.split(".")
         for parent in parents:
-            section = section.setdefault(parent, {})
+            section[parent] = section.get(parent) or {}
+            section = section[parent]
+            if not isinstance(section, dict):
+                raise TrainingError(f"{path}: {name}: there is no such setting")
         section[last] = value
     try:
         return model.model_validate(content)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from training.data.bags import check_bags, read_bag
+from training.data.h5_features import check_bags, read_bag
 from training.errors import TrainingError
 
 

@@ -1,4 +1,4 @@
-"""One slide's tile embeddings out of HDF5, in the layout that our client, TRIDENT and Prov-GigaPath write."""
+"""Read a slide's tile embeddings from HDF5 in the layout that our client, TRIDENT and Prov-GigaPath write."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Bag(NamedTuple):
 
 
 def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
-    """Read `features` [N, D] and `coords` [N, 2] (level-0 px), without tiles that `valid` calls unread.
+    """Read `features` [N, D] and `coords` [N, 2] (level-0 px), without tiles that `valid` marks as unread.
 
-    `rule` is the embedding variant's: how level-0 pixels become the coordinates from which the position
-    grid is cut in cells of 256.
+    `rule` is the embedding variant's coordinate rule (`gigapath_contract.coordinates`).
 
     Raises:
-        TrainingError: no such file, not HDF5, misshapen, not finite, or no tile at all.
+        TrainingError: no such file, not HDF5, arrays of another shape, a value that is not finite, no tile,
+            or coordinates that the rule cannot convert.
     """
     try:
         with h5py.File(path, "r") as file:

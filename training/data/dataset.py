@@ -1,4 +1,4 @@
-"""Slides as a data set: one bag a step, in an order that depends on the seed and the epoch alone."""
+"""Slides as a PyTorch dataset, one bag per item, in an order that depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gigapath_contract.coordinates import CoordinateRule
-from training.data.bags import read_bag
-from training.data.tables import Slide
-from training.recipe import DataSection, MaskSection
+from training.config import DataSection, MaskSection
+from training.data.h5_features import read_bag
+from training.data.tables import LabelledSlide
 
 
-class Batch(NamedTuple):
+class SlideSample(NamedTuple):
     """One slide: features f32 [N, D], coords i64 [N, 2], target, masks bool [M, N] (the first keeps all)."""
 
     features: Tensor
@@ -27,12 +27,12 @@ class Batch(NamedTuple):
     keep: Tensor
 
 
-class SlideBags(Dataset[Batch]):
-    """The bags of some slides, indexed by (epoch, slide): a slide's shuffle and masks differ by epoch."""
+class SlideBags(Dataset[SlideSample]):
+    """The bags of some slides, indexed by (epoch, slide): shuffling and masks differ by epoch."""
 
     def __init__(
         self,
-        slides: Sequence[Slide],
+        slides: Sequence[LabelledSlide],
         data: DataSection,
         rule: CoordinateRule,
         *,
@@ -47,15 +47,15 @@ class SlideBags(Dataset[Batch]):
         self.shuffle = data.shuffle_tiles == "always" or (training and data.shuffle_tiles == "train")
         self.masks = masks if training else masks.model_copy(update={"count": 0})
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> SlideSample:
+        epoch, index = key
         slide = self.slides[index]
         rng = np.random.default_rng([self.seed, epoch, index])
         bag = read_bag(Path(self.data.features, f"{slide.slide_id}.h5"), self.rule)
         order = rng.permutation(len(bag.features)) if self.shuffle else np.arange(len(bag.features))
         order = order[: self.data.max_tiles]
         features, coords = bag.features[order], bag.coords[order]
-        return Batch(
+        return SlideSample(
             torch.from_numpy(features),
             torch.from_numpy(coords),
             torch.tensor(slide.target),
@@ -66,7 +66,7 @@ class SlideBags(Dataset[Batch]):
 def draw_masks(
     coords: npt.NDArray[np.int64], masks: MaskSection, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """Masks bool [1 + count, N]: the whole slide, then random squares of tiles, kept by chance."""
+    """Masks bool [1 + count, N]: the whole slide, then random squares of tiles that are kept or left out."""
     keep = np.ones((1 + masks.count, len(coords)), bool)
     steps = np.diff(np.unique(coords[:, 0]))
     step = int(steps.min()) if len(steps) else 1
@@ -80,9 +80,9 @@ def draw_masks(
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
-    """(epoch, slide) in an order of the seed and the epoch; process `rank` takes every `world`-th one.
+    """(epoch, slide) in a random order by seed and epoch; process `rank` takes every `world`-th pair.
 
-    The order is filled up from its beginning until each process has as many slides.
+    The order is repeated from its beginning until all processes have the same number of slides.
     """
 
     def __init__(self, size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -102,14 +102,14 @@ class EpochOrder(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(index)) for index in filled[self.rank :: self.world]])
 
 
-class Share(Sampler[tuple[int, int]]):
-    """Every world-th slide in order, none twice: what process `rank` evaluates."""
+class DistributedShard(Sampler[tuple[int, int]]):
+    """The slides that process `rank` of `world` evaluates: every `world`-th one in order, none twice."""
 
     def __init__(self, size: int, *, rank: int = 0, world: int = 1) -> None:
-        self.places = [(0, index) for index in range(rank, size, world)]
+        self.keys = [(0, index) for index in range(rank, size, world)]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.places)
+        return iter(self.keys)
