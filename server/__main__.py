@@ -14,19 +14,21 @@ from server.assemble import ROOT
 from server.errors import ServerError
 from server.local import LOOPBACK, run_triton
 
+LOG = ROOT / "build" / "log" / "triton.log"
+
 
 def serve(
     flags: Annotated[
         list[str] | None,
-        typer.Argument(help="Further flags for tritonserver, after `--`.", metavar="[-- FLAGS]"),
+        typer.Argument(help="Flags for tritonserver, after `--`.", metavar="[-- FLAGS]"),
     ] = None,
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = ROOT / "model_repository",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
-    http_port: Annotated[int | None, typer.Option(help="Port of HTTP; off unless given.")] = None,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port.")] = 8001,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port (default: no HTTP).")] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
-    log: Annotated[Path, typer.Option(help="File of Triton's log.")] = ROOT / "build" / "log" / "triton.log",
-    grace: Annotated[float, typer.Option(help="Seconds for requests in flight to finish at the end.")] = 10,
+    log: Annotated[Path, typer.Option(help="Triton's log file.")] = LOG,
+    grace: Annotated[float, typer.Option(help="Seconds to finish requests in flight when stopped.")] = 10,
 ) -> None:
     """Serve a model repository with a real Triton until Ctrl-C or SIGTERM.
 
@@ -50,6 +52,14 @@ def serve(
         raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
     except KeyboardInterrupt:
         typer.echo("stopped")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(serve)
+    try:
+        app()
     except ServerError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
@@ -60,4 +70,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(serve)
+    main()

@@ -1,4 +1,4 @@
-"""Assembles the folder that tritonserver loads its backends from: the unpacked wheel's and our own."""
+"""Assemble the folder that tritonserver loads its backends from: the unpacked wheel's and our own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ OURS = Path(__file__).resolve().parent / "backends"
 
 
 def tritonserver(triton: Path = TRITON) -> Path:
-    """The tritonserver program of the wheel unpacked at `triton`."""
+    """The tritonserver program of the wheel unpacked at `triton`.
+
+    Raises:
+        ServerError: there is none.
+    """
     program = triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     if not program.is_file():
         raise ServerError(
@@ -29,8 +33,11 @@ def tritonserver(triton: Path = TRITON) -> Path:
 def assemble_backends(triton: Path = TRITON, target: Path = BACKENDS) -> Path:
     """Fill `target` with the python backend, the stub of the running interpreter and our onnxruntime backend.
 
-    Files that are already right stay; the others are replaced in one step each: servers that run from the
-    same folder never see half a file.
+    Files that are up to date stay; the others are replaced in one step each, so that servers which run from
+    the same folder never read half a file.
+
+    Raises:
+        ServerError: no wheel is unpacked at `triton`, or it has no stub for the running interpreter.
     """
     server = tritonserver(triton).parent.parent
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

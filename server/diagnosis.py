@@ -1,11 +1,11 @@
-"""Why a tritonserver gave up, read out of its log."""
+"""Find in tritonserver's log why it ended."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-# Triton's own wording, the more telling first; what follows a model's reason is the backend's stack.
+# Triton's own wording, the more specific first; what follows a model's reason is the backend's stack.
 CAUSES = [
     (r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.+?)(?:\\n\\nAt:|\"?$)",
      "model '{model}' failed to load: {reason}"),
@@ -19,12 +19,12 @@ CAUSES = [
 
 
 def diagnose(log: Path, code: int) -> str:
-    """One line that names the cause (and the model) and the log; `code` is the server's exit code."""
+    """One line with the cause, the model if any, and the log; `code` is the server's exit code."""
     lines = log.read_text(errors="replace").splitlines()
     for pattern, sentence in CAUSES:
         for line in lines:
             found = re.search(pattern, line)
             if found:
                 return f"{sentence.format(**found.groupdict())} (log: {log})"
-    last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
     return f"tritonserver ended with code {code}: {last} (log: {log})"

@@ -1,7 +1,7 @@
-"""What can go wrong around a local Triton, as the user should read it."""
+"""The base of this package's errors."""
 
 from __future__ import annotations
 
 
 class ServerError(Exception):
-    """One line that names the cause and the remedy."""
+    """The local Triton cannot start or run; the message is one line that names the cause and the remedy."""

@@ -1,13 +1,13 @@
-"""Stands between a Python process and its tritonserver, so that neither's death leaves a process behind.
+"""Supervise a tritonserver for a Python process, so that no process is left when either of them dies.
 
 Run as `python -I -S guard.py PARENT_PID SHM_PREFIX KILL_AFTER PROGRAM ARGUMENTS…`; writes the program's
 process number to stdout and sends the program's output to stderr. Standard library only: it starts in 20 ms.
 
-- The parent dies (even by SIGKILL), or SIGTERM or SIGINT comes: the program gets SIGTERM and, after
+- When the parent dies (even by SIGKILL), or SIGTERM or SIGINT arrives, the program gets SIGTERM and, after
   KILL_AFTER seconds or at a second signal, SIGKILL.
-- The program ends: its process group (Triton's Python stubs) is killed, what it left in /dev/shm is removed,
-  and the guard exits with the program's code.
-- The guard itself is killed: the kernel sends the program SIGTERM.
+- When the program ends, its process group (Triton's Python stubs) is killed, its files in /dev/shm are
+  removed, and the guard exits with the program's code.
+- When the guard itself is killed, the kernel sends the program SIGTERM.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _spawn(command: list[str]) -> int:
 
 
 def _wait(child: int, parent: int, kill_after: float) -> int:
-    """Wait for the child to end; forward a signal, or the parent's death, as a request to end."""
+    """Wait for the child; stop it when the parent ends or a signal arrives."""
     deadline: float | None = None
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)

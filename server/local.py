@@ -1,4 +1,4 @@
-"""A real tritonserver on this machine, for as long as a `with` block runs."""
+"""Run a real tritonserver on this machine for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A tritonserver that answers requests for every model of its repository."""
+    """A tritonserver that answers requests to every model of its repository."""
 
     url: str
     """host:port of gRPC."""
@@ -65,12 +65,28 @@ def run_triton(
     triton_home: Path = TRITON,
     backends: Path = BACKENDS,
 ) -> Iterator[RunningServer]:
-    """Serve `repository` and yield once every model has answered a real request.
+    """Serve `repository`, and yield once every model has answered a real request.
 
-    The gRPC and metrics ports default to free ones; HTTP is off unless it is given a port. `flags` go to
-    tritonserver as they are. When the block ends, or this process dies in whatever way, requests in flight
-    get `grace` seconds to finish and no process stays behind. The server's output goes to `log`.
-    Raises ServerError where the server can't start, naming the reason.
+    When the block ends, or this process dies for any reason, the server stops and leaves no process behind.
+
+        with run_triton(Path("model_repository"), log=Path("triton.log")) as server:
+            client = tritonclient.grpc.InferenceServerClient(server.url)
+
+    Args:
+        repository: a model repository into which an export was made.
+        log: file for the server's output; replaced.
+        host: address to listen on.
+        grpc_port, metrics_port: None takes a free port.
+        http_port: None serves no HTTP.
+        flags: passed to tritonserver after our own.
+        start_timeout: seconds for the models to load and, each, to answer.
+        grace: seconds for requests in flight to finish when the block ends.
+        triton_home: folder with the unpacked wheel of tritonserver.
+        backends: folder to assemble the backends in.
+
+    Raises:
+        ServerError: the server cannot start, a port is in use, or a model does not answer; the message has
+            the reason.
     """
     program = tritonserver(triton_home)
     check_repository(repository)
@@ -96,7 +112,7 @@ def run_triton(
         *(f"--{name}-port={port}" for name, port in ports.items()),
         *flags,
     ]
-    # Triton takes some 2 s more to unload its models; without grace it is killed at once.
+    # Triton takes about 2 s more to unload its models; without grace it is killed at once.
     kill_after = grace + 5 if grace else 0
     with open_log(log) as output:
         process = subprocess.Popen(
@@ -106,7 +122,7 @@ def run_triton(
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal reaches us alone; the guard passes it on in order
+            start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which ends the guard
         )
     with process:
         try:
@@ -132,7 +148,7 @@ def run_triton(
 
 
 def open_log(path: Path) -> TextIO:
-    """Open the server's log, empty; ServerError where it can't be written."""
+    """Open an empty log file; ServerError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("w")

@@ -1,4 +1,4 @@
-"""Ports of the local server: find free ones and report those in use."""
+"""Find free ports and report ports in use."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import socket
 
 from server.errors import ServerError
 
-# Below the range that the kernel hands to outgoing connections: a port found free stays free.
+# Below the range from which the kernel takes ports for outgoing connections: a port found free stays free.
 FREE_PORTS = range(20_000, 32_000)
 
 
 def free_port(host: str) -> int:
     """A port of `FREE_PORTS` that nothing listens on."""
     for port in random.sample(FREE_PORTS, 100):
-        if _why_not(host, port) is None:
+        if _bind_error(host, port) is None:
             return port
     raise ServerError(f"no free port on {host} between {FREE_PORTS.start} and {FREE_PORTS.stop}")
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raise ServerError, naming the port and the `option` that changes it, where it can't be listened on."""
-    reason = _why_not(host, port)
+    """Raise ServerError, naming the port and the `option` that changes it, if it cannot be listened on."""
+    reason = _bind_error(host, port)
     if reason is not None:
         raise ServerError(f"port {port} on {host} can't be used ({reason}): choose another with {option}")
 
 
-def _why_not(host: str, port: int) -> str | None:
+def _bind_error(host: str, port: int) -> str | None:
     with socket.socket() as probe:
         # As tritonserver does: a port whose last connections are still closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

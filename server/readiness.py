@@ -1,4 +1,4 @@
-"""Readiness of every model of a Triton: READY alone is not enough, so each gets a small real request."""
+"""Check that every model of a Triton answers a small, real request: READY alone is not enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def check_models(client: triton.InferenceServerClient, timeout: float) -> list[s
     """Send one request to every model and return the models' names.
 
     A dimension that the configuration leaves open is `VARIABLE_DIM` long; numbers are 0, booleans are true.
-    Raises ServerError, naming the model, where an answer is missing, an error or not finite.
+
+    Raises:
+        ServerError: an output is missing or not finite, or the request fails; the model is named.
     """
     names = sorted(model.name for model in client.get_model_repository_index(client_timeout=timeout).models)
     for name in names:

@@ -74,7 +74,7 @@ def test_an_error_reaches_its_request_alone(
     for answer, batch in ((answers[0], good), (answers[2], other)):
         expected = bare(toy_repository, "tile_encoder", TILES=batch)
         np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
-    assert "a batch failed, its requests run alone now" in toy_server.log.read_text()
+    assert "a batch failed, its requests are run one by one" in toy_server.log.read_text()
     assert stubs(toy_server) == before
 
 

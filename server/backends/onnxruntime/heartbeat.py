@@ -1,13 +1,15 @@
-"""Keeps a Python stub counted as alive for as long as its process exists, and ends a Triton that lost one.
+"""Keep a Python stub counted as alive while its process exists, and end a Triton whose stub has died.
 
 Run by the backend as `python -I -S heartbeat.py STUB_PID`. Standard library only.
 
-While a batch takes longer than a second, Triton 2.51 asks the stub every second for a sign of life: a byte in
-their shared memory, set by one of the stub's threads every 300 ms. A stub that does not get to run that long
-(an overloaded or paused machine) is given up: its requests fail, but it keeps running, and both sides free
-each other's messages until one of them crashes. So the byte is set from here, whether or not the stub's
-threads run. Once the stub is gone, the byte stays unset; Triton never starts another stub, and every request
-would fail. So it gets SIGTERM, and its supervisor restarts it.
+During a batch of more than a second, Triton 2.51 checks every second that the stub is alive by a byte in
+their shared memory, which one of the stub's threads sets every 300 ms. If the stub does not run for that long
+(on an overloaded or paused machine), Triton fails its requests, but the stub continues, and both sides free
+each other's messages until one of them crashes. So this process sets the byte as well.
+
+Once the stub has died, the byte stays unset, and Triton gets SIGTERM, so that its supervisor (compose,
+Kubernetes) restarts it: it never starts another stub, and every request would fail. Version 2.64 does not
+either (issue 8604 of triton-inference-server/server).
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from pathlib import Path
 REGION, PARENT, CONTROL = 2, 5, 7
 """Where the stub's command line names its shared memory, tritonserver and the control block in the memory."""
 OWNERSHIP_BYTES = 16
-"""In front of every block; the control block's first byte is the sign of life."""
+"""Length of the header before every block; the first byte of the control block is the sign of life."""
 PERIOD_MS = 20
 
 
 def main(pid: int) -> None:
-    """Beat until the process `pid`, a stub, ends; then end its tritonserver."""
+    """Set the byte until the process `pid`, a stub, ends; then end its tritonserver."""
     stub = os.pidfd_open(pid)
     command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     parent = os.pidfd_open(int(command[PARENT]))

@@ -1,6 +1,6 @@
-"""Triton backend `onnxruntime`, in Python: replaces NVIDIA's C++ backend where that is not available.
+"""Triton backend `onnxruntime` in Python: replaces NVIDIA's C++ backend where that is not available.
 
-Tensors cross the border as DLPack: this server's own NumPy conversion predates NumPy 2 and corrupts values
+Tensors are exchanged as DLPack: this server's own NumPy conversion predates NumPy 2 and corrupts values
 without an error.
 """
 
@@ -34,10 +34,10 @@ SET_DESTRUCTOR.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
 
 class TritonPythonModel:
-    """One ONNX Runtime session a model instance."""
+    """One ONNX Runtime session per model instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the graph; what is raised here becomes Triton's reason for the failed load."""
+        """Load the graph; the message of an error becomes Triton's reason for the failed load."""
         config = json.loads(args["model_config"])
         self.batching = config["max_batch_size"] > 0
         self.run_options = run_options(config)
@@ -50,12 +50,12 @@ class TritonPythonModel:
         subprocess.Popen([python, "-I", "-S", Path(__file__).with_name("heartbeat.py"), str(os.getpid())])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests as one batch; where that fails, one by one, so that only the guilty one fails."""
+        """Run the requests as one batch; if that fails, one by one, so that only the faulty request fails."""
         if self.batching and len(requests) > 1:
             try:
                 return self._run_together(requests)
             except RUN_ERRORS as error:
-                pb_utils.Logger.log_warn(f"a batch failed, its requests run alone now: {error}")
+                pb_utils.Logger.log_warn(f"a batch failed, its requests are run one by one: {error}")
         return [self._run_alone(request) for request in requests]
 
     def _run_together(self, requests: list[Any]) -> list[Any]:

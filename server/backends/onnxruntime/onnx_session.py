@@ -1,8 +1,8 @@
-"""The ONNX Runtime session that a Triton model configuration asks for.
+"""Open the ONNX Runtime session that a Triton model configuration describes.
 
 The parameters are those of NVIDIA's C++ backend (`intra_op_thread_count`, `inter_op_thread_count`,
 `execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`,
-`optimization.graph.level`); any further `session.*` parameter goes to ONNX Runtime as it is.
+`optimization.graph.level`); any `session.*` parameter is passed to ONNX Runtime unchanged.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def session_options(config: Config) -> ort.SessionOptions:
 
 
 def run_options(config: Config) -> ort.RunOptions:
-    """Options of every run: which arenas give their memory back afterwards."""
+    """Options of every run: which arenas release their memory afterwards."""
     options = ort.RunOptions()
     values = _parameters(config)
     if SHRINK in values:
