@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,20 @@ from tests.support.kept import copy_of_kept
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "tests"
 """Exports that outlive a run; `make clean` removes them."""
+
+# In the client's environment (make setup ROOMS=client) files that import PyTorch are left out.
+WITHOUT_TORCH = find_spec("torch") is None
+collect_ignore = [
+    str(path)
+    for path in Path(__file__).parent.rglob("test_*.py")
+    if WITHOUT_TORCH and re.search(r"^(import|from) torch\b", path.read_text(), re.MULTILINE)
+]
+
+
+def pytest_report_header() -> str | None:
+    """Say what is left out."""
+    return f"without PyTorch: {len(collect_ignore)} test files left out" if WITHOUT_TORCH else None
+
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +50,7 @@ def export_kept(real_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     from an empty folder: the version is always 1, and nothing old stays. `definition` is what decides the
     preset in addition to the repository's code.
     """
+    pytest.importorskip("torch", reason="exporting needs PyTorch: make setup ROOMS=all")
     from export.export import export_preset
     from export.fingerprint import input_key
     from export.repository import copy_configs
