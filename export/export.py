@@ -50,19 +50,18 @@ def export_preset(
     occlusion_precision: str = "fp32",
     progress: Callable[[str], None] = logger.info,
 ) -> ExportResult:
-    """Export a preset's models into `repository` as its next version, which Triton serves from its next
-    start on.
+    """Export a preset's models into `repository` as its next version, served from Triton's next start on.
 
     Args:
         preset: `demo`, `gigapath-flash` or `gigapath`; None is the checkpoint's, or else `demo`.
-        repository: a folder with the four models' committed `config.pbtxt`.
+        repository: a folder that holds the committed `config.pbtxt` of the four models.
         slide: the real slide that the parity report takes its tiles from; None is the quick start's.
         precision: `fp32`, or `fp16` for mixed precision (`export.precision`).
         weights: a folder with `pytorch_model.bin` and `slide_encoder.pth`, or `hf-hub:OWNER/REPOSITORY`; None
             is the preset's own. With a checkpoint only the tile encoder's are taken.
         checkpoint: the folder of a fine-tuning run; it brings the slide encoder, head and variant.
         occlusion_precision: that of `slide_occlusion`: single tiles' effects drown in half precision.
-        progress: told what is being done.
+        progress: called with a line for each step.
 
     Raises:
         ExportError: nothing was installed, and the version served before still is (a ParityError: the graphs

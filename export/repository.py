@@ -52,11 +52,11 @@ class Version:
 
 
 def copy_configs(source: Path, destination: Path) -> None:
-    """Copy the committed configs (nothing that an export wrote) of `source` into `destination`."""
+    """Copy the committed configs of `source` into `destination`, without what an export wrote or linked."""
     for model in MODELS:
         read_config(source / model / "config.pbtxt")
         for path in [source / model / "config.pbtxt", *(source / model / "configs").glob("*.pbtxt")]:
-            if path.stem not in VARIANTS:
+            if path.stem not in VARIANTS and not path.is_symlink():
                 write_text(destination / path.relative_to(source), path.read_text())
 
 

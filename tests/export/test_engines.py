@@ -1,4 +1,4 @@
-"""Engines: what can be held to without a GPU, and TensorRT-RTX's builder on the demo's graphs."""
+"""Engines: what can be tested without a GPU, and TensorRT-RTX's builder on the demo's graphs."""
 
 from __future__ import annotations
 

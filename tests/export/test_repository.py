@@ -74,6 +74,16 @@ def test_a_version_is_installed_listed_and_served(empty_repository: Path) -> Non
     assert repo.find_version(empty_repository, key="key 3") is None
 
 
+def test_only_what_is_committed_is_copied(empty_repository: Path, tmp_path: Path) -> None:
+    install(empty_repository)
+    configs = empty_repository / "tile_encoder" / "configs"
+    (configs / "mine.pbtxt").write_text("a variant of the user's")
+    (configs / "gone.pbtxt").symlink_to("../nowhere")
+    repo.copy_configs(empty_repository, tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*.*")}
+    assert copied == {f"{model}/config.pbtxt" for model in MODELS} | {"tile_encoder/configs/mine.pbtxt"}
+
+
 def test_served_dims_are_exact_and_logits_need_a_head(empty_repository: Path) -> None:
     install(empty_repository)
     tensors = {

@@ -124,7 +124,7 @@ def test_a_stub_that_stalls_for_seconds_answers_late_but_right(
 
 
 def test_a_stub_that_dies_ends_the_server(toy_repository: Path, tmp_path: Path) -> None:
-    """Triton starts no other one: whoever supervises the server has to start it anew."""
+    """Triton starts no other one: the server's supervisor has to restart it."""
     with run_triton(toy_repository, log=tmp_path / "log") as server:
         stub_of(server, "tile_encoder").kill()
         server.process.wait(timeout=20)

@@ -50,7 +50,7 @@ def contract(configs: dict[str, Json]) -> Json:
 
 @pytest.fixture(scope="module")
 def bare(demo_repository: Path, configs: dict[str, Json]) -> Callable[..., Arrays]:
-    """`bare(model, **inputs)`: a session of its own with the served session options, without Triton."""
+    """`bare(model, **inputs)`: a separate session with the served session options, without Triton."""
     sessions = {}
 
     def run(model: str, **inputs: np.ndarray) -> Arrays:
@@ -154,7 +154,7 @@ def run_in_order(
 
 
 def test_no_model_has_a_queue_policy(configs: dict[str, Json]) -> None:
-    """Under one, Triton 2.51 leaves an instance idle for up to 500 ms beside a waiting request."""
+    """Under one, Triton 2.51 leaves an instance idle for up to 500 ms while a request waits."""
     for name, config in configs.items():
         batching = config.get("dynamic_batching", {})
         assert not batching.get("default_queue_policy"), name
