@@ -20,6 +20,7 @@ from export.repository import EXPORT_MODEL
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
 from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
 from gigapath_contract.schema import (
+    GRAPHS,
     Contract,
     HeadContract,
     OcclusionContract,
@@ -30,8 +31,6 @@ from gigapath_contract.schema import (
 from training.models.build import Models
 from training.models.slide_model import SlideModel
 from training.models.weights import weights_digest
-
-GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
 
 
 def build(

@@ -11,10 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.engines import GRAPHS, profiles
+from export.engines import profiles
 from export.errors import ExportError
 from export.repository import served_contract
 from export.tensorrt_builder import Profile, build_engine
+from gigapath_contract.schema import GRAPHS
 
 CAPABILITIES = ("SM80", "SM89")
 

@@ -20,9 +20,7 @@ from export.errors import ExportError
 from export.files import write_bytes, write_text
 from export.repository import EXPORT_MODEL, exclusive, export_folder, serve, served_contract
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
-from gigapath_contract.schema import MODELS, Contract
-
-GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
+from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from filelock import FileLock, Timeout
 from export.configs import read_config, served_config
 from export.errors import ExportError
 from export.files import flush, write_text
-from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import MODELS, Contract
 
 EXPORT_MODEL = "slide_pipeline"
@@ -247,8 +246,9 @@ def export_folder(repository: Path, number: int) -> Path:
 def _parse(path: Path) -> Contract:
     try:
         return Contract.parse(path.read_text())
-    except ContractError as error:
-        raise ExportError(f"{path}: {error}") from error
+    except ValueError as error:  # a ContractError, or not UTF-8
+        folder = path.parent.resolve()  # the version, where `current` was followed
+        raise ExportError(f"{folder / path.name}: {error}; delete {folder} and export again") from error
 
 
 def _read_inputs(repository: Path, number: int) -> dict[str, Any]:

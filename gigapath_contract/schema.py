@@ -22,7 +22,8 @@ from gigapath_contract.errors import ContractError
 from gigapath_contract.probabilities import HeadKind, probabilities
 
 SCHEMA = 1
-MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")
+GRAPHS = ("tile_encoder", "slide_encoder", "slide_occlusion")
+MODELS = (*GRAPHS, "slide_pipeline")  # an ensemble, without a graph
 
 T = TypeVar("T")
 
@@ -131,13 +132,10 @@ class Contract:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ContractError(f"the contract is not JSON ({error}); export the model again") from error
+            raise ContractError(f"the contract is not JSON ({error})") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
-            raise ContractError(
-                f"the contract has schema {schema!r}, this release reads {SCHEMA}: "
-                "export the model again, or use the release that exported it"
-            )
+            raise ContractError(f"the contract has schema {schema!r}, this release reads {SCHEMA}")
         return _read(Contract, data, "contract")
 
     def grid_coordinates(self, coords: NDArray[Any], scale: LevelZeroScale) -> NDArray[np.int64]:
@@ -180,4 +178,4 @@ def _read(kind: type[T], value: Any, where: str) -> T:
 
 def _expect(holds: bool, where: str, what: str, value: Any) -> None:
     if not holds:
-        raise ContractError(f"{where} should be or have {what}, not {value!r:.80}; export the model again")
+        raise ContractError(f"{where} should be or have {what}, not {value!r:.80}")

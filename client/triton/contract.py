@@ -55,4 +55,6 @@ def _contract_in(config: Any, where: str) -> Contract:
     try:
         return Contract.parse(config.parameters["contract"].string_value)
     except ContractError as error:
-        raise ContractMismatch(f"{where}: {error}") from error
+        raise ContractMismatch(
+            f"{where}: {error}; export the model again with this release and restart the server"
+        ) from error

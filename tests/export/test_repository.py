@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,22 @@ def test_an_older_version_can_be_served_again(empty_repository: Path) -> None:
     repo.serve(empty_repository, 1)
     assert repo.served_version(empty_repository) == 1
     assert install(empty_repository) == 3, "a number is never given twice"
+
+
+def test_a_contract_that_cannot_be_read_is_named_and_can_be_deleted(empty_repository: Path) -> None:
+    install(empty_repository)
+    install(empty_repository)
+    folder = empty_repository / "slide_pipeline" / "2"
+    for content in (b"", b"{", b'{"schema": 0}', b"\xff"):
+        (folder / "contract.json").write_bytes(content)
+        for ask in (repo.list_versions, repo.served_version):
+            with pytest.raises(
+                ExportError, match=rf"contract\.json: .*; delete {folder.resolve()} and export again"
+            ):
+                ask(empty_repository)
+    shutil.rmtree(folder)
+    assert repo.served_version(empty_repository) is None
+    assert install(empty_repository) == 3
 
 
 def test_two_exports_at_a_time_are_refused(empty_repository: Path) -> None:
