@@ -134,7 +134,7 @@ def explain(row: dict[str, str], out: Path, url: str) -> Explained:
 
 @dataclass(frozen=True)
 class Report:
-    """What training said about the held-out slides, what serving says, and how well maps find lesions."""
+    """Scores of the held-out slides in training and served, and how well maps find the lesions."""
 
     slides: int
     patients: int
@@ -183,12 +183,12 @@ def page_of(report: Report, seconds: float) -> str:
     low, high = report.interval
     apart = abs(report.served_auroc - report.trained_auroc)
     lines = [
-        "# The loop, closed on the cohort",
+        "# From labels to maps on the synthetic cohort",
         "",
         "Made by `make cohort-report`: cohort, embeddings through Triton, fine-tuning, export, serving,",
         f"`batch` and `attribute` on held-out slides, in {seconds / 60:.0f} minutes on the machine that",
-        "wrote it. What the cohort is, and is not: docs/training.md. Its lesions are planted; these",
-        "figures say that the tool does what it should, and nothing about diagnosis.",
+        "wrote it. docs/training.md describes the cohort. Its lesions are planted: these",
+        "figures test the software and are no evidence for diagnosis.",
         "",
         "| held-out slides | |",
         "|---|---|",
@@ -198,7 +198,7 @@ def page_of(report: Report, seconds: float) -> str:
         f"| largest difference of a slide's probability | {report.furthest:.1g} |",
         "",
         "AUROC of the planted tiles among a positive slide's tiles, by the values that `attribute` gives",
-        f"them (default settings: {METHODS[0]}, 512 masks; {METHODS[1]} comes along):",
+        f"them (default settings: {METHODS[0]}, 512 masks; with {METHODS[1]}):",
         "",
         "| slide | lesion | mpp | tiles | planted | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|---|" + "---|" * len(METHODS),

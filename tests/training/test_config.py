@@ -72,3 +72,13 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
     assert (config.optim.epochs, config.masks.count) == (7, 2)
     with pytest.raises(TrainingError, match="cannot read"):
         read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["preset.size", "task.classes.x", "optim.epochs.first"])
+def test_an_override_below_a_value_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "preset: demo\ntask: {classes: [a, b]}\noptim: {epochs: 3}\ndata:\n"
+    )
+    assert read_config(tmp_path / "config.yaml", {"data.folds": 2}).data.folds == 2
+    with pytest.raises(TrainingError, match=f"{name}: there is no such setting"):
+        read_config(tmp_path / "config.yaml", {name: 1})

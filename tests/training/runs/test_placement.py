@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from export.export import export_preset
+from export.repository import copy_configs
 from gigapath_contract.coordinates import CoordinateRule, LevelZeroScale, grid_coordinates
 from training.config import TrainingConfig, read_config
 from training.errors import TrainingError
 from training.runs.placement import float_coordinates, rule_version, warn_misplaced
 from training.runs.slide_level import plan_runs, run
 
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 RULE: CoordinateRule = "level0/patch_size_level0"
 
@@ -43,7 +45,10 @@ def config_for(features: Path, config_text: str, rule: str = RULE) -> TrainingCo
 
 
 def make_old(folder: Path) -> None:
-    """The record as it was before versions of the coordinate rules were written down."""
+    """The record as it was before versions of the coordinate rules were recorded."""
+    text = (folder / "config.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("head_init: uniform\n", ""))
+    (folder / "config.yaml").unlink()
     for name in ("environment.json", "run.json"):
         content = json.loads((folder / name).read_text())
         del content["coordinate_rule_version"]
@@ -53,7 +58,8 @@ def make_old(folder: Path) -> None:
 def export_damaged(folder: Path) -> None:
     """Export the run as far as the check of its weights, which fails: there is no need to trace a model."""
     (folder / "model.safetensors").unlink()
-    with pytest.raises(TrainingError):
+    copy_configs(ROOT / "model_repository", folder / "models")
+    with pytest.raises(TrainingError, match="no weights file"):
         export_preset(repository=folder / "models", checkpoint=folder, preset=None)
 
 
