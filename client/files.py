@@ -12,12 +12,12 @@ from .errors import OutputError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` to write to; it takes `path`'s place when the block ends well.
+    """A hidden path in the same folder to write to; it replaces `path` when the block ends without an error.
 
-    The name is the same each time: what a killed run left is overwritten by the next.
+    Its name is always the same, so the next run overwrites what a killed one left.
 
     Raises:
-        OutputError: the disk is full, the folder is not writable …
+        OutputError: it can't be written, because the disk is full or the folder not writable, for example.
     """
     part = path.with_name(f".{path.name}.part")
     with output_errors(path):

@@ -1,4 +1,4 @@
-"""What would stop a long run, found before it: server, contract, versions, disk, every slide's scale."""
+"""Checks before a long run: server, contract, versions, disk and every slide's scale."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: `state` is good, warn or bad."""
+    """The result of one check: `state` is good, warn or bad."""
 
     name: str
     state: str
@@ -47,7 +47,13 @@ class Check:
 
 
 def check_all(endpoint: Endpoint, out: Path, source: Path | None, slides: Path | None) -> Iterator[Check]:
-    """Every check, as it is done; one that fails keeps none from the next."""
+    """Run every check, also after one has failed, and yield each result at once.
+
+    Args:
+        endpoint: the servers.
+        out: the output folder, for its free space.
+        source: a slide, folder or manifest, or None; `slides` as in `read_work_list`.
+    """
     yield check_versions()
     contract: Contract | None = None
     try:
@@ -61,20 +67,20 @@ def check_all(endpoint: Endpoint, out: Path, source: Path | None, slides: Path |
     tiles = 0
     if source:
         try:
-            todo = read_work_list(source, slides)
+            work_list = read_work_list(source, slides)
         except ClientError as error:
             yield Check("slides", BAD, str(error))
         else:
-            yield from (Check(f"slide {bad.slide_id}", BAD, bad.reason) for bad in todo.bad)
-            for slide in todo.slides:
-                check, most = check_slide(slide, contract)
-                tiles += most
+            yield from (Check(f"slide {bad.slide_id}", BAD, bad.reason) for bad in work_list.bad)
+            for slide in work_list.slides:
+                check, most_tiles = check_slide(slide, contract)
+                tiles += most_tiles
                 yield check
     yield check_disk(out, tiles, contract)
 
 
 def check_versions() -> Check:
-    """What is installed."""
+    """Versions of the client and its libraries."""
     found = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     ours = (
         f"client {__version__}, Python {platform.python_version()}, OpenSlide {openslide.__library_version__}"
@@ -83,7 +89,7 @@ def check_versions() -> Check:
 
 
 def check_contract(connection: Connection, contract: Contract) -> Iterator[Check]:
-    """The export, its models' readiness, and whether the timings can tell queue from compute."""
+    """The export, its models' readiness, and whether its statistics can be read."""
     head = f"classes {', '.join(contract.head.classes)}" if contract.head else "no head"
     detail = (
         f"export {contract.export_id}, preset {contract.preset}, {contract.precision}, "
@@ -102,7 +108,7 @@ def check_contract(connection: Connection, contract: Contract) -> Iterator[Check
 
 
 def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:
-    """Whether a slide opens and knows its scale; also the most tiles it can have (0 where it fails)."""
+    """Whether a slide opens and has a scale; also the most tiles it can have (0 where it fails)."""
     name = f"slide {source.slide_id}"
     try:
         with open_slide(source.path, source.mpp) as slide:
@@ -118,7 +124,7 @@ def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, 
 
 
 def check_disk(out: Path, tiles: int, contract: Contract | None) -> Check:
-    """Free space against the most that the embeddings can take, once finished and once in progress."""
+    """Free space compared with the most that the embeddings need, finished and in progress."""
     place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     need = 2 * tiles * 4 * contract.tile_encoder.embed_dim if contract else 0

@@ -1,4 +1,4 @@
-"""Which slides to score: a folder, or a table with the column names that people already have."""
+"""Which slides to score: those of a folder, or the rows of a table with the field's column names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..slides.mpp import PLAUSIBLE
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that names no slide to score, and why; the others are scored all the same."""
+    """A row without a usable slide, and why; the other rows are scored."""
 
     slide_id: str
     path: str
@@ -35,7 +35,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class WorkList:
-    """The slides of a manifest or folder, the rows that can't be used, and each slide's further columns."""
+    """The slides of a manifest or folder, the unusable rows, and each slide's further columns."""
 
     slides: list[SlideSource]
     bad: list[BadRow]
@@ -43,10 +43,12 @@ class WorkList:
 
 
 def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
-    """The slides of a folder (searched with its subfolders) or of a CSV or TSV manifest.
+    """The slides of a folder (searched with its subfolders), of a CSV or TSV manifest, or a single slide.
 
-    A manifest's relative paths, and slides it names by id alone, are looked for in `slides`, by default the
-    manifest's own folder.
+    Args:
+        source: the folder, manifest or slide.
+        slides: where a manifest's relative paths, and slides named by id alone, are looked for; by default
+            the manifest's folder.
 
     Raises:
         ManifestError: it is missing, unreadable or empty, or no column names slides.
@@ -58,15 +60,16 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
     return _checked(_manifest_rows(source, slides or source.parent), source)
 
 
-Row = tuple[str, Mapping[str, str], SlideSource | BadRow]
+ManifestRow = tuple[str, Mapping[str, str], SlideSource | BadRow]
+"""A slide id, its further columns, and the slide or what is wrong with it."""
 
 
-def _checked(rows: Iterator[Row] | list[Row], source: Path) -> WorkList:
-    """Sort the rows into good and bad: an id has to be a file name, and one of a kind."""
+def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> WorkList:
+    """Sort the rows into good and bad: an id has to be a valid file name, and unique."""
     slides: dict[str, SlideSource] = {}
     bad: list[BadRow] = []
     columns: dict[str, Mapping[str, str]] = {}
-    for slide_id, own, row in rows:
+    for slide_id, further, row in rows:
         if isinstance(row, BadRow):
             bad.append(row)
         elif slide_id in slides:
@@ -78,7 +81,7 @@ def _checked(rows: Iterator[Row] | list[Row], source: Path) -> WorkList:
             name = str(row.path) if readable else ascii(str(row.path))
             bad.append(BadRow(ascii(slide_id)[1:-1], name, f"{slide_id!a} can't name files: rename it"))
         else:
-            slides[slide_id], columns[slide_id] = row, own
+            slides[slide_id], columns[slide_id] = row, further
     if not slides and not bad:
         raise ManifestError(f"{source}: holds no slides (looked for {' '.join(sorted(SLIDE_SUFFIXES))})")
     return WorkList(list(slides.values()), bad, columns)
@@ -94,7 +97,7 @@ def _find(folder: Path) -> list[Path]:
     return list(found.values())
 
 
-def _manifest_rows(manifest: Path, folder: Path) -> Iterator[Row]:
+def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
     try:
         table = read_table(manifest)
     except FileNotFoundError:
@@ -123,15 +126,15 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[Row]:
             continue
         path = folder / named if path_name else by_name.get(named, folder / named)
         mpp, mask = values.get(mpp_name or "", ""), values.get(mask_name or "", "")
-        own = {name: values[name.lower()] for name in table.header if name.lower() not in used}
+        further = {name: values[name.lower()] for name in table.header if name.lower() not in used}
         try:
             scale = _mpp(mpp) if mpp else None
         except ValueError:
             low, high = PLAUSIBLE
             reason = f"{where}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
-            yield slide_id, own, BadRow(slide_id, named, reason)
+            yield slide_id, further, BadRow(slide_id, named, reason)
             continue
-        yield slide_id, own, SlideSource(path, slide_id, scale, folder / mask if mask else None)
+        yield slide_id, further, SlideSource(path, slide_id, scale, folder / mask if mask else None)
 
 
 def _is_utf8(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Many slides at a time: in threads of this process, or as tasks on a Ray cluster."""
+"""Several slides at a time: in threads of this process, or as tasks on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .job import BatchJob, process_slide
 logger = logging.getLogger(__name__)
 
 ProgressFactory = Callable[[SlideSource], Progress]
-"""Makes the progress callback of a slide that begins."""
+"""Makes the progress callback of a slide that is started."""
 
 
 class Pool(Protocol):
-    """Where slides are worked on."""
+    """Where slides are processed; `size` is how many at a time."""
 
     size: int
 
     def submit(self, source: SlideSource) -> Any:
-        """Begin a slide; returns a handle."""
+        """Start a slide; returns a handle."""
 
     def wait(self, handles: list[Any]) -> list[Any]:
         """Block until some of the handles are done, and return those."""
@@ -39,52 +39,54 @@ class Pool(Protocol):
         """The record of a slide that is done."""
 
     def close(self) -> None:
-        """Give up what has begun and end the workers."""
+        """Cancel the slides in progress and end the workers."""
 
 
 def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
-    """Score all slides, at most `pool.size` at a time, and yield their records as they come.
+    """Score all slides, at most `pool.size` at a time, and yield their records as they end.
 
-    Once no server answers any more, slides that have not begun fail with that reason, in no time.
+    Once no server answers any more, slides that have not been started fail at once with that reason.
     """
     waiting, running = deque(slides), dict[Any, SlideSource]()
-    lost = ""
+    server_lost = ""
     try:
         while waiting or running:
-            while waiting and not lost and len(running) < pool.size:
+            while waiting and not server_lost and len(running) < pool.size:
                 source = waiting.popleft()
                 running[pool.submit(source)] = source
-            while waiting and lost:
+            while waiting and server_lost:
                 source = waiting.popleft()
-                yield SlideRecord(source.slide_id, str(source.path), FAILED, f"not begun: {lost}")
+                yield SlideRecord(source.slide_id, str(source.path), FAILED, f"not started: {server_lost}")
             for handle in pool.wait(list(running)) if running else []:
                 record = pool.result(handle, running.pop(handle))
-                lost = lost or (record.reason if record.server_lost else "")
+                server_lost = server_lost or (record.reason if record.server_lost else "")
                 yield record
     finally:
         pool.close()
 
 
 class LocalPool:
-    """Threads of this process, over one connection: the next slide opens while the last one finishes."""
+    """Threads of this process with one connection: the next slide is opened while the last one finishes."""
 
-    def __init__(self, job: BatchJob, size: int, watch: ProgressFactory) -> None:
+    def __init__(self, job: BatchJob, size: int, progress_for: ProgressFactory) -> None:
         self.size = size
         self._job = job
-        self._watch = watch
+        self._progress_for = progress_for
         self._connection = Connection(job.endpoint, in_flight=job.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
 
     def submit(self, source: SlideSource) -> Future[SlideRecord]:
-        """Begin a slide."""
-        return self._threads.submit(process_slide, self._job, source, self._connection, self._watch(source))
+        """Start a slide."""
+        return self._threads.submit(
+            process_slide, self._job, source, self._connection, self._progress_for(source)
+        )
 
     def wait(self, handles: list[Future[SlideRecord]]) -> list[Future[SlideRecord]]:
         """Block until a slide is done."""
         return list(wait(handles, return_when=FIRST_COMPLETED).done)
 
     def result(self, handle: Future[SlideRecord], source: SlideSource) -> SlideRecord:
-        """The record; a fault of ours in one slide is logged and leaves the others alone."""
+        """The record; an unexpected error in one slide is logged and does not affect the others."""
         error = handle.exception()
         if error is None:
             return handle.result()
@@ -94,7 +96,7 @@ class LocalPool:
         return _unexpected(source, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Cancel the requests under way, so that the threads end, and wait for them."""
+        """Cancel the requests in flight, so that the threads end, and wait for them."""
         self._connection.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
@@ -112,17 +114,17 @@ class RayPool:
         _check_reachable(address)
         try:
             ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
-        except Exception as error:  # a node that is slow to start is a bare one
+        except Exception as error:  # Ray raises a bare Exception where a node is slow to start
             raise ClientError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
         resources: dict[str, float] = self._ray.cluster_resources()
         cores = job.throughput.workers
         self.size = size or max(1, int(resources.get("CPU", 1)) // cores)
-        # A task that died with its worker is tried again: it resumes where the worker stopped.
+        # A task that died with its worker is retried, and resumes where the worker stopped.
         self._task = ray.remote(num_cpus=cores, max_retries=2)(_process_on_ray)
         self._job = ray.put(job)
 
     def submit(self, source: SlideSource) -> Any:
-        """Begin a slide."""
+        """Start a slide."""
         return self._task.remote(self._job, source)
 
     def wait(self, handles: list[Any]) -> list[Any]:
@@ -131,7 +133,7 @@ class RayPool:
         return done
 
     def result(self, handle: Any, source: SlideSource) -> SlideRecord:
-        """The record; a worker that died is that slide's failure alone."""
+        """The record; a worker that died fails its own slide alone."""
         try:
             record: SlideRecord = self._ray.get(handle)
         except self._ray.exceptions.RayError as error:
@@ -140,12 +142,12 @@ class RayPool:
         return record
 
     def close(self) -> None:
-        """Leave the cluster (a local one ends); its tasks of ours are cancelled."""
+        """Leave the cluster (a local one ends), which cancels this batch's tasks."""
         self._ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:
-    """Knock at host:port first: Ray itself would try for minutes, at length."""
+    """Connect to host:port first: Ray itself would try for minutes and log each attempt."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return  # auto, local
@@ -161,7 +163,7 @@ def _process_on_ray(job: BatchJob, source: SlideSource) -> SlideRecord:
 
 @functools.lru_cache(maxsize=1)
 def _connection(endpoint: Endpoint, in_flight: int) -> Connection:
-    """One connection a Ray worker, for all the slides it gets."""
+    """One connection per Ray worker, for all its slides."""
     return Connection(endpoint, in_flight=in_flight)
 
 

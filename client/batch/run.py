@@ -1,4 +1,4 @@
-"""A batch: every slide of a work list into one output folder, with tables of how it went."""
+"""Score every slide of a work list into one output folder, with tables of the outcomes."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from .tables import write_scores, write_status
 
 
 def run_batch(
-    todo: WorkList, job: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
+    work_list: WorkList, job: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
 ) -> list[SlideRecord]:
-    """Run a job on a list; `report` gets every slide's record as it comes.
+    """Run a job on a list; `report` is called with each slide's record when it ends.
 
-    `status.csv` is written however the batch ends, the score tables when it ends by itself. Returns the
+    `status.csv` is written even if the batch is interrupted, the score tables only if it is not. Returns the
     records in the list's order.
 
     Raises:
         Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
     """
-    records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in todo.bad]
+    records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in work_list.bad]
     for record in records:
         report(record)
-    order = {slide.slide_id: number for number, slide in enumerate(todo.slides)}
+    order = {slide.slide_id: number for number, slide in enumerate(work_list.slides)}
     try:
-        for record in run(pool, todo.slides):
+        for record in run(pool, work_list.slides):
             records.append(record)
             report(record)
     finally:
         records.sort(key=lambda record: order.get(record.slide_id, -1))
         write_status(job.out / "status.csv", records)
-    write_scores(job.layout, records, todo.columns)
+    write_scores(job.layout, records, work_list.columns)
     return records
 
 
 @contextmanager
 def exclusive_output(out: Path) -> Iterator[None]:
-    """Hold an output folder: two batches at a time would undo each other's work.
+    """Lock an output folder: two batches at a time would overwrite each other's files.
 
     Raises:
-        ClientError: another batch holds it. OutputError: the folder can't be written to.
+        ClientError: another batch has locked it.
+        OutputError: the folder can't be written to.
     """
     make_folder(out)
     with output_errors(out):

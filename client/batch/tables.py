@@ -23,7 +23,7 @@ STATUS_COLUMNS = [
 
 
 def write_status(path: Path, records: Iterable[SlideRecord]) -> None:
-    """`status.csv`: how every slide ended."""
+    """`status.csv`: the outcome of every slide."""
     rows = [[getattr(record, column) for column in STATUS_COLUMNS] for record in records]
     _write_csv(path, STATUS_COLUMNS, [["" if value is None else value for value in row] for row in rows])
 
@@ -31,13 +31,13 @@ def write_status(path: Path, records: Iterable[SlideRecord]) -> None:
 def write_scores(
     layout: Layout, records: Iterable[SlideRecord], columns: Mapping[str, Mapping[str, str]]
 ) -> list[Path]:
-    """`scores.csv`, `scores.parquet` and `slide_embeddings.parquet`, with the manifest's own columns beside.
+    """`scores.csv`, `scores.parquet` and `slide_embeddings.parquet`; `columns`: the manifest's own by slide.
 
     A slide without tissue has empty scores and no embedding. Returns what was written.
     """
     head = layout.contract.head
     classes = head.classes if head else ()
-    extra = list(dict.fromkeys(name for own in columns.values() for name in own))
+    extra = list(dict.fromkeys(name for further in columns.values() for name in further))
     ids, scores, embeddings = [], [], []
     for record in records:
         if record.status == FAILED:

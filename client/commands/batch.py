@@ -1,4 +1,4 @@
-"""`client batch`: a folder or a manifest of slides."""
+"""`client batch`: score a folder or a manifest of slides."""
 
 from __future__ import annotations
 
@@ -39,12 +39,9 @@ def command(
     tiling: TilingOptions,
     throughput: Throughput,
     out: Annotated[Path, typer.Option(help="Folder for the outputs; run again to resume.")] = Path("out"),
-    wsi_dir: Annotated[
-        Path | None,
-        typer.Option("--wsi-dir", "--wsi_dir", help="Where a manifest's slides lie, if not beside it."),
-    ] = None,
+    wsi_dir: options.WsiDir = None,
     layout: Annotated[
-        str, typer.Option(help="`clam` writes CLAM's files too, beside TRIDENT's.")
+        str, typer.Option(help="`trident`, or `clam` for CLAM's files in addition.")
     ] = "trident",
     pt: Annotated[bool, typer.Option("--pt", help="Write embeddings as .pt too (needs PyTorch).")] = False,
     geojson: Annotated[
@@ -52,11 +49,11 @@ def command(
     ] = False,
     slides: Annotated[
         int | None,
-        typer.Option(min=1, help="Slides at a time. By default 2; on Ray, as many as it has cores for."),
+        typer.Option(min=1, help="Slides at a time [default: 2; on Ray as many as its cores allow]."),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="BatchJob on a Ray cluster: auto, host:port or local."),
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, host:port or local."),
     ] = None,
 ) -> None:
     """Score many slides into TRIDENT's layout, with status.csv and scores.csv. Run it again to resume.
@@ -64,7 +61,7 @@ def command(
     Example: `python -m client batch cohort.csv --wsi-dir slides/ --out results/`
 
     Columns: slide_id (or sample_id, image_id, wsi …) and/or path; mpp and mask_path where needed. Every other
-    column is carried into the scores. The exit code is 1 where a slide failed; the others are finished.
+    column is copied into the scores. The exit code is 1 where a slide failed; the others are finished.
     """
     if layout not in ("trident", "clam"):
         raise ClientError(f"--layout {layout} is not known: trident or clam")
@@ -72,16 +69,16 @@ def command(
         kind for kind, on in (("clam", layout == "clam"), ("pt", pt), ("geojson", geojson)) if on
     )
     check_dependencies(kinds)
-    todo = read_work_list(source, wsi_dir)
+    work_list = read_work_list(source, wsi_dir)
     with Connection(endpoint) as connection:
         contract = read_contract(connection)
     console = options.console
     warn_untrained(console, contract)
     job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
-    with exclusive_output(out), BatchView(console, todo.slides) as view:
-        pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.watch)
+    with exclusive_output(out), BatchView(console, work_list.slides) as view:
+        pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.progress_for)
         try:
-            records = run_batch(todo, job, pool, view.ended)
+            records = run_batch(work_list, job, pool, view.end)
         except KeyboardInterrupt:
             console.print(f"interrupted; the same command goes on where it stopped ({out}/status.csv)")
             raise

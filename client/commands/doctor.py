@@ -1,4 +1,4 @@
-"""`client doctor`: what would stop a long run."""
+"""`client doctor`: checks before a long run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ def command(
     source: Annotated[
         Path | None, typer.Argument(help="A slide, a folder or a manifest, as for batch.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the outputs shall go.")] = Path("out"),
-    wsi_dir: Annotated[
-        Path | None,
-        typer.Option("--wsi-dir", "--wsi_dir", help="Where a manifest's slides lie, if not beside it."),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Output folder to check for free space.")] = Path("out"),
+    wsi_dir: options.WsiDir = None,
 ) -> None:
     """Check server, contract, versions, disk and the mpp of every slide before a long run; exit 1 if one
     fails.

@@ -18,8 +18,13 @@ from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
-# Progress and log lines share it, so that neither writes over the other; results go to stdout.
+# Progress and log lines share it, so that neither overwrites the other; results go to stdout.
 console = Console(stderr=True)
+
+WsiDir = Annotated[
+    Path | None,
+    typer.Option("--wsi-dir", "--wsi_dir", help="Folder of a manifest's slides [default: the manifest's]."),
+]
 
 _SERVER, _SPEED, _TILES = "Server", "Speed", "Tiles"
 
@@ -33,24 +38,29 @@ def endpoint(
             rich_help_panel=_SERVER,
         ),
     ] = DEFAULT_URL,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt.", rich_help_panel=_SERVER)] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=_SERVER)] = False,
     tls_ca: Annotated[
-        Path | None, typer.Option(help="PEM file of the CA to trust; implies --tls.", rich_help_panel=_SERVER)
+        Path | None,
+        typer.Option(help="CA certificate to trust (PEM); implies --tls.", rich_help_panel=_SERVER),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of our certificate (mTLS).", rich_help_panel=_SERVER)
+        Path | None, typer.Option(help="Client certificate (PEM), for mutual TLS.", rich_help_panel=_SERVER)
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help="PEM file of its key (mTLS).", rich_help_panel=_SERVER)
+        Path | None, typer.Option(help="Client private key (PEM).", rich_help_panel=_SERVER)
     ] = None,
     header: Annotated[
         list[str] | None,
         typer.Option(help="name=value sent with every request; may be repeated.", rich_help_panel=_SERVER),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.", rich_help_panel=_SERVER)] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(help="Deadline of one request, in seconds.", rich_help_panel=_SERVER)
+    ] = 300.0,
     retry_for: Annotated[
         float,
-        typer.Option(help="Seconds to try a request again while a server is away.", rich_help_panel=_SERVER),
+        typer.Option(
+            help="Seconds to retry a request while the server is unavailable.", rich_help_panel=_SERVER
+        ),
     ] = 30.0,
     shared_memory: Annotated[
         bool,
@@ -61,7 +71,7 @@ def endpoint(
         ),
     ] = False,
 ) -> Endpoint:
-    """The server(s)."""
+    """Build the Endpoint from the command line."""
     return Endpoint(
         url, tls, tls_ca, tls_cert, tls_key, _headers(header or []), timeout, retry_for, shared_memory
     )
@@ -69,30 +79,33 @@ def endpoint(
 
 def throughput(
     workers: Annotated[
-        int, typer.Option(min=1, help="Decoding threads a slide.", rich_help_panel=_SPEED)
+        int, typer.Option(min=1, help="Decoding threads per slide.", rich_help_panel=_SPEED)
     ] = min(8, os.cpu_count() or 1),
     chunk: Annotated[
-        int, typer.Option(min=1, help="Tiles a request (at most the model's batch).", rich_help_panel=_SPEED)
+        int,
+        typer.Option(
+            min=1, help="Tiles per request (at most the model's batch size).", rich_help_panel=_SPEED
+        ),
     ] = 64,
     in_flight: Annotated[
         int,
-        typer.Option(min=1, help="Requests under way at a time, for each server.", rich_help_panel=_SPEED),
+        typer.Option(min=1, help="Requests in flight per server.", rich_help_panel=_SPEED),
     ] = 4,
 ) -> Throughput:
-    """The speed."""
+    """Build the Throughput from the command line."""
     return Throughput(workers, chunk, in_flight)
 
 
 def tiling(
     min_tissue: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Part of a tile that must be tissue.", rich_help_panel=_TILES),
+        typer.Option(min=0, max=1, help="Fraction of a tile that must be tissue.", rich_help_panel=_TILES),
     ] = 0.1,
     all_tiles: Annotated[
         bool, typer.Option("--all-tiles", help="Keep tiles without tissue too.", rich_help_panel=_TILES)
     ] = False,
 ) -> TilingOptions:
-    """The tiles."""
+    """Build the TilingOptions from the command line."""
     return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue)
 
 

@@ -46,7 +46,7 @@ def tile_progress(name: str) -> Iterator[Report]:
 
 
 class BatchView(Progress):
-    """A bar for the batch, by the slides' bytes and with the time left, and one for each slide begun."""
+    """A bar for the batch, by the slides' bytes, with the time left; and one for each slide in progress."""
 
     def __init__(self, console: Console, slides: list[SlideSource]) -> None:
         super().__init__(
@@ -65,8 +65,8 @@ class BatchView(Progress):
         self._batch = self.add_task("batch", total=sum(self._sizes.values()), count=f"0/{len(slides)} slides")
         self._parts_lock = threading.Lock()
 
-    def watch(self, source: SlideSource) -> Report:
-        """The progress callback of a slide that begins."""
+    def progress_for(self, source: SlideSource) -> Report:
+        """The progress callback of a slide that is started."""
         task = self.add_task(source.slide_id, total=None, count="")
 
         def report(done: int, total: int) -> None:
@@ -77,8 +77,8 @@ class BatchView(Progress):
 
         return report
 
-    def ended(self, record: SlideRecord) -> None:
-        """Say how a slide ended, in one line."""
+    def end(self, record: SlideRecord) -> None:
+        """Print the outcome of a slide, in one line."""
         self._ended += 1
         if record.slide_id in self._parts:
             self._move(record.slide_id, 1.0)

@@ -1,4 +1,4 @@
-"""Further files for those who need them, all made from a stored feature file."""
+"""Further output formats (CLAM, .pt, QuPath), all made from a stored feature file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_pt(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
-    """The valid tiles as QuPath's tile objects, with their part of tissue."""
+    """The valid tiles as QuPath's tile objects, with the fraction of tissue in each."""
     attributes, valid = stored.coords_attributes, stored.valid
     width, height = (int(side) for side in attributes["tile_size_level0"])
     x, y = (int(start) for start in attributes["bounds_origin"])
@@ -70,10 +70,14 @@ def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
 
 
 def check_dependencies(kinds: frozenset[str]) -> None:
-    """Fail now, not after hours, where a package that `kinds` need is missing."""
+    """Check before a run that the packages that `kinds` need are installed.
+
+    Raises:
+        ClientError: PyTorch is missing.
+    """
     if kinds & {"clam", "pt"} and importlib.util.find_spec("torch") is None:
         raise ClientError(
-            "torch files (--layout clam, --pt) need PyTorch, which the client else doesn't: pip install torch"
+            "torch files (--layout clam, --pt) need PyTorch, unlike the rest of the client: pip install torch"
         )
 
 

@@ -1,6 +1,6 @@
 """HDF5 files that TRIDENT, CLAM, Patho-Bench and prov-gigapath read: arrays at the top, attributes on them.
 
-The same results give the same bytes: nothing in a file tells when, where or how fast it was made.
+The same results give the same bytes: a file holds no time, path or duration.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ..scoring.score import ScoredSlide
 from ..slides.tiling import TilePlan
 
 _CHUNK_ROWS = 256
-_MAGNIFICATIONS = (80, 40, 20, 10, 5)  # what TRIDENT knows; nominal, nothing of ours computes with them
+_MAGNIFICATIONS = (80, 40, 20, 10, 5)  # those that TRIDENT knows; nominal, never used to compute
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result was made from: the served contract, the slide's content and the tiling with all of it."""
+    """What a result was computed from: the contract, the slide's content, and all options (`result_key`)."""
 
     contract: Contract
     slide_sha256: str
     result_key: str
 
     def attributes(self, plan: TilePlan) -> dict[str, Any]:
-        """Attributes that let anyone say what a number means and make it again."""
+        """Attributes that say how a result was computed, so that it can be reproduced."""
         contract = self.contract
         return {
             "encoder": contract.tile_encoder.name,
@@ -65,7 +65,7 @@ class Provenance:
 
 
 def write_slide_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
-    """All of a slide in one file: a TRIDENT feature file with further arrays beside its two."""
+    """All of a slide in one file: a TRIDENT feature file with further arrays."""
     with new_file(path) as file:
         _write_coords(file, scored, ".")
         _write_features(file, scored, provenance, ".")
@@ -94,7 +94,15 @@ def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provena
 
 @dataclass(frozen=True, eq=False)
 class StoredFeatures:
-    """A feature file read back."""
+    """The contents of a feature file: N tiles with embeddings of width D.
+
+    Attributes:
+        embeddings: [N, D]; NaN in the rows of tiles that are not valid.
+        coords: [N, 2] level-0 pixels of the tiles' top-left corners.
+        valid: [N], False where a tile could not be decoded.
+        tissue: [N] fraction of each tile that is tissue.
+        coords_attributes, attributes: the HDF5 attributes of `coords` and of `features`.
+    """
 
     embeddings: Float32
     coords: Int64
@@ -134,10 +142,9 @@ def read_features(path: Path) -> StoredFeatures:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to fill; it appears under its name when the block ends well.
+    """An HDF5 file to fill; it is written to `path` when the block ends without an error.
 
-    HDF5 fills memory and Python writes the disk: on a full one HDF5 crashes the process, if only at its next
-    file.
+    It is built in memory and written by Python: HDF5 itself crashes the process when the disk is full.
     """
     image = io.BytesIO()
     with h5py.File(image, "w", libver=("earliest", "v110")) as file:
@@ -206,7 +213,7 @@ def _write_slide_arrays(
 
 
 def _rows(file: h5py.File, name: str, values: Array) -> h5py.Dataset:
-    """A dataset of one row a tile that can grow, in chunks that are not one row each."""
+    """A dataset of one row per tile that can grow, in chunks of many rows."""
     shape = values.shape
     return file.create_dataset(
         name, data=values, chunks=(_CHUNK_ROWS, *shape[1:]), maxshape=(None, *shape[1:])

@@ -21,7 +21,7 @@ class Layout:
 
     @property
     def job(self) -> Path:
-        """`<magnification>x_<tile px>px_<overlap>px_overlap`."""
+        """TRIDENT's job folder, `<magnification>x_<tile px>px_<overlap>px_overlap`."""
         tile = self.contract.tile
         return self.out / f"{10 / tile.mpp:g}x_{tile.size_px}px_0px_overlap"
 
@@ -46,7 +46,7 @@ class Layout:
         return self.out / "contours_geojson" / f"{slide_id}.geojson"
 
     def base(self, slide_id: str) -> list[Path]:
-        """What every scored slide has."""
+        """The files that every scored slide has."""
         return [
             self.patches(slide_id),
             self.features(slide_id),

@@ -148,7 +148,7 @@ def score_to(
     )
     check_same(connection, contract)
     with timer.time("write"):
-        # Without its record a slide counts as not done: a kill between two outputs leaves no mixture.
+        # The record goes first: without it a slide counts as not done if this is killed between two outputs.
         record_path(outputs.out, slide_id).unlink(missing_ok=True)
         outputs.write(slide_id, scored, Provenance(contract, key.slide_sha256, key.result_key))
     record = slide_record(source, key, scored, names, timer, seconds=time.perf_counter() - began)

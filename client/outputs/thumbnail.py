@@ -1,4 +1,4 @@
-"""Pictures for people: the slide small, with the tiles that were scored."""
+"""The thumbnail of a slide with the tiles that were scored."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ..errors import SlideError
 
 
 def slide_files(path: Path) -> list[Path]:
-    """Every file that makes up a slide: a MIRAX index has a folder beside it, a DICOM instance its series."""
+    """Every file that makes up a slide: with a MIRAX index its folder, with a DICOM instance its series."""
     match path.suffix.lower():
         case ".mrxs":
             return [path, *sorted(p for p in path.with_suffix("").glob("*") if p.is_file())]

@@ -93,9 +93,9 @@ def tile_features(
     measurements: Mapping[str, Sequence[float]] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> Iterator[Feature]:
-    """One tile object for each of `coords` [N, 2], `size` (w, h) level-0 pixels large.
+    """One tile object for each of `coords` [N, 2] (level-0 pixels), of `size` (w, h) level-0 pixels.
 
-    `measurements` are N numbers a name; numbers that are not finite are left out, JSON has none.
+    `measurements` are N numbers by name; those that are not finite are left out, as JSON has none.
     """
     for index, (x, y) in enumerate((coords - np.array(origin)).tolist()):
         named = ((name, float(values[index])) for name, values in (measurements or {}).items())

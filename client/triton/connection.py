@@ -217,7 +217,7 @@ class Connection:
         return tensors
 
     def _try(self, model: str, request: Callable[[InferenceServerClient], T]) -> T:
-        """Send a request to the servers in turn until one answers or its time is over."""
+        """Send a request to one server after another until one answers or the time for retries is over."""
         server = ""
 
         def attempt() -> T:
@@ -235,7 +235,7 @@ class Connection:
         retries = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5),
-            # Only the pauses count: a request that failed after minutes of computing still deserves retries.
+            # Only the pauses count: a request that failed after minutes of computing is still retried.
             stop=lambda state: self._cancelled.is_set() or state.idle_for >= self.endpoint.retry_for,
             sleep=tenacity.sleep_using_event(self._cancelled),
             before_sleep=lambda state: logger.info("%s: %s, trying again", server, _message(state)),

@@ -1,4 +1,4 @@
-"""A failed request: whether to try it again, and how the user is told of it."""
+"""Failed requests: which ones to retry, and the message for the user."""
 
 from __future__ import annotations
 
