@@ -27,7 +27,8 @@ class Bag(NamedTuple):
 def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
     """Read `features` [N, D] and `coords` [N, 2] (level-0 px), without tiles that `valid` marks as unread.
 
-    `rule` is the embedding variant's coordinate rule (`gigapath_contract.coordinates`).
+    `rule` is the embedding variant's coordinate rule (`gigapath_contract.coordinates`). Tiles are returned
+    row-major, as they are served, in whatever order the file has them.
 
     Raises:
         TrainingError: no such file, not HDF5, arrays of another shape, a value that is not finite, no tile,
@@ -53,6 +54,8 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
     if not finite.all():
         tile = int(np.flatnonzero(~finite)[0])
         raise TrainingError(f"{path}: tile {tile} has a NaN or infinite feature: embed the slide again")
+    row_major = np.lexsort((coords[:, 0], coords[:, 1]))
+    features, coords = features[row_major], coords[row_major]
     try:
         return Bag(features, grid_coordinates(coords, rule, read_scale(attributes)))
     except CoordinateError as error:

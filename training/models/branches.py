@@ -1,7 +1,7 @@
-"""Which tokens each branch of a dilated attention looks at: integer arithmetic, done once a forward.
+"""Which tokens each branch of a dilated attention attends to: integer arithmetic, once per forward.
 
 Dilated attention (LongNet, arXiv 2307.02486; torchscale `DilatedAttention`) is a sum of branches. A branch
-cuts the sequence into segments and lets head j see every r-th token of a segment, from an offset of its own.
+cuts the sequence into segments and lets head j see every r-th token of a segment, from the head's offset.
 All of that depends on the number of tokens only, so a `Branch` holds it as row numbers to gather from and to
 scatter to, and every layer shares it.
 """

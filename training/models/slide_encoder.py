@@ -38,7 +38,7 @@ class SlideOutput(NamedTuple):
 
 
 class _TileEmbedding(nn.Module):
-    """The projection of tile embeddings to tokens; a module of its own for its key `patch_embed.proj`."""
+    """The projection of tile embeddings to tokens; a separate module for the key `patch_embed.proj`."""
 
     def __init__(self, config: SlideEncoderConfig) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Encoder(nn.Module):
 class LongNetSlideEncoder(nn.Module):
     """LongNet over the tiles of one slide, with a class token before them and 2-D sine positions.
 
-    `attention` computes the same numbers whichever backend it is; the export has one of its own.
+    `attention` computes the same numbers whichever backend it is; the export passes its own.
     """
 
     position_table: Tensor
@@ -257,7 +257,7 @@ def one_by_one(rows: Tensor) -> tuple[Tensor, ...]:
     """`rows` [M, ...] as M tensors [1, ...], for each to be computed by itself; in an export as they are.
 
     Kernels split a batch by its size, and so sum in another order: only by itself does a mask give the same
-    bits whichever masks are beside it. It also keeps memory independent of M.
+    bits whatever the other masks of the request are. It also keeps memory independent of M.
     """
     return (rows,) if torch.compiler.is_exporting() else rows.unsqueeze(1).unbind()
 

@@ -31,6 +31,19 @@ def test_unread_tiles_are_left_out_and_half_precision_is_widened(tmp_path: Path)
     np.testing.assert_array_equal(bag.coords, GRID[[0, 2]])
 
 
+def test_tiles_are_row_major_as_they_are_served_whatever_the_order_of_the_file(tmp_path: Path) -> None:
+    """CLAM writes column by column; segments and dilation depend on the order."""
+    x, y = np.meshgrid(np.arange(5) * 256, np.arange(4) * 256)
+    row_major = np.stack([x.ravel(), y.ravel()], axis=1)
+    features = np.arange(20.0).reshape(20, 1)
+    by_column = np.lexsort((row_major[:, 1], row_major[:, 0]))
+    assert by_column.tolist() != list(range(20))
+    path = write(tmp_path / "a.h5", features=features[by_column], coords=row_major[by_column])
+    bag = read_bag(path)
+    np.testing.assert_array_equal(bag.coords, row_major)
+    np.testing.assert_array_equal(bag.features, features)
+
+
 def test_coordinate_rules_scale_as_the_served_contract_has_them(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", features=np.zeros((3, 4)), coords=GRID)
     with h5py.File(path, "a") as file:

@@ -228,6 +228,6 @@ def test_a_model_that_its_card_does_not_describe_is_refused(finished: Path, tmp_
         load_run(tmp_path)
 
 
-def test_too_many_slides_a_step_is_an_error_before_training(config_text: str, tmp_path: Path) -> None:
+def test_too_many_slides_per_step_is_an_error_before_training(config_text: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no step would ever be taken"):
         plan_runs(config_of(config_text, tmp_path, optim__accumulate=17))
