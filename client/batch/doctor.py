@@ -104,7 +104,7 @@ def check_contract(connection: Connection, contract: Contract) -> Iterator[Check
         if unready:
             yield Check(model, BAD, f"not ready at {', '.join(unready)}: see the server's log")
     if available_statistics(connection, "tile_encoder", contract.version) is None:
-        yield Check("statistics", WARN, "not readable: `timings` cannot tell queue from compute")
+        yield Check("statistics", WARN, "not readable: `timings` cannot separate queue and compute")
 
 
 def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:

@@ -71,7 +71,7 @@ def slide_record(
         seconds=round(seconds, 3),
         mpp=scored.plan.mpp_level0[0],
         mpp_source=scored.plan.mpp_source,
-        result_key=key.result_key,
+        result_key=key.value,
         slide_sha256=key.slide_sha256,
         file_fingerprint=key.file_fingerprint,
         outputs=outputs,

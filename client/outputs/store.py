@@ -122,19 +122,19 @@ def score_to(
     """
     began, timer, slide_id = time.perf_counter(), StageTimer(), source.slide_id
     previous = read_record(outputs.out, slide_id)
-    with timer.time("digest"):
+    with timer.time("hash"):
         key = find_result_key(source, contract, tiling, previous.key if previous else None)
     paths = outputs.paths(slide_id)
     names = [path.relative_to(outputs.out).as_posix() for path in paths]
-    done = previous and (previous.result_key, previous.outputs) == (key.result_key, names)
+    done = previous and (previous.result_key, previous.outputs) == (key.value, names)
     if previous and done and not overwrite and all(path.exists() for path in paths):
         return dataclasses.replace(previous, path=str(source.path), reused=True), None
     unfinished = outputs.checkpoint(slide_id)
 
     def open_checkpoint(plan: TilePlan) -> EmbeddingCheckpoint | None:
-        identity = [key.result_key, plan.fingerprint, chunk_size(throughput, contract)]
+        fingerprint = [key.value, plan.fingerprint, chunk_size(throughput, contract)]
         dim = contract.tile_encoder.embed_dim
-        return EmbeddingCheckpoint(unfinished, identity, dim) if unfinished else None
+        return EmbeddingCheckpoint(unfinished, fingerprint, dim) if unfinished else None
 
     scored = score_slide(
         source,
@@ -150,7 +150,7 @@ def score_to(
     with timer.time("write"):
         # The record goes first: without it a slide counts as not done if this is killed between two outputs.
         record_path(outputs.out, slide_id).unlink(missing_ok=True)
-        outputs.write(slide_id, scored, Provenance(contract, key.slide_sha256, key.result_key))
+        outputs.write(slide_id, scored, Provenance(contract, key.slide_sha256, key.value))
     record = slide_record(source, key, scored, names, timer, seconds=time.perf_counter() - began)
     write_record(outputs.out, record)
     if unfinished:

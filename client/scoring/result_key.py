@@ -17,11 +17,11 @@ from .score import SlideSource, TilingOptions
 
 @dataclass(frozen=True)
 class ResultKey:
-    """A slide's files (names, sizes, times), the digest of its content, and the key of its result."""
+    """The key (`value`) of a slide's result, with the slide's SHA-256 and the state of its files."""
 
     file_fingerprint: list[list[Any]]
     slide_sha256: str
-    result_key: str
+    value: str
 
 
 def find_result_key(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 STAGES = {
-    "digest": "hash the slide's content",
+    "hash": "hash the slide's content",
     "open": "open the slide",
     "tissue": "find the tissue and plan the tiles",
     "read": "decode tiles (sum over the decoding threads)",
@@ -23,7 +23,7 @@ STAGES = {
     "write": "write the outputs",
 }
 # Stages that follow one another; the others run at the same time as these.
-SERIAL = ("digest", "open", "tissue", "wait-read", "wait-server", "slide", "write")
+SERIAL = ("hash", "open", "tissue", "wait-read", "wait-server", "slide", "write")
 
 
 @dataclass
@@ -118,7 +118,7 @@ def bottleneck(stages: dict[str, dict[str, float]]) -> str:
 
 
 _ADVICE = {
-    "digest": ("hashing the slides", "the storage is slow; copy the slides to a faster one"),
+    "hash": ("hashing the slides", "the storage is slow; copy the slides to a faster one"),
     "open": ("opening the slides", "the storage is slow; copy the slides to a faster one"),
     "tissue": (
         "finding tissue",
