@@ -43,7 +43,7 @@ endif
 
 EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
           $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION))
-export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16]
+export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed]
 	$(BIN)/python -m export run $(EXPORT)
 
 serve: $(ALL) $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C

@@ -6,6 +6,7 @@ Rates are also given as a fraction of the matrix product's peak, measured in the
 
 from __future__ import annotations
 
+import functools
 import importlib
 import statistics
 import time
@@ -38,9 +39,10 @@ from benchmarks.common import (
 )
 from export.engines import find_gpu
 from export.errors import ExportError
-from export.graphs import tile_graph, write_graph
-from export.precision import halve
+from export.graphs import write_graph
+from export.precision import PRECISIONS
 from export.tensorrt_builder import build_engine, tile_profiles
+from export.tile_graph import tile_graph
 from training.models.build import build_models
 from training.models.tile_encoder import TileEncoder
 
@@ -171,21 +173,22 @@ def all_runtimes(
     """Every runtime that is available here, why the others are not, and the FLOPs of a tile."""
     encoder = build_models(preset).tile.eval()
     flops = flops_per_tile(encoder)
-    graph = folder / "model.onnx"
-    half = build_models(preset).tile
-    halve(half.vit, widen=False)
-    write_graph(tile_graph(half), graph)
-    width = half.vit.num_features
-    del half
+    graphs = {precision: folder / f"{precision}.onnx" for precision in ("fp16", "fp16-mixed")}
+    for precision, graph in graphs.items():
+        write_graph(tile_graph(encoder, PRECISIONS[precision]), graph)
+    width = encoder.vit.num_features
     encoder.to(device)
     makers: dict[str, Callable[[], Encode]] = {
         "PyTorch eager, autocast": lambda: in_pytorch(encoder, device),
-        "ONNX Runtime": lambda: in_onnx_runtime(graph, device),
+        **{
+            f"ONNX Runtime, {precision}": functools.partial(in_onnx_runtime, graph, device)
+            for precision, graph in graphs.items()
+        },
     }
     if device == "cuda":
         compiled = torch.compile(encoder)
         makers["torch.compile, autocast"] = lambda: in_pytorch(compiled, device)
-        makers["TensorRT"] = lambda: in_tensorrt(graph, batch, width)
+        makers["TensorRT"] = lambda: in_tensorrt(graphs["fp16"], batch, width)
     runtimes, missing = {}, {}
     for name, make in makers.items():
         with console.status(f"preparing {name}"):

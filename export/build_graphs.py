@@ -12,12 +12,13 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.graphs import occlusion_graph, slide_graph, tile_graph, write_graph
+from export.graphs import occlusion_graph, slide_graph, write_graph
 from export.occlusion import max_mask_tokens
 from export.parity import GATES, Report, make_report
-from export.precision import halve
+from export.precision import PRECISIONS, halve
 from export.repository import EXPORT_MODEL
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
+from export.tile_graph import tile_graph
 from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
 from gigapath_contract.schema import (
     GRAPHS,
@@ -61,15 +62,13 @@ def build(
     halved = False
     for model in sorted(GRAPHS[1:], key=lambda name: precisions[name], reverse=True):
         progress(f"tracing {model}")
-        if precisions[model] == "fp16" and not halved:
-            halve(models.slide_model.encoder, widen=True)
+        if precisions[model] != "fp32" and not halved:
+            halve(models.slide_model.encoder)
             halved = True
         graph = (slide_graph if model == "slide_encoder" else occlusion_graph)(models.slide_model)
         write_graph(graph, staging / model / "model.onnx")
-    progress("tracing tile_encoder")
-    if precision == "fp16":
-        halve(models.tile.vit, widen=False)
-    write_graph(tile_graph(models.tile), staging / "tile_encoder" / "model.onnx")
+    progress("writing tile_encoder")
+    write_graph(tile_graph(models.tile, PRECISIONS[precision]), staging / "tile_encoder" / "model.onnx")
     # Free the weights before ONNX Runtime loads its own copy.
     models.tile.to("meta")
     models.slide_model.to("meta")

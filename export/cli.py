@@ -47,7 +47,9 @@ def run_command(
     preset: Annotated[
         str | None, typer.Option(help="demo, gigapath-flash or gigapath.", show_default="demo")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 (mixed; attribution stays fp32).")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or fp16-mixed; attribution stays fp32.")
+    ] = "fp32",
     weights: Annotated[
         str | None,
         typer.Option(help="Folder with pytorch_model.bin and slide_encoder.pth, or hf-hub:OWNER/REPOSITORY."),

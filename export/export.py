@@ -56,7 +56,7 @@ def export_preset(
         preset: `demo`, `gigapath-flash` or `gigapath`; None is the checkpoint's, or else `demo`.
         repository: a folder that holds the committed `config.pbtxt` of the four models.
         slide: the real slide that the parity report takes its tiles from; None is the quick start's.
-        precision: `fp32`, or `fp16` for mixed precision (`export.precision`).
+        precision: `fp32`, `fp16` or `fp16-mixed` (`export.precision`).
         weights: a folder with `pytorch_model.bin` and `slide_encoder.pth`, or `hf-hub:OWNER/REPOSITORY`; None
             is the preset's own. With a checkpoint only the tile encoder's are taken.
         checkpoint: the folder of a fine-tuning run; it brings the slide encoder, head and variant.

@@ -1,4 +1,4 @@
-"""The three graphs: PyTorch modules with the served names, shapes and types, written as ONNX."""
+"""The slide encoder's graphs: PyTorch modules with the served names, shapes and types, traced to ONNX."""
 
 from __future__ import annotations
 
@@ -22,27 +22,12 @@ from export import longnet
 from export.attention import scaled_dot_product_attention
 from export.schedule import pool_before_next_layer
 from training.models.slide_model import SlideModel
-from training.models.tile_encoder import TileEncoder
 
 op: Any = onnxscript.opset18
 OPSET = 18
 """LayerNormalization is one operator from opset 17 on; the exporter's own translations are in opset 18."""
 EXTERNAL_ABOVE = 1 << 30
 """Weights of more bytes go into `model.onnx.data`, because a protobuf holds at most 2 GiB."""
-
-
-class TileGraph(nn.Module):
-    """TILES uint8 [B, 224, 224, 3] to EMBEDDINGS float32 [B, D]."""
-
-    def __init__(self, encoder: TileEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, tiles: Tensor) -> Tensor:
-        """As `TileEncoder.forward`, but cast before the transpose: TensorRT has no uint8 to permute."""
-        pixels = tiles.to(self.encoder.mean.dtype).permute(0, 3, 1, 2) / 255
-        embeddings: Tensor = self.encoder.vit((pixels - self.encoder.mean) / self.encoder.std)
-        return embeddings
 
 
 class SlideGraph(nn.Module):
@@ -77,12 +62,6 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     dynamic: tuple[dict[int, str], ...]
-
-
-def tile_graph(encoder: TileEncoder) -> Graph:
-    """The graph of `tile_encoder`."""
-    tiles = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
-    return Graph(TileGraph(encoder), {"TILES": tiles}, ("EMBEDDINGS",), ({0: "B"},))
 
 
 def slide_graph(model: SlideModel) -> Graph:
@@ -141,15 +120,22 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
-    """Trace `graph`, write it to `path` and return its number of nodes.
+def write_graph(graph: Graph | onnx_ir.Model, path: Path) -> int:
+    """Write `graph`, traced first unless it is ONNX already, to `path`; return its number of nodes.
 
     Weights of more than `EXTERNAL_ABOVE` bytes go into `<path>.data`. Equal inputs give equal bytes.
-    `fused=False` leaves the tile encoder's attention decomposed, as a baseline.
     """
-    translations = dict(_TRANSLATIONS)
-    if not fused:
-        del translations[torch.ops.aten.scaled_dot_product_attention.default]
+    model = _trace(graph) if isinstance(graph, Graph) else graph
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if size > EXTERNAL_ABOVE:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    else:
+        onnx_ir.save(model, path)
+    onnx.checker.check_model(path)
+    return len(list(model.graph))
+
+
+def _trace(graph: Graph) -> onnx_ir.Model:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -162,7 +148,7 @@ def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
                 {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()} for axes in graph.dynamic
             ),
             opset_version=OPSET,
-            custom_translation_table=translations,
+            custom_translation_table=_TRANSLATIONS,
             optimize=False,
             verbose=False,
         )
@@ -170,13 +156,7 @@ def write_graph(graph: Graph, path: Path, *, fused: bool = True) -> int:
     model = program.model
     _simplify(model)
     pool_before_next_layer(model)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if size > EXTERNAL_ABOVE:
-        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-    else:
-        onnx_ir.save(model, path)
-    onnx.checker.check_model(path)
-    return len(list(model.graph))
+    return model
 
 
 def _simplify(model: onnx_ir.Model) -> None:

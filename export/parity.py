@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from export.errors import ExportError
 from gigapath_contract.reference import Arrays, Case, Gate, Gates, ParityRow, compare
 
-GATES = {"fp32": Gate(1e-4, 0.99999), "fp16": Gate(float("inf"), 0.999)}
+_HALF = Gate(float("inf"), 0.999)
+GATES = {"fp32": Gate(1e-4, 0.99999), "fp16": _HALF, "fp16-mixed": _HALF}
 
 
 @dataclass(frozen=True)

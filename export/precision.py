@@ -1,54 +1,53 @@
-"""Mixed half precision: float16 linear layers, convolutions and tile-encoder attention, the rest float32.
+"""The precisions of an export, and the slide encoder's linear layers in half precision.
 
-PyTorch's autocast, and so the published pipeline, does the same on a GPU: the residual stream, LayerNorm,
-LayerScale, pooling and the head stay in float32. In the slide encoder only the linear layers are float16:
-attention with its softmax, log-sum-exp and merge, and GELU, stay in float32, because the weight of one key
-among 100,000 (1e-5) is below the smallest normal number of float16 (6e-5).
+`fp16` is half precision throughout the tile encoder. `fp16-mixed` keeps its residual stream, with the norms,
+in float32, as PyTorch's autocast and so the published pipeline do. Both leave in the slide encoder everything
+but the linear layers in float32: attention with its softmax, log-sum-exp and merge, and GELU, because the
+weight of one key among 100,000 (1e-5) is below the smallest normal number of float16 (6e-5).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _HalfLinear(nn.Module):
-    """A linear layer with float16 weights; its output is float32 if `widen`, else float16."""
+@dataclass(frozen=True)
+class Precision:
+    """Types in the tile encoder: of its products and attention, and of its residual stream and norms."""
 
-    def __init__(self, linear: nn.Linear, widen: bool) -> None:
+    products: torch.dtype
+    residual: torch.dtype
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32, torch.float32),
+    "fp16": Precision(torch.float16, torch.float16),
+    "fp16-mixed": Precision(torch.float16, torch.float32),
+}
+
+
+class _HalfLinear(nn.Module):
+    """A linear layer with float16 weights and a float32 output."""
+
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight = nn.Parameter(linear.weight.detach().half(), requires_grad=False)
         self.bias = None
         if linear.bias is not None:
             self.bias = nn.Parameter(linear.bias.detach().half(), requires_grad=False)
-        self.widen = widen
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x.half(), self.weight, self.bias)
-        return out.float() if self.widen else out
+        return F.linear(x.half(), self.weight, self.bias).float()
 
 
-class _HalfConv(nn.Module):
-    """A convolution with float16 weights."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv.half().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x.half())
-        return out
-
-
-def halve(module: nn.Module, *, widen: bool) -> None:
-    """Convert every linear layer and convolution in `module` to float16, in place, one at a time.
-
-    `widen`: linear layers return float32, so that everything between them is computed in float32.
-    """
+def halve(module: nn.Module) -> None:
+    """Convert every linear layer in `module` to float16, in place, one at a time."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
-            setattr(module, name, _HalfLinear(child, widen))
-        elif isinstance(child, nn.Conv2d):
-            setattr(module, name, _HalfConv(child))
+            setattr(module, name, _HalfLinear(child))
         else:
-            halve(child, widen=widen)
+            halve(child)

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from export.errors import ExportError
+from export.plain import expanded
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Profile = dict[str, Shapes]
@@ -27,9 +31,12 @@ class SerializedEngine:
 
 
 def tile_profiles() -> list[Profile]:
-    """Profiles for 1, up to 32 and up to 64 tiles; Triton picks the best for each batch."""
+    """Profiles for 1, up to 32 and up to 64 tiles; Triton picks the best for each batch.
+
+    The first admits 2 tiles: TensorRT-RTX 1.7 crashes on a single query of a single tile in fixed shapes.
+    """
     shape = (224, 224, 3)
-    return [{"TILES": ((1, *shape), (n, *shape), (n, *shape))} for n in (1, 32, 64)]
+    return [{"TILES": ((1, *shape), (n, *shape), (max(n, 2), *shape))} for n in (1, 32, 64)]
 
 
 def slide_profiles(embed_dim: int, max_tiles: int, masks: int | None = None) -> list[Profile]:
@@ -71,7 +78,7 @@ def build_engine(
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx_file)):
+    if not parser.parse(_plain(onnx_file), str(onnx_file)):
         raise ExportError(f"{onnx_file} does not parse: {_first(errors)}")
 
     config = builder.create_builder_config()
@@ -89,6 +96,16 @@ def build_engine(
     if plan is None:
         raise ExportError(f"{onnx_file} does not build: {_first(errors)}")
     return SerializedEngine(bytes(plan), network.num_layers, bytes(config.get_timing_cache().serialize()))
+
+
+def _plain(onnx_file: Path) -> bytes:
+    """The graph in operators that TensorRT knows; weights outside the file stay there."""
+    try:
+        model = onnx.load(onnx_file, load_external_data=False)
+    except DecodeError:
+        raise ExportError(f"{onnx_file} does not parse: it is no ONNX model") from None
+    graph: bytes = expanded(model).SerializeToString()
+    return graph
 
 
 def _first(errors: list[str]) -> str:

@@ -12,7 +12,11 @@ from export import engines
 from export.check_engines import check_engine
 from export.configs import engine_config, read_config
 from export.errors import ExportError
+from export.graphs import write_graph
+from export.precision import PRECISIONS
 from export.tensorrt_builder import slide_profiles, tile_profiles
+from export.tile_graph import tile_graph
+from training.models.build import build_models
 
 METADATA = engines.EngineMetadata("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
 
@@ -54,6 +58,12 @@ def test_the_demo_graphs_go_through_a_tensorrt_builder(demo_repository: Path) ->
     assert tile.size_bytes > 1_000_000
     graph = demo_repository / "slide_encoder" / "1" / "model.onnx"
     assert check_engine(graph, slide_profiles(96, 20_000), "SM80").layers > 100
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp16-mixed"])
+def test_the_half_precision_tile_encoder_does_too(precision: str, tmp_path: Path) -> None:
+    write_graph(tile_graph(build_models("demo").tile, PRECISIONS[precision]), tmp_path / "model.onnx")
+    assert check_engine(tmp_path / "model.onnx", tile_profiles(), "SM89").size_bytes > 1_000_000
 
 
 def test_what_does_not_parse_is_one_line(tmp_path: Path) -> None:
