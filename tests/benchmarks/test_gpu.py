@@ -14,7 +14,8 @@ from training.models.build import build_models
 
 def test_runtimes_are_timed_alternately_and_agree(tmp_path: Path) -> None:
     runtimes, missing, flops = all_runtimes("demo", "cpu", 2, tmp_path)
-    assert (list(runtimes), missing) == (["PyTorch eager, autocast", "ONNX Runtime"], {})
+    onnx = ["ONNX Runtime, fp16", "ONNX Runtime, fp16-mixed"]
+    assert (list(runtimes), missing) == (["PyTorch eager, autocast", *onnx], {})
     measured = measure(runtimes, batch=2, trials=3, seconds=0.05)
     for runtime in measured.values():
         assert len(runtime.rates) == 3
@@ -22,7 +23,7 @@ def test_runtimes_are_timed_alternately_and_agree(tmp_path: Path) -> None:
         assert runtime.cosine > 0.99  # bfloat16 on this side, float16 on the other
     peak = matmul_peak("cpu", size=256, trials=3)
     table = page("a CPU", "demo", 2, measured, {"TensorRT": "not installed"}, flops, peak)
-    assert table.count("\n| ") == 4
+    assert table.count("\n| ") == 5
     assert "| TensorRT | not run: not installed |" in table
 
 
