@@ -21,6 +21,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gigapath_contract.schema import Contract
 
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
     from .triton.connection import Connection
     from .triton.contract import read_contract
     from .triton.endpoint import Endpoint
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",

@@ -12,10 +12,10 @@ from rich.logging import RichHandler
 
 from gigapath_contract.errors import ContractError
 
-from . import __version__
 from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify
 from .commands.options import console
 from .errors import ClientError
+from .version import __version__
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(

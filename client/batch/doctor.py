@@ -14,7 +14,6 @@ import openslide
 
 from gigapath_contract.schema import MODELS, Contract
 
-from .. import __version__
 from ..errors import ClientError
 from ..scoring.score import SlideSource
 from ..slides.slide import open_slide
@@ -22,6 +21,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from ..triton.statistics import available_statistics
+from ..version import __version__
 from .manifest import read_work_list
 
 GOOD, WARN, BAD = "good", "warn", "bad"

@@ -17,12 +17,12 @@ import numpy as np
 
 from gigapath_contract.schema import Contract
 
-from .. import __version__
 from ..arrays import Array, Bool, Float32, Int64
 from ..errors import ClientError
 from ..files import atomic_path
 from ..scoring.score import ScoredSlide
 from ..slides.tiling import TilePlan
+from ..version import __version__
 
 _CHUNK_ROWS = 256
 _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # those that TRIDENT knows; nominal, never used to compute

@@ -10,8 +10,8 @@ from typing import Any
 
 from gigapath_contract.schema import Contract
 
-from .. import __version__
 from ..slides.fingerprint import file_fingerprint, slide_sha256
+from ..version import __version__
 from .score import SlideSource, TilingOptions
 
 
