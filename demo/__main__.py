@@ -1,7 +1,7 @@
-"""`python -m demo`: the way of the data on one real slide, each step by the command a user would type.
+"""`python -m demo`: one real slide end to end, each step by the command that a user would type.
 
-Beside it go three slides of the cohort that the demo's weights never saw, so that scores and maps can be held
-against the truth.
+Three slides of the synthetic cohort, which the demo's weights never saw, follow: their scores and maps can be
+compared with the truth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ console = Console(highlight=False)
 
 
 class StepFailed(Exception):
-    """A step's command ended with this exit code; it has said why."""
+    """A step's command ended with this exit code, and has printed the reason."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
@@ -45,10 +45,10 @@ def demo(
     slide: Annotated[Path, typer.Option(help="The slide.")] = ROOT / "build" / "CMU-1-Small-Region.svs",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
 ) -> None:
-    """Export the `demo` model, serve it with a local Triton, score and explain slides, stop the server."""
+    """Export the `demo` model, serve it with a local Triton, score slides, and attribute their scores."""
     seconds: dict[str, float] = {}
     h5 = out / f"{slide.stem}.h5"
-    try:
+    with exit_on_failure():
         with timed(seconds, "export"):
             run("export", "run")
         with timed(seconds, "draw slides"):
@@ -69,17 +69,12 @@ def demo(
                     cohort = (str(out / "cohort"), "--slide-id", row["slide_id"])
                     about = (*cohort, "--slide", str(source), "--target", "lesion")
                     run("client", "attribute", *about, "--out", str(out), "--url", server.url)
-    except StepFailed as failure:
-        sys.exit(failure.code)
-    except ServerError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
     report(h5, seconds)
     report_held_out(scores, out)
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
-    """The short table at the end."""
+    """Print what was made of the slide, and how long it took."""
     stored = read_features(h5)
     mpp = stored.attributes["mpp_level0_x"]
     table = Table(title=h5.stem, title_style="bold", show_header=False)
@@ -96,7 +91,7 @@ def report(h5: Path, seconds: dict[str, float]) -> None:
 
 
 def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
-    """What the model says about slides that it never saw, beside what was planted in them."""
+    """Print the scores of the held-out slides, and how well their maps find the planted lesions."""
     columns = ("slide", "truth", "score for a lesion", "planted tiles", "their AUROC on the map")
     table = Table(*columns, title="held-out slides, with planted lesions", title_style="bold")
     for row in scores:
@@ -120,11 +115,23 @@ def run(*arguments: str) -> None:
 
 
 @contextmanager
+def exit_on_failure() -> Iterator[None]:
+    """End the process where a step or the server fails, with the step's exit code or one line and 1."""
+    try:
+        yield
+    except StepFailed as failure:
+        sys.exit(failure.code)
+    except ServerError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long the block takes as `seconds[stage]`."""
-    began = time.perf_counter()
+    """Record how long the block takes as `seconds[stage]`."""
+    start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - began
+    seconds[stage] = time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m demo.cohort_report`: from slides and labels to a served, explained model, on the cohort.
+"""`python -m demo.cohort_report`: from slides and labels to a served model and its maps, on the cohort.
 
-Embeddings through the server, fine-tuning on them, export, serving, held-out slides scored and explained by
-the client: every step by the command that a user would type. Writes docs/cohort.md.
+Embeddings through the server, fine-tuning on them, export, serving, scores and attributions of held-out
+slides: every step by the command that a user would type. Writes docs/cohort.md.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from demo.__main__ import ROOT, StepFailed, console, run
+from client.outputs.layout import find_features
+from demo.__main__ import ROOT, console, exit_on_failure, run
 from demo.planted import planted_auroc, planted_tiles, read_csv
-from server.errors import ServerError
 from server.local import run_triton
 
 WORK = ROOT / "build" / "cohort-report"
@@ -32,7 +32,7 @@ PATTERNS = ("contiguous", "scattered")
 
 
 @dataclass(frozen=True)
-class Explained:
+class AttributedSlide:
     """One positive held-out slide: the AUROC of its planted tiles by each method's values."""
 
     slide_id: str
@@ -45,32 +45,27 @@ class Explained:
 
 def main() -> None:
     """Run everything, write the page; exit 1 with the step's own message where one fails."""
-    began = time.monotonic()
-    try:
+    start = time.monotonic()
+    with exit_on_failure():
         shutil.rmtree(WORK, ignore_errors=True)
         WORK.mkdir(parents=True)
         run("training", "make-cohort", "--out", str(COHORT))
         repository = new_repository()
         features = embed(repository)
         fine_tune(features)
-        served, explained = serve(repository)
-    except StepFailed as failure:
-        sys.exit(failure.code)
-    except ServerError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
-    report = compare(served, explained)
-    page = page_of(report, time.monotonic() - began)
+        served, attributed = serve(repository)
+    report = make_report(served, attributed)
+    page = page_of(report, time.monotonic() - start)
     PAGE.write_text(page, encoding="utf-8")
     console.print(page, markup=False)
-    short = report.failures()
-    for line in short:
+    failures = report.failures()
+    for line in failures:
         console.print(f"error: {line}", style="red", markup=False)
-    sys.exit(bool(short))
+    sys.exit(bool(failures))
 
 
 def new_repository() -> Path:
-    """A model repository of our own, with the committed configs."""
+    """An empty model repository with the committed configs."""
     from export.repository import copy_configs
 
     repository = WORK / "model_repository"
@@ -95,15 +90,15 @@ def embed(repository: Path) -> Path:
 
 
 def fine_tune(features: Path) -> None:
-    """The slide encoder and head, from seeded weights, on the embeddings that the client wrote."""
+    """Train the slide encoder and head, from random weights, on the embeddings that the client wrote."""
     config = ROOT / "training" / "configs" / "demo-slides.yaml"
     labels, splits = COHORT / "labels.csv", COHORT / "splits"
-    places = ("--features", str(features), "--labels", str(labels), "--splits", str(splits))
-    run("training", "finetune", "--config", str(config), *places, "--out", str(WORK / "run"), "--quiet")
+    data = ("--features", str(features), "--labels", str(labels), "--splits", str(splits))
+    run("training", "finetune", "--config", str(config), *data, "--out", str(WORK / "run"), "--quiet")
 
 
-def serve(repository: Path) -> tuple[dict[str, float], list[Explained]]:
-    """Export the run, serve it, score the held-out slides by `batch` and explain the positive ones."""
+def serve(repository: Path) -> tuple[dict[str, float], list[AttributedSlide]]:
+    """Export the run, serve it, score the held-out slides and attribute the scores of the positive ones."""
     run("export", "run", "--checkpoint", str(WORK / "run"), "--repository", str(repository))
     held_out = [row for row in read_csv(COHORT / "labels.csv") if row["split"] == "test"]
     manifest = WORK / "held-out.csv"
@@ -115,21 +110,21 @@ def serve(repository: Path) -> tuple[dict[str, float], list[Explained]]:
     with server(repository, "serve") as url:
         run("client", "batch", str(manifest), "--wsi-dir", str(COHORT), "--out", str(out), "--url", url)
         scores = {row["slide_id"]: float(row["score_lesion"]) for row in read_csv(out / "scores.csv")}
-        explained = [explain(row, out, url) for row in held_out if row["label"] == "lesion"]
-    return scores, explained
+        attributed = [attribute(row, out, url) for row in held_out if row["label"] == "lesion"]
+    return scores, attributed
 
 
-def explain(row: dict[str, str], out: Path, url: str) -> Explained:
-    """Explain one slide's score as lesion, and hold the values against where its lesion was planted."""
-    name = row["slide_id"]
-    maps = WORK / "maps"
-    maps.mkdir(exist_ok=True)
-    h5 = shutil.copyfile(next(out.glob(f"*/features_*/{name}.h5")), maps / f"{name}.h5")
-    slide = COHORT / row["image_path"]
-    run("client", "attribute", str(h5), "--slide", str(slide), "--target", "lesion", "--url", url)
+def attribute(row: dict[str, str], out: Path, url: str) -> AttributedSlide:
+    """Attribute one slide's score as lesion, and compare the values with where its lesion was planted."""
+    name, slide = row["slide_id"], COHORT / row["image_path"]
+    about = (str(out), "--slide-id", name, "--slide", str(slide), "--target", "lesion")
+    run("client", "attribute", *about, "--out", str(WORK / "maps"), "--url", url)
+    h5 = find_features(out, name)
     truth = planted_tiles(COHORT, h5)
     auroc = {method: planted_auroc(truth, h5, method) for method in METHODS}
-    return Explained(name, row["pattern"], float(row["scanner_mpp"]), len(truth), int(truth.sum()), auroc)
+    return AttributedSlide(
+        name, row["pattern"], float(row["scanner_mpp"]), len(truth), int(truth.sum()), auroc
+    )
 
 
 @dataclass(frozen=True)
@@ -142,11 +137,11 @@ class Report:
     interval: tuple[float, float]
     served_auroc: float
     furthest: float  # largest difference of a slide's probability, trained and served
-    explained: list[Explained]
+    attributed: list[AttributedSlide]
 
     def mean(self, pattern: str, method: str) -> float:
         """Mean AUROC of planted tiles over the slides of a pattern."""
-        return float(np.mean([each.auroc[method] for each in self.explained if each.pattern == pattern]))
+        return float(np.mean([each.auroc[method] for each in self.attributed if each.pattern == pattern]))
 
     def failures(self) -> list[str]:
         """What falls short of what the project promises."""
@@ -161,7 +156,7 @@ class Report:
         ]
 
 
-def compare(served: dict[str, float], explained: list[Explained]) -> Report:
+def make_report(served: dict[str, float], attributed: list[AttributedSlide]) -> Report:
     """The run's own predictions and intervals against the served scores of the same slides."""
     trained = json.loads((WORK / "run" / "metrics.json").read_text())["test"]
     predicted = read_csv(WORK / "run" / "predictions_test.csv")
@@ -174,7 +169,7 @@ def compare(served: dict[str, float], explained: list[Explained]) -> Report:
         interval=(low, high),
         served_auroc=float(roc_auc_score(labels, [served[row["slide_id"]] for row in predicted])),
         furthest=max(abs(served[row["slide_id"]] - float(row["prob_lesion"])) for row in predicted),
-        explained=explained,
+        attributed=attributed,
     )
 
 
@@ -203,7 +198,7 @@ def page_of(report: Report, seconds: float) -> str:
         "| slide | lesion | mpp | tiles | planted | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|---|" + "---|" * len(METHODS),
     ]
-    for each in report.explained:
+    for each in report.attributed:
         row = [each.slide_id, each.pattern, f"{each.mpp:g}", str(each.tiles), str(each.planted)]
         lines.append("| " + " | ".join([*row, *(f"{each.auroc[method]:.3f}" for method in METHODS)]) + " |")
     for pattern in PATTERNS:

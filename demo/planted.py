@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-LESION = 1  # its place among the classes of the demo's head
+LESION = 1  # its index among the classes of the demo's head
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
