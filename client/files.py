@@ -56,6 +56,19 @@ def make_folder(folder: Path) -> None:
             ) from None
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder for outputs can be made and written to, without making it.
+
+    Raises:
+        OutputError: a file is in its place, or permissions forbid it.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cannot write into {folder}: {existing} is not a folder; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {folder}: no permission in {existing}; choose another path")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file as a whole."""
     with atomic_path(path) as part:

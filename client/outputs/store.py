@@ -10,10 +10,18 @@ from typing import Protocol
 
 from gigapath_contract.schema import Contract
 
+from ..files import check_folder
 from ..scoring.embedding import Progress, Throughput, chunk_size
 from ..scoring.result_key import find_result_key
 from ..scoring.resume import EmbeddingCheckpoint
-from ..scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
+from ..scoring.score import (
+    DEFAULT_THROUGHPUT,
+    DEFAULT_TILING,
+    ScoredSlide,
+    SlideSource,
+    TilingOptions,
+    score_slide,
+)
 from ..scoring.timings import StageTimer
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.tiling import TilePlan
@@ -107,20 +115,30 @@ def score_to(
     source: SlideSource,
     connection: Connection,
     contract: Contract,
-    tiling: TilingOptions,
-    throughput: Throughput,
+    tiling: TilingOptions = DEFAULT_TILING,
+    throughput: Throughput = DEFAULT_THROUGHPUT,
     *,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> tuple[SlideRecord, ScoredSlide | None]:
     """Score a slide into `outputs` with its record; None for the result where it was there already.
 
-    It is there when the record has the same result key and all files exist; `overwrite` scores it anyway.
+    It is there when the record has the same result key and all files exist.
+
+    Args:
+        outputs: the files to write, `SingleFile(out)` or `TridentFiles(Layout(out, contract))`.
+        source, connection, contract, tiling, throughput, progress: as for `score_slide`.
+        overwrite: score also what is there already.
 
     Raises:
-        ClientError: the slide, its mask, the contract, the server or an output; one line.
+        OutputError: the files cannot be written.
+        ClientError: as `score_slide` raises.
+
+    Example:
+        record, scored = score_to(SingleFile(Path("out")), SlideSource(path), connection, contract)
     """
     began, timer, slide_id = time.perf_counter(), StageTimer(), source.slide_id
+    check_folder(outputs.out)
     previous = read_record(outputs.out, slide_id)
     with timer.time("hash"):
         key = find_result_key(source, contract, tiling, previous.key if previous else None)

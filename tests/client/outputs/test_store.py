@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from client.errors import OutputError
 from client.outputs.layout import Layout
 from client.outputs.records import SlideRecord
 from client.outputs.store import Outputs, SingleFile, TridentFiles, score_to
-from client.scoring.embedding import Throughput
 from client.scoring.score import SlideSource, TilingOptions
 from client.triton.connection import Connection
 from gigapath_contract.schema import Contract
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_slide_is_opened(
+    connection: Connection, contract: Contract, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    source = SlideSource(tmp_path / "gone.svs")
+    with pytest.raises(OutputError, match="file is not a folder"):
+        score_to(SingleFile(tmp_path / "file" / "out"), source, connection, contract)
 
 
 def test_a_result_is_reused_only_from_the_same_options_and_the_same_files(
@@ -25,7 +36,6 @@ def test_a_result_is_reused_only_from_the_same_options_and_the_same_files(
             connection,
             contract,
             TilingOptions(min_tissue=min_tissue),
-            Throughput(),
             overwrite=overwrite,
         )
         assert (scored is None) == record.reused
