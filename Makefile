@@ -109,6 +109,7 @@ certificates:  ## certificates to try TLS with, in deploy/certs
 	deploy/certificates.sh
 
 wheel: $(READY)  ## the client's wheel, in dist/
+	rm -rf build/lib build/bdist.*  # what an earlier build left there would get into the wheel
 	$(BIN)/uv build -q --wheel --python $(BIN)/python --no-build-isolation --out-dir dist
 
 ##@ Housekeeping
