@@ -67,10 +67,10 @@ def room_of(name: str) -> str:
 
 
 def arrows(place_of: Callable[[str], str]) -> dict[str, set[str]]:
-    """What each place imports when it is imported, itself left out; `place_of` a module is its place."""
+    """What each place imports, late and for types alone included; `place_of` a module is its place."""
     graph: dict[str, set[str]] = {place_of(module): set() for module in modules()}
     for module in modules():
-        found = {place_of(name) for name in imports(module, when_imported=True) if name in modules()}
+        found = {place_of(name) for name in imports(module, when_imported=False) if name in modules()}
         graph[place_of(module)] |= found - {place_of(module)}
     return graph
 
