@@ -16,7 +16,7 @@ def read_contract(connection: Connection) -> Contract:
 
     Raises:
         ContractMismatch: a model has none, an unreadable one, or two of them differ.
-        ServerUnavailable, RequestRefused: a server can't be asked.
+        ServerUnavailable, RequestRefused: a server does not answer, or rejects the request.
     """
     found: dict[str, tuple[Contract, str]] = {}
     for model in MODELS:
@@ -36,7 +36,7 @@ def check_same(connection: Connection, contract: Contract) -> None:
 
     Raises:
         ContractMismatch: a server now serves another export.
-        ServerUnavailable, RequestRefused: a server can't be asked.
+        ServerUnavailable, RequestRefused: a server does not answer, or rejects the request.
     """
     for _ in connection.endpoint.servers:
         now = _contract_in(connection.model_config("tile_encoder"), "tile_encoder")

@@ -74,7 +74,7 @@ SLIDES: dict[str, tuple[Callable[[Path, Pixels], object], str]] = {
     "pipe": (lambda path, pixels: os.mkfifo(path), "not a file"),
     "loop": (lambda path, pixels: path.symlink_to(path), "symbolic links"),
 }
-# A mask beside a good slide.
+# The mask of a good slide.
 MASKS: dict[str, tuple[str, Callable[[Path, Pixels], object], str]] = {
     "mask_missing": ("png", lambda path, pixels: None, "mask"),
     "mask_no_image": ("png", lambda path, pixels: path.write_text("no image"), "mask"),

@@ -35,9 +35,9 @@ def manifest(folder: Path, text: str, name: str = "m.csv") -> Path:
 
 
 def test_a_folder_with_its_subfolders(folder: Path) -> None:
-    todo = read_work_list(folder)
-    assert [slide.slide_id for slide in todo.slides] == ["s1", "s2", "1", "s3"]
-    assert not todo.bad
+    work_list = read_work_list(folder)
+    assert [slide.slide_id for slide in work_list.slides] == ["s1", "s2", "1", "s3"]
+    assert not work_list.bad
     assert read_work_list(folder / "s1.svs").slides[0].path == folder / "s1.svs"
 
 
@@ -57,14 +57,14 @@ def test_a_folder_with_its_subfolders(folder: Path) -> None:
     ],
 )
 def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
-    todo = read_work_list(manifest(folder, text), folder)
-    assert [(slide.slide_id, slide.path) for slide in todo.slides] == [("s1", folder / "s1.svs")]
-    assert todo.slides[0].mpp == (0.25 if "0.25" in text else None)
+    work_list = read_work_list(manifest(folder, text), folder)
+    assert [(slide.slide_id, slide.path) for slide in work_list.slides] == [("s1", folder / "s1.svs")]
+    assert work_list.slides[0].mpp == (0.25 if "0.25" in text else None)
 
 
 def test_a_slide_named_by_id_is_found_below_the_folder(folder: Path) -> None:
-    todo = read_work_list(manifest(folder, "slide_id\ns3\n"), folder)
-    assert todo.slides[0].path == folder / "sub" / "s3.ndpi"
+    work_list = read_work_list(manifest(folder, "slide_id\ns3\n"), folder)
+    assert work_list.slides[0].path == folder / "sub" / "s3.ndpi"
 
 
 def test_masks_scales_and_further_columns(folder: Path) -> None:
@@ -72,10 +72,13 @@ def test_masks_scales_and_further_columns(folder: Path) -> None:
         "slide_id,path,spacing_at_level_0,mask_path,case_id,label\n"
         "s1,s1.svs,0.5,m.png,p1,tumour\ns2,s2.tiff,,,p2,\n"
     )
-    todo = read_work_list(manifest(folder, text), folder)
-    assert (todo.slides[0].mpp, todo.slides[0].mask) == (0.5, folder / "m.png")
-    assert (todo.slides[1].mpp, todo.slides[1].mask) == (None, None)
-    assert todo.columns == {"s1": {"case_id": "p1", "label": "tumour"}, "s2": {"case_id": "p2", "label": ""}}
+    work_list = read_work_list(manifest(folder, text), folder)
+    assert (work_list.slides[0].mpp, work_list.slides[0].mask) == (0.5, folder / "m.png")
+    assert (work_list.slides[1].mpp, work_list.slides[1].mask) == (None, None)
+    assert work_list.columns == {
+        "s1": {"case_id": "p1", "label": "tumour"},
+        "s2": {"case_id": "p2", "label": ""},
+    }
 
 
 def test_bad_rows_leave_the_others_alone(folder: Path) -> None:
@@ -83,11 +86,11 @@ def test_bad_rows_leave_the_others_alone(folder: Path) -> None:
         "slide_id,path,mpp\ns1,s1.svs,half\ns1,s1.svs,0.5\ns1,s2.tiff,0.5\nx/y,s2.tiff,0.5\ns2,s2.tiff,-1\n"
         "s2,s2.tiff,nan\ns3,s2.tiff\ns4,s2.tiff,0.5,more\ns5,s2.tiff,0.5\n"
     )
-    todo = read_work_list(manifest(folder, text), folder)
-    assert [slide.slide_id for slide in todo.slides] == ["s1", "s5"]
+    work_list = read_work_list(manifest(folder, text), folder)
+    assert [slide.slide_id for slide in work_list.slides] == ["s1", "s5"]
     parts = ["line 2 .*'half'", "already", "can't name", "'-1'", "'nan'", "line 8 .*cells", "line 9 .*cells"]
-    assert len(todo.bad) == len(parts)
-    for bad, part in zip(todo.bad, parts, strict=True):
+    assert len(work_list.bad) == len(parts)
+    for bad, part in zip(work_list.bad, parts, strict=True):
         assert re.search(part, bad.reason), bad
 
 

@@ -56,8 +56,8 @@ def undisturbed(slides: Path, triton_url: str, tmp_path_factory: pytest.TempPath
 
 
 @contextmanager
-def begun(slides: Path, out: Path, url: str, least: int) -> Iterator[subprocess.Popen[str]]:
-    """A batch in a process of its own, once at least so many tiles lie in partial files."""
+def started(slides: Path, out: Path, url: str, least: int) -> Iterator[subprocess.Popen[str]]:
+    """A batch in its own process, once its checkpoints hold at least `least` tiles."""
     process = subprocess.Popen(
         command(slides, out, url, *SLOWLY), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -69,13 +69,13 @@ def begun(slides: Path, out: Path, url: str, least: int) -> Iterator[subprocess.
 
 
 def tiles_in(path: Path) -> int:
-    """Complete one-tile records of a partial file."""
+    """Complete one-tile records of a checkpoint."""
     try:
         with path.open("rb") as file:
             header = file.readline()
             size: int = 8 + 1 + 4 * json.loads(header)["dim"]
             return (path.stat().st_size - len(header)) // size
-    except (FileNotFoundError, json.JSONDecodeError):  # just finished, or just begun
+    except (FileNotFoundError, json.JSONDecodeError):  # just finished, or just started
         return 0
 
 
@@ -158,7 +158,7 @@ def test_killed_and_resumed(
     slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path
 ) -> None:
     for least in (5, 15):
-        with begun(slides, tmp_path, triton_url, least) as process:
+        with started(slides, tmp_path, triton_url, least) as process:
             process.kill()
         assert not (tmp_path / "scores.csv").exists()
     assert run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY).code == 0
@@ -168,7 +168,7 @@ def test_killed_and_resumed(
 
 
 def test_interrupted_by_ctrl_c(slides: Path, triton_url: str, tmp_path: Path) -> None:
-    with begun(slides, tmp_path, triton_url, 3) as process:
+    with started(slides, tmp_path, triton_url, 3) as process:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -59,7 +59,7 @@ def test_every_layout_is_openslides_bytes(
 
 
 def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading: SimpleNamespace) -> None:
-    """The two readers against each other, whatever is asked of whatever is stored."""
+    """Both readers give the same bytes for random plans of randomly stored slides."""
     rng = np.random.default_rng(7)
     levels_read: set[int] = set()
     resampled: set[bool] = set()

@@ -16,19 +16,19 @@ VALID = np.array([True, True, False, True, True, True, True, False, True, True])
 def fill(path: Path) -> list[int]:
     """Ten rows in four records; returns the file's size after each."""
     sizes = []
-    with EmbeddingCheckpoint(path, "key", 3) as partial:
+    with EmbeddingCheckpoint(path, "key", 3) as checkpoint:
         sizes.append(path.stat().st_size)
         for start, end in ((0, 4), (4, 5), (5, 9), (9, 10)):
-            partial.append(ROWS[start:end], VALID[start:end])
+            checkpoint.append(ROWS[start:end], VALID[start:end])
             sizes.append(path.stat().st_size)
     return sizes
 
 
 def kept(path: Path) -> int:
-    with EmbeddingCheckpoint(path, "key", 3) as partial:
-        n = len(partial.valid)
-        np.testing.assert_array_equal(partial.embeddings, ROWS[:n])
-        np.testing.assert_array_equal(partial.valid, VALID[:n])
+    with EmbeddingCheckpoint(path, "key", 3) as checkpoint:
+        n = len(checkpoint.valid)
+        np.testing.assert_array_equal(checkpoint.embeddings, ROWS[:n])
+        np.testing.assert_array_equal(checkpoint.valid, VALID[:n])
     return n
 
 
@@ -50,16 +50,16 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     damaged[sizes[1] + 20] ^= 1
     path.write_bytes(damaged)
     assert kept(path) == 4
-    with EmbeddingCheckpoint(path, "key", 3) as partial:
-        partial.append(ROWS[4:10], VALID[4:10])
+    with EmbeddingCheckpoint(path, "key", 3) as checkpoint:
+        checkpoint.append(ROWS[4:10], VALID[4:10])
     assert kept(path) == 10
 
 
-@pytest.mark.parametrize(("identity", "dim"), [("another", 3), ("key", 4)])
-def test_rows_of_something_else_are_dropped(tmp_path: Path, identity: str, dim: int) -> None:
+@pytest.mark.parametrize(("fingerprint", "dim"), [("another", 3), ("key", 4)])
+def test_rows_of_something_else_are_dropped(tmp_path: Path, fingerprint: str, dim: int) -> None:
     path = tmp_path / "a.part"
     fill(path)
-    with EmbeddingCheckpoint(path, identity, dim) as partial:
-        assert partial.embeddings.shape == (0, dim)
-    with EmbeddingCheckpoint(path, "key", 3) as partial:
-        assert len(partial.valid) == 0
+    with EmbeddingCheckpoint(path, fingerprint, dim) as checkpoint:
+        assert checkpoint.embeddings.shape == (0, dim)
+    with EmbeddingCheckpoint(path, "key", 3) as checkpoint:
+        assert len(checkpoint.valid) == 0
