@@ -59,7 +59,13 @@ def options(
     ] = False,
     verbose: Annotated[
         int,
-        typer.Option("--verbose", "-v", count=True, help="Log retries and readers; twice, tracebacks too."),
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            show_default=False,
+            help="Log retries and how slides are read; twice, also the traceback of an error.",
+        ),
     ] = 0,
 ) -> None:
     """Options of the program itself, given before the command."""

@@ -35,6 +35,16 @@ def test_verbose_shows_more_of_the_log(run_client: Run, options: tuple[str, ...]
     assert logging.getLevelName(logging.getLogger("client").level) == level
 
 
+def test_verbose_says_how_a_slide_is_read(
+    run_client: Run, slides: Path, triton_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ("score", slides / "a.tif", "--out", tmp_path, "--url", triton_url)
+    assert run_client(*arguments).code == 0
+    assert "tiles through" not in caplog.text
+    assert run_client("-v", *arguments).code == 0
+    assert "a.tif: tiles through jpeg tiles" in caplog.text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("benchmark", "--out", "/dev/null/x"), ("verify", "--report", "/dev/null/x.json")],
