@@ -1,4 +1,4 @@
-"""Execute a tile plan: a pool of decoding threads, batches in the plan's order, constant memory."""
+"""Read the tiles of a plan: decoding threads, batches in the plan's order, constant memory."""
 
 from __future__ import annotations
 
@@ -27,21 +27,31 @@ class TileBatch:
 
     start: int
     pixels: Pixels  # [B, crop_px, crop_px, 3] RGB; zeros where not valid
-    valid: Bool  # [B] False: the tile could not be decoded and means nothing
+    valid: Bool  # [B] False: the tile could not be decoded
     read_seconds: float  # summed over threads
     resize_seconds: float
     reader: str  # `TileReader.name`
 
 
 def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int = 0) -> Iterator[TileBatch]:
-    """Yield the plan's tiles from index `start` on, in order, the same bytes for any number of `workers`.
+    """Yield a plan's tiles in its order, in batches.
 
     A few batches are decoded ahead of what was taken. Closing the generator, or an exception such as Ctrl-C
     in the loop over it, stops the threads within one tile and closes the slide.
 
+    Args:
+        plan: the tiles.
+        workers: decoding threads; any number gives the same bytes.
+        batch: tiles per batch; the last one may be smaller.
+        start: index of the first tile.
+
     Raises:
-        SlideError: the slide cannot be opened. A tile that cannot be decoded is not `valid` and raises
-        nothing.
+        SlideError: the slide cannot be opened. A tile that cannot be decoded raises nothing; it is not
+            `valid`.
+
+    Example:
+        for batch in read_tiles(plan, workers=4):
+            embed(batch.pixels[batch.valid])
     """
     stop = threading.Event()
     starts = iter(range(start, len(plan), batch))
@@ -84,7 +94,7 @@ def _read(
     valid: Bool,
     stop: threading.Event,
 ) -> tuple[float, float]:
-    """Read consecutive tiles into `pixels` and `valid`; seconds spent on reading and on resizing."""
+    """Read consecutive tiles into `pixels` and `valid`; returns seconds of reading and of resizing."""
     region = np.empty((*plan.read_size[::-1], 3), np.uint8) if plan.resampled else None
     began, resizing = time.perf_counter(), 0.0
     for row, out in enumerate(pixels):
