@@ -6,7 +6,6 @@ Rates are also given as a fraction of the matrix product's peak, measured in the
 
 from __future__ import annotations
 
-import functools
 import importlib
 import statistics
 import time
@@ -181,7 +180,7 @@ def all_runtimes(
     makers: dict[str, Callable[[], Encode]] = {
         "PyTorch eager, autocast": lambda: in_pytorch(encoder, device),
         **{
-            f"ONNX Runtime, {precision}": functools.partial(in_onnx_runtime, graph, device)
+            f"ONNX Runtime, {precision}": partial(in_onnx_runtime, graph, device)
             for precision, graph in graphs.items()
         },
     }

@@ -31,7 +31,7 @@ from training.models.random_init import randomise
 from training.models.slide_encoder import LongNetSlideEncoder
 
 ATTENTION: dict[str, AttentionBackend] = {"fused": plan_fused_attention, "plain": PlainAttention}
-Row = tuple[str, int, float, float]
+Measurement = tuple[str, int, float, float]  # attention, tiles, seconds, peak in GiB
 
 
 def measure(attention: str, tiles: int) -> tuple[float, float, NDArray[np.float32]]:
@@ -54,7 +54,7 @@ def main(
     pages: Pages = PAGES,
 ) -> None:
     """Measure every size with fused attention, and one with plain attention too."""
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     states = {}
     for attention, tiles in [*(("fused", n) for n in sizes or [1000, 10_000, 100_000]), ("plain", plain_at)]:
         with console.status(f"{attention} attention, {tiles:,} tiles"):
@@ -67,7 +67,7 @@ def main(
     write_page(pages / "slide-encoder.md", _page(rows, plain_at, difference))
 
 
-def _page(rows: list[Row], plain_at: int, difference: float | None) -> str:
+def _page(rows: list[Measurement], plain_at: int, difference: float | None) -> str:
     lines = (f"{name} | {tiles:,} | {seconds:.1f} | {peak:.2f}" for name, tiles, seconds, peak in rows)
     page = f"""# The slide encoder on a CPU
 
