@@ -58,6 +58,7 @@ def engine_config(served: model_config_pb2.ModelConfig, profiles: int) -> str:
     config.CopyFrom(served)
     config.backend = "tensorrt"
     config.default_model_filename = "model.plan"
+    config.ClearField("optimization")  # options of ONNX Runtime; an engine has its own built in
     del config.instance_group[:]
     group = config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_GPU)
     group.profile.extend(str(index) for index in range(profiles))

@@ -32,6 +32,7 @@ class EngineMetadata:
     onnx_sha256: str
     max_tiles: int
     max_masks: int
+    tf32: bool = False
 
     def differences(self, other: EngineMetadata) -> str:
         """The fields in which `other` differs, in words; empty if none."""
@@ -110,7 +111,8 @@ def check_metadata(repository: Path, *, gpu: str, tensorrt: str) -> None:
         built = read_metadata(plan)
         if built is None:
             raise ExportError(f"{plan} or its {metadata_file(plan).name} is missing: run make engines")
-        wanted = dataclasses.replace(built, gpu=gpu, tensorrt=tensorrt, onnx_sha256=onnx_digest(plan.parent))
+        digest = onnx_digest(plan.parent)
+        wanted = dataclasses.replace(built, gpu=gpu, tensorrt=tensorrt, onnx_sha256=digest, tf32=False)
         if difference := built.differences(wanted):
             raise ExportError(f"{plan} is stale ({difference}): run make engines")
 
@@ -144,7 +146,7 @@ def stale_reason(plan: Path, wanted: EngineMetadata) -> str | None:
 def read_metadata(plan: Path) -> EngineMetadata | None:
     """The metadata of an engine; None if it or the engine is missing, or it has other fields."""
     try:
-        metadata = EngineMetadata(**json.loads(metadata_file(plan).read_text()))
+        metadata = EngineMetadata(**{"tf32": True, **json.loads(metadata_file(plan).read_text())})
     except (OSError, ValueError, TypeError):
         return None
     return metadata if plan.exists() else None

@@ -81,7 +81,7 @@ def build_engine(
     if not parser.parse(_plain(onnx_file), str(onnx_file)):
         raise ExportError(f"{onnx_file} does not parse: {_first(errors)}")
 
-    config = builder.create_builder_config()
+    config = exact_config(trt, builder)
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
@@ -96,6 +96,13 @@ def build_engine(
     if plan is None:
         raise ExportError(f"{onnx_file} does not build: {_first(errors)}")
     return SerializedEngine(bytes(plan), network.num_layers, bytes(config.get_timing_cache().serialize()))
+
+
+def exact_config(trt: Any, builder: Any) -> Any:
+    """A builder configuration that keeps float32 exact: without TF32, which TensorRT allows by default."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    return config
 
 
 def _plain(onnx_file: Path) -> bytes:

@@ -174,6 +174,7 @@ def server_environment(triton_home: Path) -> dict[str, str]:
         *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
     ]
     return {
+        "NVIDIA_TF32_OVERRIDE": "0",  # float32 is float32, unless the caller's environment says otherwise
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": sysconfig.get_path("purelib"),

@@ -68,6 +68,7 @@ def test_a_server_reads_its_models_and_is_asked_for_an_inference(services: dict[
     assert service["healthcheck"]["test"] == ["CMD", "python3", "/deploy/probe.py", "infer"]
     assert f"{ROOT}/deploy/base:/deploy:ro" in service["volumes"]
     assert service["networks"]["default"]["aliases"] == ["triton"]
+    assert service["environment"]["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def test_the_gpu_server_is_nvidias_and_has_a_gpu(services: dict[str, Any]) -> None:

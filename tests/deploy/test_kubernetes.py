@@ -149,6 +149,10 @@ def test_the_files_are_the_ones_that_compose_mounts(manifests: Manifests) -> Non
     assert data == {name: (ROOT / "deploy" / "base" / name).read_text() for name in ("start.sh", "probe.py")}
 
 
+def test_float32_is_not_tf32(container: dict[str, Any]) -> None:
+    assert {"name": "NVIDIA_TF32_OVERRIDE", "value": "0"} in container["env"]
+
+
 def test_gpu(overlay: str, container: dict[str, Any]) -> None:
     version = re.search(r"^TRITON_VERSION=(\S+)$", (ROOT / ".env").read_text(), re.MULTILINE)
     assert version

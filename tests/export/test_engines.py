@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from export.configs import engine_config, read_config
 from export.errors import ExportError
 from export.graphs import write_graph
 from export.precision import PRECISIONS
-from export.tensorrt_builder import slide_profiles, tile_profiles
+from export.tensorrt_builder import exact_config, slide_profiles, tile_profiles
 from export.tile_graph import tile_graph
 from training.models.build import build_models
 
@@ -44,12 +45,30 @@ def test_a_stale_engine_is_named(tmp_path: Path, field: str, value: str) -> None
     assert engines.stale_reason(plan, wanted) == f"{field} {getattr(METADATA, field)} instead of {value}"
 
 
+def test_an_engine_from_before_tf32_was_off_is_stale(tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"plan")
+    old = dataclasses.asdict(METADATA)
+    del old["tf32"]
+    engines.metadata_file(plan).write_text(json.dumps(old))
+    assert engines.stale_reason(plan, METADATA) == "tf32 True instead of False"
+
+
 def test_engine_configs_serve_the_plan_on_a_gpu(demo_repository: Path) -> None:
     served = read_config(demo_repository / "tile_encoder" / "configs" / "onnxruntime.pbtxt")
     text = engine_config(served, 3)
     for line in ('backend: "tensorrt"', 'default_model_filename: "model.plan"', "KIND_GPU", 'profile: "2"'):
         assert line in text
     assert "contract" in text
+    assert "accelerator" in str(served)
+    assert "accelerator" not in text, "options of ONNX Runtime, which TensorRT does not read"
+
+
+def test_engines_are_built_without_tf32() -> None:
+    trt = importlib.import_module("tensorrt_rtx_bindings")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32), "TensorRT's own default"
+    assert not exact_config(trt, builder).get_flag(trt.BuilderFlag.TF32)
 
 
 def test_the_demo_graphs_go_through_a_tensorrt_builder(demo_repository: Path) -> None:

@@ -7,8 +7,12 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
 
-from server.backends.onnxruntime.onnx_session import open_session, session_options
+from server.backends.onnxruntime.onnx_session import cuda_options, open_session, session_options
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -97,3 +101,21 @@ def test_a_graph_without_a_batch_dimension_can_not_batch(toy_repository: Path) -
         open_session(
             toy_repository / "slide_encoder/1/model.onnx", config(input=[embeddings, coords], output=[slide])
         )
+
+
+def test_float32_products_are_exact_unless_a_configuration_names_tf32() -> None:
+    assert cuda_options({}, 1) == {"use_tf32": "0", "device_id": "1"}
+    accelerator = {"name": "cuda", "parameters": {"use_tf32": "1", "gpu_mem_limit": "4096"}}
+    tf32 = {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}}
+    assert cuda_options(tf32, 0) == {"use_tf32": "1", "gpu_mem_limit": "4096", "device_id": "0"}
+
+
+@pytest.mark.parametrize("model", ["tile_encoder", "slide_encoder", "slide_occlusion"])
+def test_the_committed_configurations_turn_tf32_off(model: str) -> None:
+    """For NVIDIA's C++ backend, which passes the parameters of the accelerator `cuda` on, and for ours."""
+    text = (ROOT / "model_repository" / model / "config.pbtxt").read_text()
+    parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
+    (accelerator,) = parsed.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
+    as_json = json_format.MessageToDict(parsed, preserving_proto_field_name=True)
+    assert cuda_options(as_json, 0) == {"use_tf32": "0", "device_id": "0"}

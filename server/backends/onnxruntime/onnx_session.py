@@ -2,7 +2,8 @@
 
 The parameters are those of NVIDIA's C++ backend (`intra_op_thread_count`, `inter_op_thread_count`,
 `execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`,
-`optimization.graph.level`); any `session.*` parameter is passed to ONNX Runtime unchanged.
+`optimization.graph.level`); any `session.*` parameter and all parameters of the accelerator `cuda` are passed
+to ONNX Runtime unchanged.
 """
 
 from __future__ import annotations
@@ -39,10 +40,20 @@ def open_session(path: Path, config: Config, device: int | None = None) -> ort.I
     """
     providers: list[Any] = ["CPUExecutionProvider"]
     if device is not None and "CUDAExecutionProvider" in ort.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
+        providers.insert(0, ("CUDAExecutionProvider", cuda_options(config, device)))
     session = ort.InferenceSession(path, session_options(config), providers=providers)
     check_tensors(config, session)
     return session
+
+
+def cuda_options(config: Config, device: int) -> dict[str, str]:
+    """Options of the CUDA provider: those of the accelerator `cuda` in `config`; TF32 is off unless named."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    options = {"use_tf32": "0"}
+    for accelerator in accelerators.get("gpu_execution_accelerator", []):
+        if accelerator["name"] == "cuda":
+            options |= accelerator.get("parameters", {})
+    return {**options, "device_id": str(device)}
 
 
 def session_options(config: Config) -> ort.SessionOptions:
