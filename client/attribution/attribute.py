@@ -10,10 +10,10 @@ import numpy as np
 
 from ..arrays import Float32, Int64
 from ..errors import ClientError
+from .grouping import owen_map
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
 from .methods.occlusion import keep_one, occlusion
-from .methods.partition_shap import partition_shap
 from .methods.regions import coarse_regions, grid_cells, sliding_windows
 from .methods.result import Attribution
 from .methods.scorer import Scorer, average, bank_draws, medoid
@@ -21,6 +21,7 @@ from .methods.shapley import shapley_sampling
 from .model.masked_slide import MaskedSlide
 
 Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_sampling"]
+Group = Literal["auto", "look", "place"]
 OccluderName = Literal["in_place", "mean", "medoid"]
 Occluder = OccluderName | Float32
 
@@ -43,6 +44,8 @@ class Settings:
             or most typical embedding), one embedding [D], or a bank of them [B, D] to draw from.
         feature_mask: region of every tile [N], 0..G-1; the tiles of a region are occluded together.
         sliding_window_shapes, strides: side and step, in tiles, of the windows of `occlusion`.
+        group: whether the trees of `partition_shap` group tiles by `look` (embedding) or by `place`; `auto`
+            takes the one whose map has the larger SRG.
         max_evals: largest number of masks that `partition_shap` scores.
         n_samples: number of antithetic permutation pairs of `shapley_sampling`.
         perturbations_per_eval: masks in memory at once; changes no value.
@@ -53,6 +56,7 @@ class Settings:
     feature_mask: Int64 | None = None
     sliding_window_shapes: int = 4
     strides: int = 2
+    group: Group = "auto"
     max_evals: int = 512
     n_samples: int = 16
     perturbations_per_eval: int = 64
@@ -87,8 +91,13 @@ def attribute(
     )
     match settings.method:
         case "partition_shap":
-            return partition_shap(
-                game, masked_slide.coords, max_evals=settings.max_evals, target_index=target_index
+            return owen_map(
+                game,
+                masked_slide.embeddings,
+                masked_slide.coords,
+                group=None if settings.group == "auto" else settings.group,
+                max_evals=settings.max_evals,
+                target_index=target_index,
             )
         case "occlusion":
             return occlusion(game, _windows(masked_slide, settings, step))

@@ -80,6 +80,7 @@ def explain(
     target: str | None = None,
     score: Score = "log_odds",
     checks: bool = True,
+    elsewhere: Callable[[str, float], float | None] = lambda target, full: None,
     cache: ScoreCache | None = None,
     progress: Callable[[ExplainProgress], None] = lambda progress: None,
 ) -> Explanation:
@@ -88,6 +89,7 @@ def explain(
     forward: the model, `served.ServedForward` for the server's `slide_occlusion`.
     target: a class; None is the one with the highest score.
     checks: measure the reliability too.
+    elsewhere: the output of slides that do not show a class, by its name and this slide's own output.
     cache: scores of earlier runs, to which new ones are added.
 
     Raises:
@@ -131,6 +133,7 @@ def explain(
             attribution,
             settings,
             target_index=target_index,
+            elsewhere=elsewhere(outputs.names[target_index], float(attribution.full[target_index])),
             progress_callback=counter("reliability"),
         )
     return Explanation(
@@ -198,6 +201,11 @@ def provenance(explanation: Explanation) -> dict[str, Any]:
         "trained": explanation.contract.trained,
         "embeddings_sha256": explanation.slide.digest,
     }
+    if result.grouping is not None:
+        about["grouping"] = result.grouping
+        about |= {f"srg_{one.grouping}": one.srg for one in result.groupings if one.srg is not None}
+    if trust is not None and trust.elsewhere is not None:
+        about["score_elsewhere"] = trust.elsewhere
     if trust is not None:
         about |= {
             "position_sensitivity": trust.position_sensitivity,
@@ -208,6 +216,7 @@ def provenance(explanation: Explanation) -> dict[str, Any]:
             "srg": trust.curves.srg,
             "random_srg": list(trust.random_srg),
             "beats_random": trust.beats_random,
+            "groupings_alike": trust.groupings_alike,
             "curve_fractions": trust.curves.fractions.tolist(),
             "deletion": trust.curves.mif.tolist(),
             "lif": trust.curves.lif.tolist(),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 
 from ..arrays import Float64, Int64
 from .attribute import Method, Occluder, Settings, attribute, planned_masks, scorer_for
-from .curves import STEPS, Curves, curves, descending, random_orders, spearman
+from .curves import Curves, curves, descending, random_orders, spearman
+from .grouping import CURVE_MASKS, trees
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
 from .methods.regions import coarse_regions
-from .methods.result import Attribution
+from .methods.result import Attribution, Grouping
 from .model.masked_slide import MaskedSlide
 
 REGIONS = 16
 SHIFTS = 8
 SHIFTED_TILES = 4
 RANDOM_ORDERS = 5
+NEUTRAL = 0.1
+"""The empty slide is neutral up to this part of the distance from the full slide to one without evidence."""
 EVALS_PER_OCCLUDER = 2 * REGIONS
 
 
@@ -38,7 +42,9 @@ class Reliability:
             region can be spared because others suffice, and a leave-one-out map would be empty; below 0,
             regions need one another.
         curves: deletion and insertion curves of the map.
-        random_srg: SRG of random orders of regions.
+        random_srg: SRG of random orders of 16 groups of tiles, from the tree that the map was made on.
+        groupings: SRG of the maps by look and by place, where both were made.
+        elsewhere: median output of slides that do not show the class, None where unknown.
     """
 
     base: float
@@ -53,14 +59,28 @@ class Reliability:
     redundancy: float
     curves: Curves
     random_srg: tuple[float, ...]
+    groupings: dict[Grouping, float] = field(default_factory=dict)
+    elsewhere: float | None = None
 
     @property
     def beats_random(self) -> bool:
         """Whether the map's SRG exceeds every random order's in size (these are symmetric about 0)."""
         return self.curves.srg > max(abs(random) for random in self.random_srg)
 
+    @property
+    def groupings_alike(self) -> bool:
+        """Whether the maps by look and by place differ in SRG by less than two random maps do on average."""
+        differences = [abs(a - b) for a, b in combinations(self.random_srg, 2)]
+        gains = self.groupings.values()
+        return len(gains) == 2 and max(gains) - min(gains) < float(np.mean(differences))
+
+    @property
+    def absent(self) -> float:
+        """The output without evidence for the class: of other slides, or without the strongest tiles."""
+        return float(self.curves.mif.min()) if self.elsewhere is None else self.elsewhere
+
     def warnings(self) -> list[str]:
-        """One line per reason not to trust the map."""
+        """One line per reason to doubt the map or its sign."""
         found = []
         if not self.beats_random:
             found.append(
@@ -72,9 +92,15 @@ class Reliability:
                 "full and empty slide score alike within positional noise: magnitudes are not meaningful; "
                 "compare with another occluder"
             )
-        if self.additive and self.unresolved > 0.2:
+        if self.groupings_alike:
+            gains = " and ".join(f"{name} (SRG {gain:+.3g})" for name, gain in self.groupings.items())
+            found.append(f"groups by {gains} explain the score equally well: compare both maps")
+        if self.additive and abs(self.base - self.absent) > NEUTRAL * abs(self.full - self.absent):
+            without = "without its strongest tiles" if self.elsewhere is None else "of another class"
+            sign = "negative" if self.base > self.absent else "positive"
             found.append(
-                f"{self.unresolved:.0%} of the absolute values is not resolved to tiles: raise max_evals"
+                f"the empty slide is not neutral: it scores {self.base:+.3g}, a slide {without} "
+                f"{self.absent:+.3g}, so tiles without evidence get {sign} values"
             )
         if self.agreement < 0.5:
             found.append(
@@ -91,9 +117,12 @@ def assess(
     settings: Settings,
     *,
     target_index: int,
+    elsewhere: float | None = None,
     progress_callback: Callable[[int], None] = lambda masks: None,
 ) -> Reliability:
     """Measure the reliability of `result`, the attribution of `outputs` with `settings`.
+
+    elsewhere: the output of slides that do not show the class, where it is known.
 
     Raises:
         ClientError: the model fails.
@@ -104,6 +133,7 @@ def assess(
         scorer_for(masked_slide, occluder, seed), outputs, tiles, progress_callback=progress_callback
     )
     regions = coarse_regions(masked_slide.coords, REGIONS)
+    controls = regions if result.grouping is None else _groups(masked_slide, settings, result.grouping)
 
     def on_regions(method: Method, occluder: Occluder) -> Float64:
         coarse = replace(
@@ -111,6 +141,7 @@ def assess(
             method=method,
             occluder=occluder,
             feature_mask=regions,
+            group="place",
             max_evals=EVALS_PER_OCCLUDER,
             n_samples=2,
         )
@@ -138,20 +169,35 @@ def assess(
         ),
         curves=curves(game, descending(values, seed), target_index),
         random_srg=tuple(
-            curves(game, order, target_index).srg for order in random_orders(regions, RANDOM_ORDERS, seed)
+            curves(game, order, target_index).srg for order in random_orders(controls, RANDOM_ORDERS, seed)
         ),
+        groupings={
+            one.grouping: one.srg
+            for one in result.groupings
+            if one.grouping is not None and one.srg is not None
+        },
+        elsewhere=elsewhere,
     )
+
+
+def _groups(masked_slide: MaskedSlide, settings: Settings, grouping: Grouping) -> Int64:
+    """Group of every tile [N]: the coarsest parts of the tree on which a map was made."""
+    players = settings.feature_mask
+    if players is None:
+        players = np.arange(len(masked_slide.coords), dtype=np.int64)
+    (tree,) = trees(grouping, masked_slide.embeddings, masked_slide.coords, players)
+    return np.asarray(tree.parts(REGIONS)[players])
 
 
 def planned_checks(masked_slide: MaskedSlide, settings: Settings) -> int:
     """The largest number of masks that `assess` asks for; many of them are in the cache."""
     regions = coarse_regions(masked_slide.coords, REGIONS)
     count = int(regions.max()) + 1
-    coarse = replace(settings, feature_mask=regions, max_evals=EVALS_PER_OCCLUDER, n_samples=2)
+    coarse = replace(settings, feature_mask=regions, group="place", max_evals=EVALS_PER_OCCLUDER, n_samples=2)
     shifted = (SHIFTS + 1) * (1 + 2 * SHIFTED_TILES)
     occluders = 2 * planned_masks(masked_slide, coarse)
     redundancy = count + 2 + EVALS_PER_OCCLUDER
-    return shifted + occluders + redundancy + 2 * (STEPS + 1) * (1 + RANDOM_ORDERS)
+    return shifted + occluders + redundancy + CURVE_MASKS * (1 + RANDOM_ORDERS)
 
 
 def redundancy_index(necessity: Float64, shapley: Float64) -> float:

@@ -11,11 +11,12 @@ import h5py
 import typer
 from rich.console import Console
 
-from ..attribution.attribute import Method, OccluderName, Settings
+from ..attribution.attribute import Group, Method, OccluderName, Settings
 from ..attribution.explain import explain
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import read_bank, read_embedded
+from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.tile import Fill, TileScore
 from ..outputs.layout import find_features
@@ -55,6 +56,14 @@ def method_settings(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    group: Annotated[
+        Group,
+        typer.Option(
+            help="How partition_shap groups tiles: by look (embedding) or place; auto: what explains the "
+            "score better.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = "auto",
     max_evals: Annotated[
         int, typer.Option(min=2, help="Largest number of masks for partition_shap.", rich_help_panel=_METHOD)
     ] = 512,
@@ -80,6 +89,7 @@ def method_settings(
         occluder=read_bank(bank) if bank else occluder,
         sliding_window_shapes=region,
         strides=stride,
+        group=group,
         max_evals=max_evals,
         n_samples=n_samples,
         seed=seed,
@@ -199,6 +209,9 @@ def command(
                     target=name,
                     score=score,
                     checks=checks,
+                    elsewhere=lambda target, full: level_elsewhere(
+                        h5, embedded.slide_id, target, score, full
+                    ),
                     cache=cache,
                     progress=bar.show,
                 )

@@ -20,6 +20,7 @@ from rich.table import Table
 from gigapath_contract.schema import Contract
 
 from ..attribution.explain import ExplainProgress, Explanation
+from ..attribution.methods.result import Attribution
 from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
@@ -130,6 +131,8 @@ def explanation_table(explanation: Explanation, bytes_sent: int) -> Table:
     result, trust, target = explanation.attribution, explanation.reliability, explanation.target_index
     table = Table(show_header=False, box=None)
     table.add_row("explained", f"{explanation.score} of {explanation.target_class}, {result.method}")
+    if result.grouping is not None:
+        table.add_row("grouped by", ", not ".join(_grouping(one) for one in result.groupings))
     table.add_row("full slide", f"{result.full[target]:+.4g}")
     table.add_row("empty slide", f"{result.base[target]:+.4g}")
     if result.additive:
@@ -140,8 +143,14 @@ def explanation_table(explanation: Explanation, bytes_sent: int) -> Table:
         table.add_row("noise floor", f"{trust.noise_floor:.2g}")
         table.add_row(f"agreement with {trust.other_occluder}", f"{trust.agreement:+.2f}")
         table.add_row("redundancy", f"{trust.redundancy:.2f}")
+        if trust.elsewhere is not None:
+            table.add_row("slides of another class", f"{trust.elsewhere:+.4g}")
     cost, dropped = explanation.masked_slide.cost, explanation.masked_slide.dropped_cost
     rate = f"{1000 * cost.per_forward:.3g} ms each" if cost.per_forward else "all from the cache"
     alone = f", {dropped.forwards} of one tile" if dropped.forwards else ""
     table.add_row("forwards", f"{cost.forwards}, {rate}{alone}, {bytes_sent / 1e6:.1f} MB sent")
     return table
+
+
+def _grouping(result: Attribution) -> str:
+    return str(result.grouping) + ("" if result.srg is None else f" (SRG {result.srg:+.4g})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -76,8 +77,9 @@ class CoalitionGame:
             )
         return values
 
+    @cached_property
     def base_and_full(self) -> tuple[Float64, Float64]:
-        """v with no player and with every player kept, [K] each."""
+        """v with no player and with every player kept, [K] each; scored once."""
         empty, full = self.values(np.stack([np.zeros(self.players, bool), np.ones(self.players, bool)]))
         return empty, full
 

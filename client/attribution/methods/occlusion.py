@@ -20,7 +20,7 @@ def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> At
     Does not see redundancy: where several regions each suffice, none is necessary and all get 0.
     """
     groups = windows if windows is not None else list(np.arange(game.players)[:, None])
-    base, full = game.base_and_full()
+    base, full = game.base_and_full
     lost = full - game.values(_without(groups, game.players))
     total = np.zeros((game.players, len(full)))
     covered = np.zeros(game.players)
@@ -45,7 +45,7 @@ def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribu
     alone: the game that scores the single regions, `game` if None. With the `drop` scorer each is a sequence
         of two tokens, and all N of them cost about two forwards. base and full come from `game`.
     """
-    base, full = game.base_and_full()
+    base, full = game.base_and_full
     values = (alone or game).values(_only(game.players))
     return Attribution(
         "keep_one",

@@ -1,4 +1,4 @@
-"""Owen values on a quadtree of the slide, refined best-first: the default map.
+"""Owen values on a tree of the slide's tiles, refined best-first: what the default map is made of.
 
 A node's value is the mean of its marginals with its sibling absent and present, recursively down the tree
 (Owen 1977; SHAP's PartitionExplainer is the same recursion on a hierarchy of features). Both contexts are
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...arrays import Float64, Int64, KeepMask, Pixels
+from ...arrays import Float64, KeepMask, Pixels
 from .game import CoalitionGame
-from .regions import Quadtree, centres, quadtree
 from .result import Attribution
+from .trees import Tree
 
 # Splits evaluated together. Fixed, so that values do not depend on how many masks a request holds.
 SPLITS_PER_ROUND = 8
@@ -44,7 +44,7 @@ class _Marginal:
 class _Frontier:
     """Marginals not yet split, ordered by absolute mass and by their share of the slide."""
 
-    tree: Quadtree
+    tree: Tree
     target_index: int
     open: dict[int, _Marginal] = field(default_factory=dict)
     resolved: list[_Marginal] = field(default_factory=list)
@@ -104,13 +104,13 @@ class _Frontier:
 
 def partition_shap(
     game: CoalitionGame,
-    coords: Float64 | Int64,
+    tree: Tree,
     *,
     max_evals: int = 512,
     target_index: int = 0,
     tolerance: float = 0.05,
 ) -> Attribution:
-    """Owen values of the players, from the coordinates of their tiles [N, 2].
+    """Owen values of the players on a `tree` over them.
 
     max_evals: largest number of masks scored.
     target_index: the output whose mass decides which nodes are refined.
@@ -120,8 +120,7 @@ def partition_shap(
     The values sum to v(all) - v(none) at every budget: an unresolved node's value is split evenly among its
     tiles, and `leaf_size` says where.
     """
-    tree = quadtree(centres(np.asarray(coords), game.feature_mask))
-    empty, full = game.base_and_full()
+    empty, full = game.base_and_full
     spent = 2
     frontier = _Frontier(tree, target_index)
     frontier.add(_Marginal(0, np.packbits(np.zeros(game.players, dtype=bool)), empty, full, 1.0))
@@ -148,20 +147,20 @@ def partition_shap(
     )
 
 
-def _halves(tree: Quadtree, parent: _Marginal, players: int) -> KeepMask:
+def _halves(tree: Tree, parent: _Marginal, players: int) -> KeepMask:
     """The two coalitions [2, G] that split `parent`: its context with one child each."""
     context = np.unpackbits(parent.context, count=players).astype(bool)
     rows = np.stack([context, context])
-    for row, child in zip(rows, tree.children[parent.node], strict=True):
+    for row, child in zip(rows, tree.children(parent.node), strict=True):
         row[tree.members(child)] = True
     return rows
 
 
 def _split(
-    tree: Quadtree, parent: _Marginal, left: Float64, right: Float64, players: int
+    tree: Tree, parent: _Marginal, left: Float64, right: Float64, players: int
 ) -> tuple[_Marginal, ...]:
     """Each child joins with its sibling absent and present, at half the weight: the mass is kept."""
-    a, b = (int(child) for child in tree.children[parent.node])
+    a, b = tree.children(parent.node)
     with_a, with_b = (np.packbits(row) for row in _halves(tree, parent, players))
     half = parent.weight / 2
     return (
@@ -172,7 +171,7 @@ def _split(
     )
 
 
-def _spread(tree: Quadtree, marginals: list[_Marginal], game: CoalitionGame) -> tuple[Float64, Float64]:
+def _spread(tree: Tree, marginals: list[_Marginal], game: CoalitionGame) -> tuple[Float64, Float64]:
     """Values of the players [G, K] and the mean number of tiles of the nodes that hold them [G]."""
     sizes = game.sizes
     values = np.zeros((game.players, len(game.outputs.names)))

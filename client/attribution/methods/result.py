@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ...arrays import Float64
+
+Grouping = Literal["look", "place"]
+"""Whether tiles are grouped by their embeddings or by their coordinates."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,10 @@ class Attribution:
         stderr: standard error of `values` [N, K] where the method samples, else None.
         leaf_size: mean number of tiles that share a value evenly because the budget ended before they were
             resolved, [N]; 1 is resolved. None for methods without such a limit.
-        unresolved: fraction of the absolute values that lies in nodes of several tiles.
+        unresolved: fraction of the absolute values that is shared evenly by several tiles.
+        grouping: how the tiles were grouped, for `partition_shap`.
+        srg: the map's SRG, where it decided between two groupings.
+        alternative: the map by the other grouping.
     """
 
     method: str
@@ -35,6 +42,14 @@ class Attribution:
     stderr: Float64 | None = None
     leaf_size: Float64 | None = None
     unresolved: float = 0.0
+    grouping: Grouping | None = None
+    srg: float | None = None
+    alternative: Attribution | None = None
+
+    @property
+    def groupings(self) -> tuple[Attribution, ...]:
+        """This map and the one by the other grouping."""
+        return (self,) if self.alternative is None else (self, self.alternative)
 
     @property
     def completeness_gap(self) -> Float64:

@@ -25,7 +25,7 @@ def shapley_sampling(game: CoalitionGame, *, n_samples: int = 16, seed: int = 0)
     if n_samples < 2:
         raise ClientError("shapley_sampling needs n_samples of at least 2: one pair has no standard error")
     rng = np.random.default_rng(seed)
-    base, full = game.base_and_full()
+    base, full = game.base_and_full
     mean = np.zeros((game.players, len(full)))
     squares = np.zeros_like(mean)
     for drawn in range(1, n_samples + 1):

@@ -9,6 +9,7 @@ import numpy as np
 from ...files import atomic_path
 from ...slides.slide import Slide
 from ..explain import Explanation
+from ..methods.result import Attribution
 from ..tile import Encode, Fill, TileScore, embedding_score, slide_score, tile_occlusion
 from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
 from .overlay import Canvas, colour_limit, draw_map, save_figure
@@ -54,7 +55,7 @@ def _title(explanation: Explanation) -> list[str]:
     result, target_index, trust = explanation.attribution, explanation.target_index, explanation.reliability
     occluder = explanation.settings.occluder
     lines = [
-        f"{explanation.slide.slide_id}: {explanation.target_class}, {result.method}",
+        f"{explanation.slide.slide_id}: {explanation.target_class}, {result.method}{_grouping(result)}",
         f"full {result.full[target_index]:+.3g}, empty {result.base[target_index]:+.3g}, "
         f"sum of tiles {np.nansum(result.values[:, target_index]):+.3g}; {result.evaluations} masks, "
         f"occluder {occluder if isinstance(occluder, str) else 'bank'}",
@@ -66,6 +67,13 @@ def _title(explanation: Explanation) -> list[str]:
             f"agreement with {trust.other_occluder} {trust.agreement:+.2f}"
         )
     return lines
+
+
+def _grouping(result: Attribution) -> str:
+    if result.grouping is None:
+        return ""
+    gains = [f"SRG by {one.grouping} {one.srg:+.3g}" for one in result.groupings if one.srg is not None]
+    return f" of groups by {result.grouping}" + (f" ({', '.join(gains)})" if gains else "")
 
 
 def _warnings(explanation: Explanation) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from .outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 def write_explanation(
     explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None = None
 ) -> list[Path]:
-    """Add the arrays to `h5`; write the map, the GeoJSON and, with a slide, the strongest tiles to `folder`.
+    """Add the arrays to `h5`; write the maps, the GeoJSON and, with a slide, the strongest tiles to `folder`.
 
     limit: fixes the map's colour scale at +-limit.
 
@@ -28,13 +29,17 @@ def write_explanation(
     picture = _path(folder, explanation, ".png")
     tiles = _path(folder, explanation, ".geojson.gz" if compressed else ".geojson")
     write_arrays(h5, explanation)
-    write_map(picture, explanation, canvas_for(explanation, slide), limit)
+    canvas = canvas_for(explanation, slide)
+    write_map(picture, explanation, canvas, limit)
     write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
-    if slide is None:
-        return [h5, picture, tiles]
-    sheet = _path(folder, explanation, "-strongest.png")
-    write_strongest(sheet, explanation, slide)
-    return [h5, picture, tiles, sheet]
+    written = [h5, picture, tiles]
+    if (other := explanation.attribution.alternative) is not None:
+        written.append(_path(folder, explanation, f"-by-{other.grouping}.png"))
+        write_map(written[-1], replace(explanation, attribution=other, reliability=None), canvas, limit)
+    if slide is not None:
+        written.append(_path(folder, explanation, "-strongest.png"))
+        write_strongest(written[-1], explanation, slide)
+    return written
 
 
 def write_tile_maps(

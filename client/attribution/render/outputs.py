@@ -23,7 +23,8 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     """Add the values to the slide's HDF5 file, with one row per row of its `coords`; all or nothing.
 
     `attribution_<method>` float64 [rows, K] (NaN where a tile was not valid), `..._stderr` and
-    `..._leaf_size` where the method has them, and `attribution_keep_one`; `provenance` is in the attributes.
+    `..._leaf_size` where the method has them, `..._look` and `..._place` where both were made, and
+    `attribution_keep_one`; `provenance` is in the attributes. Those of an earlier run go.
 
     Raises:
         ClientError: the file can't be read as HDF5.
@@ -31,7 +32,11 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     """
     about = provenance(explanation)
     brief = {key: about[key] for key in ("score", "export_id", "trained", "embeddings_sha256")}
-    datasets = _datasets(explanation, explanation.attribution, about)
+    result = explanation.attribution
+    datasets = _datasets(explanation, result, about)
+    if result.alternative is not None:
+        for one in result.groupings:
+            datasets[f"attribution_{one.method}_{one.grouping}"] = _rows(explanation, one.values), {}
     if explanation.keep_one is not None:
         datasets |= _datasets(explanation, explanation.keep_one, brief)
     try:
@@ -42,7 +47,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     with old, new_file(path) as new:
         new.attrs.update(old.attrs)
         for name in old:
-            if name not in datasets:
+            if name not in datasets and not name.startswith(f"attribution_{result.method}_"):
                 old.copy(name, new)
         for name, (values, attributes) in datasets.items():
             new.create_dataset(name, data=values).attrs.update(attributes)
@@ -51,7 +56,8 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
 def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0)) -> None:
     """Write tiles with measurements for QuPath, as GeoJSON.
 
-    Measurements: `attr:<class>`, `attr_se:<class>`, `keep_one:<class>`, `leaf_size`.
+    Measurements: `attr:<class>`, `attr_se:<class>`, `keep_one:<class>`, `leaf_size`; `attr_place:<class>` or
+    `attr_look:<class>` of the map by the other grouping.
     origin: QuPath's (0, 0) in level-0 px.
 
     Raises:
@@ -65,6 +71,9 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
             measurements[f"attr_se:{name}"] = result.stderr[:, column]
         if explanation.keep_one is not None:
             measurements[f"keep_one:{name}"] = explanation.keep_one.values[:, column]
+        if result.alternative is not None:
+            other = result.alternative
+            measurements[f"attr_{other.grouping}:{name}"] = other.values[:, column]
     if result.leaf_size is not None:
         measurements["leaf_size"] = result.leaf_size
     features = tile_features(

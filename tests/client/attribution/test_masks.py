@@ -195,6 +195,6 @@ def test_two_thousand_masks_of_twenty_thousand_tiles_take_little_memory() -> Non
     result = attribute(masked_slide, ModelOutputs(("a", "b")), Settings(max_evals=2000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert result.evaluations == 2000
+    assert 1990 <= result.evaluations <= 2000  # what does not divide among the trees is left
     assert result.completeness_gap.max() < 1e-6
     assert peak < 32e6  # all masks at once would be 40 MB, and 2,000 times the embeddings 2.6 GB

@@ -17,10 +17,12 @@ from PIL import Image
 from client.arrays import Float32, Float64, Int64, KeepMask
 from client.attribution.attribute import Settings
 from client.attribution.explain import ExplainProgress, Explanation, explain
+from client.attribution.methods.result import Grouping
 from client.attribution.methods.scorer import Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
 from client.attribution.render.figures import canvas_for, write_map, write_strongest
+from client.attribution.render.files import write_explanation
 from client.attribution.render.outputs import write_arrays, write_geojson
 from client.attribution.render.overlay import (
     COLOURS,
@@ -203,6 +205,40 @@ def test_the_order_of_tiles_in_the_file_changes_nothing(
         result = explain(slide, positional, toy_contract, settings, checks=False)
         found.append(by_place(slide, result.attribution.values))
     assert found[0] == found[1]
+
+
+def test_the_maps_by_look_and_by_place_are_both_stored_and_named(
+    slide: EmbeddedSlide, toy_contract: Contract, grid: tuple[Float32, Int64], tmp_path: Path
+) -> None:
+    path = tmp_path / "toy.h5"
+    explained = explain(slide, forward, toy_contract, target="tumour")
+    written = write_explanation(explained, path, tmp_path, None)
+    names = {one.grouping: one for one in explained.attribution.groupings}
+    other: Grouping = "place" if explained.attribution.grouping == "look" else "look"
+    stem = f"{slide.slide_id}-partition_shap-tumour"
+    assert {each.name for each in written} == {
+        "toy.h5", f"{stem}.png", f"{stem}.geojson", f"{stem}-by-{other}.png"
+    }  # fmt: skip
+    with h5py.File(path) as file:
+        about = dict(file["attribution_partition_shap"].attrs)
+        assert about["grouping"] == explained.attribution.grouping
+        assert about[f"srg_{about['grouping']}"] >= about[f"srg_{other}"]
+        for grouping, one in names.items():
+            assert one.srg == about[f"srg_{grouping}"]
+            stored = file[f"attribution_partition_shap_{grouping}"][:]
+            np.testing.assert_array_equal(stored[slide.rows], one.values)
+    first = json.loads((tmp_path / f"{stem}.geojson").read_text())["features"][0]
+    assert first["properties"]["measurements"][f"attr_{other}:tumour"] == names[other].values[0, 0]
+    # One grouping alone leaves nothing of the other behind.
+    alone = explain(slide, forward, toy_contract, Settings(group="place"), target="tumour")
+    assert len(write_explanation(alone, path, tmp_path, None)) == 3
+    with h5py.File(path) as file:
+        assert {name for name in file if name.startswith("attribution_partition")} == {
+            "attribution_partition_shap",
+            "attribution_partition_shap_leaf_size",
+        }
+        assert file["attribution_partition_shap"].attrs["grouping"] == "place"
+        assert "srg_look" not in file["attribution_partition_shap"].attrs
 
 
 def test_qupath_tiles_carry_values_at_their_places(explanation: Explanation, tmp_path: Path) -> None:

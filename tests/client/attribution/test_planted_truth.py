@@ -16,6 +16,7 @@ from client.attribution.methods.occlusion import keep_one, occlusion
 from client.attribution.methods.partition_shap import partition_shap
 from client.attribution.methods.result import Attribution
 from client.attribution.methods.shapley import shapley_sampling
+from client.attribution.methods.trees import by_place, player_means
 
 ALL = 10**9
 Rule = Callable[[KeepMask], Float64]
@@ -40,7 +41,7 @@ def methods(game: CoalitionGame, coords: Int64) -> dict[str, Attribution]:
     return {
         "occlusion": occlusion(game),
         "keep_one": keep_one(game),
-        "partition_shap": partition_shap(game, coords, max_evals=ALL, tolerance=0),
+        "partition_shap": partition_shap(game, by_place(coords), max_evals=ALL, tolerance=0),
         "shapley_sampling": shapley_sampling(game, n_samples=4, seed=1),
     }
 
@@ -59,7 +60,7 @@ def test_every_method_returns_the_weights_of_an_additive_model(toy_game: MakeGam
 
 def test_the_other_class_gets_the_negative_of_two_classes(toy_game: MakeGame, square: Square) -> None:
     weights = np.random.default_rng(0).integers(-64, 64, 64) / 64
-    result = partition_shap(toy_game(lambda keep: keep @ weights, 64), square(8))
+    result = partition_shap(toy_game(lambda keep: keep @ weights, 64), by_place(square(8)))
     np.testing.assert_allclose(result.values[:, 1], -result.values[:, 0], atol=1e-12)
 
 
@@ -72,7 +73,7 @@ def test_redundant_evidence_is_invisible_to_occlusion_and_shared_by_shapley(
     game = toy_game(lambda keep: (keep & tumour).any(axis=1).astype(float), 64)
     assert (occlusion(game).values == 0).all()
     np.testing.assert_array_equal(keep_one(game).values[:, 0], tumour)
-    owen = partition_shap(game, square(8), max_evals=ALL, tolerance=0)
+    owen = partition_shap(game, by_place(square(8)), max_evals=ALL, tolerance=0)
     assert owen.values[tumour, 0].min() > 0
     assert np.abs(owen.values[~tumour, 0]).max() < 1e-12
     assert owen.values[:, 0].sum() == pytest.approx(1, abs=1e-9)
@@ -84,7 +85,7 @@ def test_owen_gives_symmetric_redundant_tiles_their_equal_share(toy_game: MakeGa
     # One tile in each quadrant: the tree treats all four alike, so Owen equals Shapley, 1/4 each.
     tumour = np.isin(np.arange(64), [0, 7, 56, 63])
     game = toy_game(lambda keep: (keep & tumour).any(axis=1).astype(float), 64)
-    owen = partition_shap(game, square(8), max_evals=ALL, tolerance=0)
+    owen = partition_shap(game, by_place(square(8)), max_evals=ALL, tolerance=0)
     np.testing.assert_allclose(owen.values[:, 0], tumour / 4, atol=1e-12)
 
 
@@ -93,7 +94,7 @@ def test_evidence_that_needs_two_tiles_is_invisible_to_keep_one(toy_game: MakeGa
     game = toy_game(lambda keep: keep[:, pair].all(axis=1).astype(float), 64)
     assert (keep_one(game).values == 0).all()
     np.testing.assert_array_equal(occlusion(game).values[:, 0], pair)
-    owen = partition_shap(game, square(8), max_evals=ALL, tolerance=0)
+    owen = partition_shap(game, by_place(square(8)), max_evals=ALL, tolerance=0)
     np.testing.assert_allclose(owen.values[:, 0], pair / 2, atol=1e-12)
 
 
@@ -103,7 +104,7 @@ def test_evidence_for_and_against_keeps_its_sign(toy_game: MakeGame, square: Squ
         lambda keep: np.tanh((keep @ support) * 1.0 - (keep @ against) * 0.5).astype(np.float32), 64
     )
     sampled = shapley_sampling(game, n_samples=64)
-    exact = partition_shap(game, square(8), max_evals=ALL, tolerance=0)
+    exact = partition_shap(game, by_place(square(8)), max_evals=ALL, tolerance=0)
     for name, result in (("shapley_sampling", sampled), ("partition_shap", exact)):
         values = result.values[:, 0]
         assert values[support].min() > 0, name
@@ -118,7 +119,7 @@ def test_owen_sums_exactly_at_every_budget(toy_game: MakeGame, square: Square, b
     game = toy_game(
         lambda keep: keep @ weights + 3 * (keep[:, pairs[:, 0]] & keep[:, pairs[:, 1]]).sum(axis=1), 256
     )
-    result = partition_shap(game, square(16), max_evals=budget, tolerance=0)
+    result = partition_shap(game, by_place(square(16)), max_evals=budget, tolerance=0)
     assert result.evaluations <= budget
     assert result.completeness_gap.max() < 1e-9
     # Every tile's Owen average is complete: the weights of its terms sum to one.
@@ -130,8 +131,8 @@ def test_owen_sums_exactly_at_every_budget(toy_game: MakeGame, square: Square, b
 def test_unresolved_mass_is_flagged_where_the_budget_ended(toy_game: MakeGame, square: Square) -> None:
     tumour = np.isin(np.arange(256), [3, 77, 130, 201, 250])
     game = toy_game(lambda keep: np.log1p((keep & tumour).sum(axis=1)), 256)
-    short = partition_shap(game, square(16), max_evals=32)
-    long = partition_shap(game, square(16), max_evals=4096)
+    short = partition_shap(game, by_place(square(16)), max_evals=32)
+    long = partition_shap(game, by_place(square(16)), max_evals=4096)
     assert short.unresolved > 0.05 >= long.unresolved
     assert leaf_sizes(short)[tumour].mean() > 4 * leaf_sizes(long)[tumour].mean()
 
@@ -143,8 +144,10 @@ def test_a_parent_is_the_sum_of_its_leaves(toy_game: MakeGame, square: Square) -
     rule = lambda keep: np.tanh(keep @ weights) + keep[:, 0] * keep[:, 15]  # noqa: E731
     coords = square(4)
     quadrant = (coords[:, 0] // 512 + 2 * (coords[:, 1] // 512)).astype(np.int64)
-    tiles = partition_shap(toy_game(rule, 16), coords, max_evals=ALL, tolerance=0)
-    regions = partition_shap(toy_game(rule, 16, quadrant), coords, max_evals=ALL, tolerance=0)
+    tiles = partition_shap(toy_game(rule, 16), by_place(coords), max_evals=ALL, tolerance=0)
+    regions = partition_shap(
+        toy_game(rule, 16, quadrant), by_place(player_means(coords, quadrant)), max_evals=ALL, tolerance=0
+    )
     sums = np.bincount(quadrant, tiles.values[:, 0])
     np.testing.assert_allclose(sums, np.bincount(quadrant, regions.values[:, 0]), atol=1e-6)
 
@@ -210,7 +213,7 @@ def test_values_do_not_depend_on_masks_per_request(toy_game: MakeGame, square: S
 def test_cancelling_evidence_is_found_though_its_node_has_no_mass(toy_game: MakeGame, square: Square) -> None:
     # Left half for, right half against, in equal parts: the whole slide scores 0, as does every row.
     weights = np.tile(np.repeat([1.0, -1.0], 8), 16) / 64
-    result = partition_shap(toy_game(lambda keep: keep @ weights, 256), square(16), max_evals=512)
+    result = partition_shap(toy_game(lambda keep: keep @ weights, 256), by_place(square(16)), max_evals=512)
     np.testing.assert_allclose(result.values[:, 0], weights, atol=1e-9)
 
 
@@ -220,6 +223,6 @@ def test_a_slide_that_looks_empty_is_searched_evenly_and_called_unresolved(
     # All evidence cancels between two neighbouring tiles: no node of the tree has any mass.
     pair = np.zeros(1024)
     pair[[100, 101]] = 1, -1
-    result = partition_shap(toy_game(lambda keep: keep @ pair, 1024), square(32), max_evals=2048)
+    result = partition_shap(toy_game(lambda keep: keep @ pair, 1024), by_place(square(32)), max_evals=2048)
     assert result.unresolved == 1
     assert leaf_sizes(result).max() <= 1024 / 32

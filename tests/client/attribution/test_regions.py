@@ -9,10 +9,8 @@ import pytest
 
 from client.arrays import Int64
 from client.attribution.methods.regions import (
-    centres,
     coarse_regions,
     grid_cells,
-    quadtree,
     sliding_windows,
 )
 from client.errors import ClientError
@@ -35,32 +33,6 @@ def test_windows_hold_neighbours_only() -> None:
         sliding_windows(cells, 2, 3)
 
 
-def test_the_tree_splits_into_two_non_empty_halves_down_to_single_tiles() -> None:
-    rng = np.random.default_rng(0)
-    positions = np.concatenate([rng.integers(0, 50, (200, 2)), np.zeros((5, 2), int)])  # some at one place
-    tree = quadtree(positions)
-    assert sorted(tree.order) == list(range(205))
-    leaves = 0
-    for node, (left, right) in enumerate(tree.children):
-        if left < 0:
-            assert tree.size(node) == 1
-            leaves += 1
-        else:
-            halves = np.concatenate([tree.members(left), tree.members(right)])
-            assert sorted(halves) == sorted(tree.members(node))
-            assert tree.size(left) > 0
-            assert tree.size(right) > 0
-    assert leaves == 205
-
-
-def test_the_tree_depends_on_places_not_on_order(square: Square) -> None:
-    coords = square(8)
-    order = np.random.default_rng(1).permutation(64)
-    straight, shuffled = quadtree(coords), quadtree(coords[order])
-    np.testing.assert_array_equal(coords[straight.order], coords[order][shuffled.order])
-    np.testing.assert_array_equal(straight.children, shuffled.children)
-
-
 def test_a_square_is_cut_into_quadrants(square: Square) -> None:
     regions = coarse_regions(square(8), 4)
     for number in range(4):
@@ -72,8 +44,3 @@ def test_as_many_regions_as_asked_or_as_there_are_tiles(tiles: int, at_most: int
     positions = np.random.default_rng(2).permutation(1000)[: 2 * tiles].reshape(-1, 2)
     regions = coarse_regions(positions, at_most)
     assert np.unique(regions).tolist() == list(range(found))
-
-
-def test_centres_are_means() -> None:
-    positions = np.array([[0, 0], [2, 0], [10, 4]])
-    np.testing.assert_array_equal(centres(positions, np.array([0, 0, 1])), [[1, 0], [10, 4]])
