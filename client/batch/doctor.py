@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openslide
 
-from gigapath_contract.schema import MODELS, Contract
+from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 from ..errors import ClientError
 from ..scoring.score import SlideSource
@@ -103,8 +104,32 @@ def check_contract(connection: Connection, contract: Contract) -> Iterator[Check
         unready = [server for server, ready in connection.models_ready(model).items() if not ready]
         if unready:
             yield Check(model, BAD, f"not ready at {', '.join(unready)}: see the server's log")
+    yield from check_devices(connection)
     if available_statistics(connection, "tile_encoder", contract.version) is None:
         yield Check("statistics", WARN, "not readable: `timings` cannot separate queue and compute")
+
+
+def check_devices(connection: Connection) -> Iterator[Check]:
+    """Where each server runs its models, as Triton decided when it loaded them."""
+    models: dict[str, list[str]] = {}
+    for model in GRAPHS:
+        for server, config in connection.model_configs(model).items():
+            models.setdefault(f"{describe_device(config)} of {server}", []).append(model)
+    state = GOOD if len(models) == len(connection.endpoint.servers) else WARN
+    found = (f"{', '.join(names)} on {where}" for where, names in models.items())
+    yield Check("devices", state, "; ".join(found))
+
+
+def describe_device(config: Any) -> str:
+    """Device and backend of a loaded model by its `ModelConfig`, such as `GPU 0 (onnxruntime, TF32)`."""
+    group, details = config.instance_group[0], [config.backend]
+    if group.kind == group.KIND_CPU:
+        return f"CPU ({config.backend})"
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    options = {key: value for one in accelerators for key, value in one.parameters.items()}
+    if config.backend == "onnxruntime" and options.get("use_tf32") != "0":
+        details.append("TF32")
+    return f"GPU {', '.join(map(str, group.gpus))} ({', '.join(details)})"
 
 
 def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:

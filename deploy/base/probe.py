@@ -2,7 +2,9 @@
 
 `probe.py live` asks whether the process answers. `probe.py infer` sends one black tile through the whole
 `slide_pipeline`: a server can report READY and still fail every request. A tile that waits behind other
-requests counts as served while those get done. Exits 0 for yes, 1 for no, with why.
+requests counts as served while those get done. Where the variable GPU is `required`, a server that runs a
+model on the CPU (Triton found no GPU, and says so in its log alone) does not serve. Exits 0 for yes, 1 for
+no, with why.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 import urllib.error
@@ -18,6 +21,7 @@ import urllib.request
 TILE = bytes(224 * 224 * 3)
 COORDS = bytes(2 * 8)
 STEPS = ("tile_encoder", "slide_encoder")
+GRAPHS = (*STEPS, "slide_occlusion")
 COUNT = re.compile(r'nv_inference_(exec|pending_request)_count\{model="(\w+)",version="\d+"\} (\d+)')
 
 
@@ -48,6 +52,16 @@ def infer(url: str, timeout: float) -> None:
         raise ValueError("the slide embedding of a black tile is not finite")
 
 
+def check_gpu(url: str, timeout: float) -> None:
+    """Raise OSError or ValueError unless Triton runs every model on a GPU."""
+    for model in GRAPHS:
+        config = json.loads(call(f"{url}/v2/models/{model}/config", timeout))
+        if any(group["kind"] != "KIND_GPU" for group in config["instance_group"]):
+            raise ValueError(
+                f"GPU is 'required' and {model} runs on the CPU: Triton's log says why it found no GPU"
+            )
+
+
 def counts(metrics_url: str, timeout: float) -> dict[str, dict[str, int]]:
     """By "exec" and "pending_request": what each step has run so far, and what waits for it."""
     found = {kind: dict.fromkeys(STEPS, 0) for kind in ("exec", "pending_request")}
@@ -62,6 +76,8 @@ def check(mode: str, url: str, metrics_url: str, timeout: float) -> None:
     if mode == "live":
         call(f"{url}/v2/health/live", timeout)
         return
+    if os.environ.get("GPU") == "required":
+        check_gpu(url, timeout)
     before = counts(metrics_url, timeout)
     try:
         infer(url, timeout)

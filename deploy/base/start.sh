@@ -7,6 +7,7 @@
 #   MODEL_CONFIG onnxruntime (default) | tensorrt (the engines of `make engines`)
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
 #                without one a random value closes them to everybody
+#   GPU          required: probe.py takes a server that runs on the CPU for one that does not serve
 #
 # Further flags are passed on to tritonserver and win over those below.
 set -eu

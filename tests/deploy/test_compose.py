@@ -77,6 +77,8 @@ def test_the_gpu_server_is_nvidias_and_has_a_gpu(services: dict[str, Any]) -> No
     assert services["triton"]["image"] == f"nvcr.io/nvidia/tritonserver:{version[1]}-py3"
     (device,) = services["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    environments = {name: services[name]["environment"] for name in ("triton", "triton-cpu")}
+    assert environments["triton"] == {**environments["triton-cpu"], "GPU": "required"}
 
 
 def test_settings_reach_the_server(compose: str) -> None:

@@ -158,4 +158,5 @@ def test_gpu(overlay: str, container: dict[str, Any]) -> None:
     assert version
     image = f"nvcr.io/nvidia/tritonserver:{version[1]}-py3"
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert ({"name": "GPU", "value": "required"} in container["env"]) is (overlay == "gpu")
     assert (container["image"] == image, gpus) == ((True, "1") if overlay == "gpu" else (False, None))

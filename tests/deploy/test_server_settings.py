@@ -92,6 +92,17 @@ def test_the_probe_says_yes(deployment: Any) -> None:
     assert deployment.probe("infer").returncode == 0
 
 
+def test_the_probe_refuses_a_cpu_where_a_gpu_is_required(
+    deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU", "required")
+    refused = deployment.probe("infer")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("probe: GPU is 'required' and tile_encoder runs on the CPU: ")
+    assert refused.stderr.count("\n") == 1
+    assert deployment.probe("live").returncode == 0
+
+
 @pytest.mark.parametrize("mode", ["live", "infer"])
 def test_the_probe_finds_a_server_that_hangs(deployment: Any, mode: str) -> None:
     server = psutil.Process(deployment.pid)

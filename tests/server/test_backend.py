@@ -100,6 +100,12 @@ def test_only_the_wanted_outputs_are_sent(toy_server: RunningServer) -> None:
     assert [output.name for output in result.get_response().outputs] == ["SLIDE"]
 
 
+def test_the_log_names_each_session_s_providers(toy_server: RunningServer) -> None:
+    log = toy_server.log.read_text()
+    for model in ("tile_encoder", "slide_encoder", "slide_occlusion"):
+        assert f"{model}: ONNX Runtime {ort.__version__} on CPUExecutionProvider" in log
+
+
 def test_the_log_stays_quiet_over_answers(toy_server: RunningServer, infer: Infer) -> None:
     before = toy_server.log.read_text()
     infer(toy_server.url, "slide_occlusion", **slide(5, 3))

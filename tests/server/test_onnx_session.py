@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from server.backends.onnxruntime.onnx_session import cuda_options, open_session, session_options
+from server.assemble import TRITON
+from server.backends.onnxruntime.onnx_session import (
+    cuda_options,
+    describe,
+    open_session,
+    session_options,
+    why_no_cuda,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +73,7 @@ def test_defaults_are_onnx_runtimes_own() -> None:
 def test_a_fitting_configuration_opens(toy_repository: Path) -> None:
     session = open_session(toy_repository / "tile_encoder/1/model.onnx", config())
     assert session.get_providers() == ["CPUExecutionProvider"]
+    assert describe(session) == f"ONNX Runtime {ort.__version__} on CPUExecutionProvider"
 
 
 @pytest.mark.parametrize(
@@ -119,3 +128,19 @@ def test_the_committed_configurations_turn_tf32_off(model: str) -> None:
     assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
     as_json = json_format.MessageToDict(parsed, preserving_proto_field_name=True)
     assert cuda_options(as_json, 0) == {"use_tf32": "0", "device_id": "0"}
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="has CUDA")
+def test_a_gpu_that_can_not_be_used_is_refused_in_one_line(toy_repository: Path) -> None:
+    sentence = "sees GPU 0 .*install onnxruntime-gpu; .*CUDA_VISIBLE_DEVICES"
+    with pytest.raises(RuntimeError, match=sentence) as error:
+        open_session(toy_repository / "tile_encoder/1/model.onnx", config(), device=0)
+    assert "\n" not in str(error.value)
+
+
+def test_the_library_that_is_missing_is_named(tmp_path: Path) -> None:
+    """A library away from what it links to, as ONNX Runtime's provider is without CUDA."""
+    library = tmp_path / "provider.so"
+    shutil.copy(TRITON / "pytriton/tritonserver/backends/python/libtriton_python.so", library)
+    assert why_no_cuda(library).startswith("libtritonserver-")
+    assert "cannot open shared object file" in why_no_cuda(library)

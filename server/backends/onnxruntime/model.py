@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from onnx_session import open_session, run_options
+from onnx_session import describe, open_session, run_options
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 # ONNX Runtime's errors have no base of their own; ValueError and RuntimeError come from its Python side.
@@ -46,6 +46,7 @@ class TritonPythonModel:
             config,
             None if args["model_instance_kind"] == "CPU" else int(args["model_instance_device_id"]),
         )
+        pb_utils.Logger.log_info(f"{args['model_name']}: {describe(self.session)}")
         python = shutil.which("python3") or "python3"  # sys.executable is the stub here
         subprocess.Popen([python, "-I", "-S", Path(__file__).with_name("heartbeat.py"), str(os.getpid())])
 

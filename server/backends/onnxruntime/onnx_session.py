@@ -8,6 +8,7 @@ to ONNX Runtime unchanged.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,51 @@ DATA_TYPES = {
     "TYPE_FP32": "tensor(float)",
     "TYPE_FP64": "tensor(double)",
 }
+CUDA = "CUDAExecutionProvider"
+CUDA_LIBRARY = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 SHRINK = "memory.enable_memory_arena_shrinkage"
 Config = dict[str, Any]
 """A Triton model configuration as JSON, as the server hands it to a backend."""
 
 
 def open_session(path: Path, config: Config, device: int | None = None) -> ort.InferenceSession:
-    """Load the graph at `path`, on CUDA `device` where the runtime has CUDA and a device is given.
+    """Load the graph at `path`, on the CUDA device that Triton gave the model, or on the CPU without one.
 
-    Raises ValueError where the configuration doesn't fit the graph, and ONNX Runtime's own errors.
+    Raises RuntimeError where there is a device and ONNX Runtime cannot use it (by itself it would say so in
+    the log and continue on the CPU), ValueError where the configuration doesn't fit the graph, and ONNX
+    Runtime's own errors.
     """
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device is not None and "CUDAExecutionProvider" in ort.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", cuda_options(config, device)))
+    if device is not None and CUDA in ort.get_available_providers():
+        ort.preload_dlls()  # CUDA and cuDNN may be Python packages, outside the loader's path
+        providers.insert(0, (CUDA, cuda_options(config, device)))
     session = ort.InferenceSession(path, session_options(config), providers=providers)
+    if device is not None and CUDA not in session.get_providers():
+        raise RuntimeError(
+            f"Triton sees GPU {device} and ONNX Runtime cannot use it: {why_no_cuda()}; to serve on the CPU, "
+            "start the server with CUDA_VISIBLE_DEVICES set to nothing"
+        )
     check_tensors(config, session)
     return session
+
+
+def why_no_cuda(library: Path = CUDA_LIBRARY) -> str:
+    """What ONNX Runtime's CUDA provider lacks: the package, or a library that its own `library` links to."""
+    if not library.exists():
+        return "this onnxruntime is for the CPU alone, uninstall it and install onnxruntime-gpu"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return " ".join(str(error).split())
+    return "the log has ONNX Runtime's reason"
+
+
+def describe(session: ort.InferenceSession) -> str:
+    """ONNX Runtime's version, and the session's providers with the options that decide its numbers."""
+    options = session.get_provider_options().get(CUDA, {})
+    device = f" (device {options['device_id']}, use_tf32 {options['use_tf32']})" if options else ""
+    providers = ", ".join(name + device * (name == CUDA) for name in session.get_providers())
+    return f"ONNX Runtime {ort.__version__} on {providers}"
 
 
 def cuda_options(config: Config, device: int) -> dict[str, str]:

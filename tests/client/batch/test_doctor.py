@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from client.batch.doctor import describe_device
 from gigapath_contract.schema import Contract
 
 Run = Callable[..., Any]
@@ -18,6 +23,8 @@ def test_all_is_well(
     assert done.code == 0, done.out
     assert f"ok   server {triton_url}: Triton 2.51.0" in done.out
     assert f"export {contract.export_id}" in done.out
+    models = "tile_encoder, slide_encoder, slide_occlusion"
+    assert f"ok   devices: {models} on CPU (onnxruntime) of {triton_url}" in done.out
     assert "ok   slide a: 1280 x 1024 px, mpp 0.5 x 0.5 (" in done.out
     assert "at most 20 tiles" in done.out
     assert not (tmp_path / "out").exists()
@@ -32,3 +39,22 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
     assert "FAIL slide empty: " in done.out
     assert "ok   slide a: " in done.out
     assert "FAIL slides: " in run_client("doctor", tmp_path / "none.csv", "--url", "127.0.0.1:1").out
+
+
+@pytest.mark.parametrize(
+    ("config", "device"),
+    [
+        ('backend: "onnxruntime" instance_group { kind: KIND_CPU count: 1 }', "CPU (onnxruntime)"),
+        ('backend: "tensorrt" instance_group { kind: KIND_GPU gpus: [ 0, 1 ] }', "GPU 0, 1 (tensorrt)"),
+        ('backend: "onnxruntime" instance_group { kind: KIND_GPU gpus: 0 }', "GPU 0 (onnxruntime, TF32)"),
+        (
+            'backend: "onnxruntime" instance_group { kind: KIND_GPU gpus: 0 } optimization { '
+            'execution_accelerators { gpu_execution_accelerator { name: "cuda" '
+            'parameters { key: "use_tf32" value: "0" } } } }',
+            "GPU 0 (onnxruntime)",
+        ),
+    ],
+)
+def test_a_device_is_described_by_the_configuration_that_triton_loaded(config: str, device: str) -> None:
+    parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
+    assert describe_device(parsed) == device
