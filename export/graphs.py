@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from export import longnet
 from export.attention import scaled_dot_product_attention
+from export.lengths import require_one_length
 from export.schedule import pool_before_next_layer
 from training.models.slide_model import SlideModel
 
@@ -156,6 +157,7 @@ def _trace(graph: Graph) -> onnx_ir.Model:
     model = program.model
     _simplify(model)
     pool_before_next_layer(model)
+    require_one_length(model)
     return model
 
 
