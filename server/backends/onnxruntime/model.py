@@ -18,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from onnx_session import describe, open_session, run_options
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from request_limits import check_lengths, check_limits, read_limits
 
 # ONNX Runtime's errors have no base of their own; ValueError and RuntimeError come from its Python side.
 BAD_INPUT = (ort_errors.InvalidArgument, ValueError)
@@ -41,11 +42,13 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.batching = config["max_batch_size"] > 0
         self.run_options = run_options(config)
+        self.limits = read_limits(config)
         self.session = open_session(
             Path(pb_utils.get_model_dir()) / (config["default_model_filename"] or "model.onnx"),
             config,
             None if args["model_instance_kind"] == "CPU" else int(args["model_instance_device_id"]),
         )
+        self.shapes = {node.name: node.shape for node in self.session.get_inputs()}
         pb_utils.Logger.log_info(f"{args['model_name']}: {describe(self.session)}")
         python = shutil.which("python3") or "python3"  # sys.executable is the stub here
         subprocess.Popen([python, "-I", "-S", Path(__file__).with_name("heartbeat.py"), str(os.getpid())])
@@ -60,7 +63,7 @@ class TritonPythonModel:
         return [self._run_alone(request) for request in requests]
 
     def _run_together(self, requests: list[Any]) -> list[Any]:
-        inputs = [_arrays(request) for request in requests]
+        inputs = [self._inputs(request) for request in requests]
         batch = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         outputs = dict(zip(wanted, self.session.run(wanted, batch, self.run_options), strict=True))
@@ -75,7 +78,7 @@ class TritonPythonModel:
     def _run_alone(self, request: Any) -> Any:
         names = list(request.requested_output_names())
         try:
-            outputs = self.session.run(names, _arrays(request), self.run_options)
+            outputs = self.session.run(names, self._inputs(request), self.run_options)
         except RUN_ERRORS as error:
             code = (
                 pb_utils.TritonError.INVALID_ARG
@@ -85,9 +88,13 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         return _response(dict(zip(names, outputs, strict=True)))
 
-
-def _arrays(request: Any) -> dict[str, np.ndarray]:
-    return {tensor.name(): np.from_dlpack(tensor) for tensor in request.inputs()}
+    def _inputs(self, request: Any) -> dict[str, np.ndarray]:
+        """The request's tensors by name; ValueError where they are not to be run."""
+        arrays = {tensor.name(): np.from_dlpack(tensor) for tensor in request.inputs()}
+        check_lengths(arrays, self.shapes)
+        if self.limits is not None:
+            check_limits(arrays, self.limits)
+        return arrays
 
 
 def _response(arrays: dict[str, np.ndarray]) -> Any:
