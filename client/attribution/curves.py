@@ -47,12 +47,17 @@ def curves(game: CoalitionGame, order: Int64, target_index: int) -> Curves:
     Raises as `CoalitionGame.values` does.
     """
     players = len(order)
-    counts = np.unique(np.rint(players / 2.0 ** np.arange(1, HALVINGS + 1)).astype(np.int64))
-    counts = counts[counts > 0]
+    counts = halving_counts(players)
     kept = np.concatenate([_without_first(order, counts), _without_first(order[::-1], counts)])
     base, full = (float(end[target_index]) for end in game.base_and_full)
     mif, lif = (np.array([full, *inner, base]) for inner in game.values(kept)[:, target_index].reshape(2, -1))
     return Curves(np.array([0, *counts, players]) / players, mif, lif)
+
+
+def halving_counts(players: int) -> Int64:
+    """1/512, 1/256, … 1/2 of the players as whole numbers above 0, increasing."""
+    counts = np.unique(np.rint(players / 2.0 ** np.arange(1, HALVINGS + 1)).astype(np.int64))
+    return counts[counts > 0]
 
 
 def descending(values: Float64, seed: int = 0) -> Int64:

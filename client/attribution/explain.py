@@ -11,7 +11,10 @@ import numpy as np
 from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
-from .attribute import Settings, attribute, planned_masks
+from .attribute import Settings, attribute, planned_masks, scorer_for
+from .curves import descending
+from .evidence import Evidence, find_evidence, planned_evidence
+from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs, Score
 from .methods.result import Attribution
 from .methods.scorer import Forward
@@ -29,7 +32,7 @@ class ExplainProgress:
     """Progress of an explanation.
 
     Attributes:
-        stage: the method, `keep_one` or `reliability`.
+        stage: the method, `keep_one`, `reliability` or `evidence`.
         done, planned: masks scored, and the largest number of them.
         seconds_per_forward, seconds_left: None until the first forward was measured.
     """
@@ -51,6 +54,8 @@ class Explanation:
         outputs: the explained outputs; `attribution` has a column for each.
         target_index: column of the target.
         keep_one: the scores of the tiles alone, None for large slides and where they are the attribution.
+        evidence: the tiles that suffice for the class and those that it needs; None without checks, for the
+            embedding, and where the slide is not called the class.
         reliability: None without checks.
     """
 
@@ -63,6 +68,7 @@ class Explanation:
     target_index: int
     attribution: Attribution
     keep_one: Attribution | None
+    evidence: Evidence | None
     reliability: Reliability | None
 
     @property
@@ -103,6 +109,7 @@ def explain(
     with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
     planned: dict[str, int] = {settings.method: planned_masks(masked_slide, settings, slide.step)}
     planned["reliability"] = planned_checks(masked_slide, settings) if checks else 0
+    planned["evidence"] = planned_evidence(len(slide.coords)) if checks and score != "embedding" else 0
     if with_keep_one:
         planned["keep_one"] = planned_masks(masked_slide, alone)
     done = dict.fromkeys(planned, 0)
@@ -123,7 +130,7 @@ def explain(
         progress_callback=counter(settings.method),
     )
     planned[settings.method] = done[settings.method]  # it may have stopped early
-    keep_one = reliability = None
+    keep_one = evidence = reliability = None
     if with_keep_one:
         keep_one = attribute(masked_slide, outputs, alone, progress_callback=counter("keep_one"))
     if checks:
@@ -136,6 +143,12 @@ def explain(
             elsewhere=elsewhere(outputs.names[target_index], float(attribution.full[target_index])),
             progress_callback=counter("reliability"),
         )
+    if checks and outputs.score != "embedding":
+        tiles = np.arange(len(slide.coords), dtype=np.int64)
+        scorer = scorer_for(masked_slide, settings.occluder, settings.seed)
+        game = CoalitionGame(scorer, outputs, tiles, progress_callback=counter("evidence"))
+        order = descending(np.nan_to_num(attribution.values[:, target_index]), settings.seed)
+        evidence = find_evidence(game, order, target_index)
     return Explanation(
         slide,
         contract,
@@ -146,6 +159,7 @@ def explain(
         target_index,
         attribution,
         keep_one,
+        evidence,
         reliability,
     )
 

@@ -18,6 +18,7 @@ from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import read_bank, read_embedded
 from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
+from ..attribution.render.evidence import evidence_lines
 from ..attribution.tile import Fill, TileScore
 from ..outputs.layout import find_features
 from ..outputs.store import SingleFile, score_to
@@ -224,6 +225,8 @@ def command(
                     )
             warn_untrained(console, contract)
             console.print(explanation_table(explanation, forward.bytes_sent))
+            for line in evidence_lines(explanation):
+                console.print(line, markup=False, highlight=False)
             for warning in explanation.reliability.warnings() if explanation.reliability else []:
                 console.print(warning, style="yellow", markup=False)
             for path in written:

@@ -85,6 +85,23 @@ def tissue_features(
         )
 
 
+def area_feature(
+    area: BaseGeometry,
+    slide_id: str,
+    name: str,
+    colour: tuple[int, int, int],
+    measurements: Mapping[str, float],
+) -> Feature:
+    """One annotation of the class `name` with measurements; `area` in QuPath's pixels."""
+    return _feature(
+        area,
+        f"{slide_id} {name}",
+        objectType="annotation",
+        classification=_class(name, colour),
+        measurements=dict(measurements),
+    )
+
+
 def tile_features(
     coords: Int64,
     size: tuple[int, int],

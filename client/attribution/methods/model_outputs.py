@@ -9,7 +9,7 @@ import numpy as np
 
 from gigapath_contract.probabilities import HeadKind, probabilities
 
-from ...arrays import Float32, Float64
+from ...arrays import Bool, Float32, Float64
 from ...errors import ClientError
 from .scorer import Scores
 
@@ -39,6 +39,18 @@ class ModelOutputs:
     def __post_init__(self) -> None:
         if self.score == "embedding" and self.reference is None:
             raise ClientError("the `embedding` score compares with the unmasked slide: give its embedding")
+
+    def calls(self, values: Float64) -> Bool:
+        """Which classes outputs [M, K] predict: the highest, or each above even odds where several may hold.
+
+        Raises:
+            ClientError: for `embedding`, which has no classes.
+        """
+        if self.score == "embedding":
+            raise ClientError("the `embedding` score has no classes that a slide could be called")
+        if self.head != "multilabel" and values.shape[1] > 1:
+            return np.asarray(values == values.max(axis=1, keepdims=True))
+        return np.asarray(values > (0.5 if self.score == "probability" else 0))
 
     def __call__(self, scores: Scores) -> Float64:
         """Scores of M masks -> outputs, float64 [M, K]."""

@@ -46,6 +46,13 @@ class EmbeddedSlide:
         """The first 16 hex digits of the embeddings' SHA-256."""
         return hashlib.sha256(np.ascontiguousarray(self.embeddings).data).hexdigest()[:16]
 
+    @property
+    def cell_mm2(self) -> float | None:
+        """The area of one cell of the tile grid in mm², None where the slide's mpp is unknown."""
+        if self.mpp_level0 is None:
+            return None
+        return float(np.prod(self.step) * np.prod(self.mpp_level0) / 1e6)
+
     def model_coords(self, contract: Contract) -> Int64:
         """The tiles' coordinates [N, 2] by the contract's rule.
 

@@ -12,6 +12,7 @@ from ..explain import Explanation
 from ..methods.result import Attribution
 from ..tile import Encode, Fill, TileScore, embedding_score, slide_score, tile_occlusion
 from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
+from .evidence import evidence_lines
 from .overlay import Canvas, colour_limit, draw_map, save_figure
 from .tiles import glass_colour, read_crops
 
@@ -66,7 +67,7 @@ def _title(explanation: Explanation) -> list[str]:
             f"noise floor {trust.noise_floor:.2g} (hatched below), redundancy {trust.redundancy:.2f}, "
             f"agreement with {trust.other_occluder} {trust.agreement:+.2f}"
         )
-    return lines
+    return lines + evidence_lines(explanation)
 
 
 def _grouping(result: Attribution) -> str:

@@ -12,6 +12,7 @@ from ...outputs.layout import file_stem
 from ...slides.slide import Slide
 from ..explain import Explanation
 from ..tile import Encode, Fill, TileScore
+from .evidence import write_evidence
 from .figures import canvas_for, write_map, write_strongest, write_tile_map
 from .outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 
@@ -35,7 +36,15 @@ def write_explanation(
     written = [h5, picture, tiles]
     if (other := explanation.attribution.alternative) is not None:
         written.append(_path(folder, explanation, f"-by-{other.grouping}.png"))
-        write_map(written[-1], replace(explanation, attribution=other, reliability=None), canvas, limit)
+        write_map(
+            written[-1],
+            replace(explanation, attribution=other, evidence=None, reliability=None),
+            canvas,
+            limit,
+        )
+    if explanation.evidence is not None:
+        written.append(_path(folder, explanation, "-evidence.geojson"))
+        write_evidence(written[-1], explanation, slide.bounds[:2] if slide else (0, 0))
     if slide is not None:
         written.append(_path(folder, explanation, "-strongest.png"))
         write_strongest(written[-1], explanation, slide)

@@ -12,9 +12,11 @@ import numpy as np
 from ...arrays import Float64
 from ...errors import ClientError
 from ...outputs.hdf5 import new_file
+from ...outputs.layout import file_stem
 from ...slides.geojson import tile_features, write_feature_collection
 from ..explain import Explanation, provenance
 from ..methods.result import Attribution
+from .evidence import COLOURS, evidence_arrays
 
 PLAIN_GEOJSON_TILES = 20_000
 
@@ -24,7 +26,8 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
 
     `attribution_<method>` float64 [rows, K] (NaN where a tile was not valid), `..._stderr` and
     `..._leaf_size` where the method has them, `..._look` and `..._place` where both were made, and
-    `attribution_keep_one`; `provenance` is in the attributes. Those of an earlier run go.
+    `attribution_keep_one`; `sufficient_<class>` and `necessary_<class>`, 1 for its tiles and 0 elsewhere,
+    where there is a set. `provenance` is in the attributes. What an earlier run left is removed.
 
     Raises:
         ClientError: the file can't be read as HDF5.
@@ -37,6 +40,14 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     if result.alternative is not None:
         for one in result.groupings:
             datasets[f"attribution_{one.method}_{one.grouping}"] = _rows(explanation, one.values), {}
+    target = file_stem(explanation.target_class)
+    earlier = {f"{kind}_{target}" for kind in COLOURS}
+    earlier |= {f"attribution_{result.method}_{kind}" for kind in ("look", "place", "stderr", "leaf_size")}
+    for kind, (inside, measured) in evidence_arrays(explanation).items():
+        datasets[f"{kind}_{target}"] = (
+            _rows(explanation, inside),
+            {"method": result.method, **brief, **measured},
+        )
     if explanation.keep_one is not None:
         datasets |= _datasets(explanation, explanation.keep_one, brief)
     try:
@@ -47,7 +58,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     with old, new_file(path) as new:
         new.attrs.update(old.attrs)
         for name in old:
-            if name not in datasets and not name.startswith(f"attribution_{result.method}_"):
+            if name not in datasets and name not in earlier:
                 old.copy(name, new)
         for name, (values, attributes) in datasets.items():
             new.create_dataset(name, data=values).attrs.update(attributes)

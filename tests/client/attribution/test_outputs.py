@@ -21,6 +21,7 @@ from client.attribution.methods.result import Grouping
 from client.attribution.methods.scorer import Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
+from client.attribution.render.evidence import evidence_lines
 from client.attribution.render.figures import canvas_for, write_map, write_strongest
 from client.attribution.render.files import write_explanation
 from client.attribution.render.outputs import write_arrays, write_geojson
@@ -142,7 +143,7 @@ def test_a_map_that_does_not_beat_random_says_so_on_the_picture(
     for name, trust in (("good", good), ("bad", bad)):
         path = tmp_path / f"{name}.png"
         write_map(path, replace(explanation, reliability=trust), canvas_for(explanation, None))
-        title = read_png(path)[:120]
+        title = read_png(path)[:200]
         red[name] = int(((title[..., 0] > 200) & (title[..., 1] < 100) & (title[..., 2] < 100)).sum())
         assert ("does not beat a random map" in " ".join(trust.warnings())) == (name == "bad")
     assert red["bad"] > red["good"] + 100
@@ -217,7 +218,7 @@ def test_the_maps_by_look_and_by_place_are_both_stored_and_named(
     other: Grouping = "place" if explained.attribution.grouping == "look" else "look"
     stem = f"{slide.slide_id}-partition_shap-tumour"
     assert {each.name for each in written} == {
-        "toy.h5", f"{stem}.png", f"{stem}.geojson", f"{stem}-by-{other}.png"
+        "toy.h5", f"{stem}.png", f"{stem}.geojson", f"{stem}-by-{other}.png", f"{stem}-evidence.geojson"
     }  # fmt: skip
     with h5py.File(path) as file:
         about = dict(file["attribution_partition_shap"].attrs)
@@ -231,7 +232,7 @@ def test_the_maps_by_look_and_by_place_are_both_stored_and_named(
     assert first["properties"]["measurements"][f"attr_{other}:tumour"] == names[other].values[0, 0]
     # One grouping alone leaves nothing of the other behind.
     alone = explain(slide, forward, toy_contract, Settings(group="place"), target="tumour")
-    assert len(write_explanation(alone, path, tmp_path, None)) == 3
+    assert len(write_explanation(alone, path, tmp_path, None)) == 4
     with h5py.File(path) as file:
         assert {name for name in file if name.startswith("attribution_partition")} == {
             "attribution_partition_shap",
@@ -271,7 +272,7 @@ def test_progress_gives_the_cost_per_forward(slide: EmbeddedSlide, toy_contract:
     progresses: list[ExplainProgress] = []
     explain(slide, forward, toy_contract, progress=progresses.append)
     assert [p.done for p in progresses] == sorted(p.done for p in progresses)
-    assert {p.stage for p in progresses} == {"partition_shap", "keep_one", "reliability"}
+    assert {p.stage for p in progresses} == {"partition_shap", "keep_one", "reliability", "evidence"}
     assert all(p.seconds_per_forward is not None and p.seconds_per_forward > 0 for p in progresses)
     assert progresses[0].seconds_left is not None
     assert progresses[0].seconds_left > 0
@@ -302,3 +303,50 @@ def test_what_does_not_fit_is_refused_in_one_line(
         del file["coords"].attrs["patch_size_level0"]
     with pytest.raises(ClientError, match="patch_size_level0"):
         read_embedded(unsized)
+
+
+def test_the_evidence_is_measured_layered_and_annotated(
+    grid: tuple[Float32, Int64], toy_contract: Contract, tmp_path: Path
+) -> None:
+    # Eight tiles of evidence, of which three make the class; the other tiles mean nothing.
+    embeddings, coords = np.zeros_like(grid[0]), grid[1]
+    embeddings[:8, 0] = 2
+
+    def rule(embeddings: Float32, coords: Int64, keep: KeepMask) -> Scores:
+        value = (keep @ embeddings[:, 0] - 5).astype(np.float32)
+        return Scores(np.stack([value, 0 * value], axis=1), np.ones((len(keep), 2), np.float32))
+
+    path = write_h5(tmp_path / "toy.h5", embeddings, coords, mpp_level0_x=0.5, mpp_level0_y=0.25)
+    explained = explain(read_embedded(path), rule, toy_contract, target="tumour")
+    write_explanation(explained, path, tmp_path, None)
+    cell = explained.slide.cell_mm2
+    with h5py.File(path) as file:
+        for kind, count, output in (("sufficient", 3, 1), ("necessary", 6, -1)):
+            layer = file[f"{kind}_tumour"]
+            assert layer[:].sum() == layer[:8].sum() == count
+            assert layer.attrs["tiles"] == count
+            assert layer.attrs["share"] == count / 40
+            assert layer.attrs["output"] == output
+            assert layer.attrs["mm2"] == pytest.approx(count * 257 * 257 * 0.5 * 0.25 / 1e6)
+    assert cell == pytest.approx(257 * 257 * 0.125 / 1e6)
+    areas = json.loads((tmp_path / "toy-partition_shap-tumour-evidence.geojson").read_text())["features"]
+    assert [area["properties"]["classification"]["name"] for area in areas] == [
+        "tumour: sufficient",
+        "tumour: necessary",
+    ]
+    for area, count in zip(areas, (3, 6), strict=True):
+        assert area["properties"]["objectType"] == "annotation"
+        assert area["properties"]["measurements"]["tiles"] == count
+        geometry = shapely.geometry.shape(area["geometry"])
+        assert geometry.area == count * 257 * 257
+        inside = shapely.contains_xy(geometry, *(coords + 128).T)
+        assert inside.sum() == inside[:8].sum() == count
+    lines = evidence_lines(explained)
+    assert lines[0].startswith(
+        "sufficient for tumour: 3 tiles (0.0248 mm², 7.50% of the tissue); alone score +1"
+    )
+    assert lines[2] == "without the sufficient tiles the slide is still called tumour (+5)"
+    # The other class is not what the slide is called: nothing of it is evidence, and nothing is left behind.
+    other = explain(read_embedded(path), rule, toy_contract, target="normal")
+    assert other.evidence is None
+    assert evidence_lines(other) == []
