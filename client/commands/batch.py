@@ -80,7 +80,7 @@ def command(
         try:
             records = run_batch(work_list, job, pool, view.end)
         except KeyboardInterrupt:
-            console.print(f"interrupted; the same command goes on where it stopped ({out}/status.csv)")
+            console.print(f"interrupted; the same command resumes ({out}/status.csv)")
             raise
     counts = collections.Counter(record.status for record in records)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)

@@ -152,7 +152,7 @@ def test_an_image_needs_nothing_of_the_machine_but_what_its_base_has(
     ).stdout
     builder("umount", containers[target])
     dependencies = [line for line in listed.splitlines() if line.startswith("\t") and root not in line]
-    # What is "not found" has been loaded by Python by then: it lies in the image beside those that need it.
+    # What is "not found" has been loaded by Python by then: it lies in the image next to those that need it.
     outside = {
         line.split()[0] for line in dependencies if "not found" not in line and "statically" not in line
     }

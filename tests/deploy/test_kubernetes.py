@@ -128,7 +128,7 @@ def test_a_pod_that_is_labelled_as_a_client_reaches_grpc_and_no_other_does(manif
         for rule in manifests["NetworkPolicy"]["spec"]["ingress"]
         if rule["ports"] == [{"port": "grpc"}]
     )
-    # Nothing beside the one label is asked for, neither of the pod nor of its namespace.
+    # Nothing but the one label is asked for, neither of the pod nor of its namespace.
     assert peer == {
         "podSelector": {
             "matchExpressions": [{"key": "gigapath/client", "operator": "In", "values": ["true"]}]

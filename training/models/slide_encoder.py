@@ -164,8 +164,8 @@ class LongNetSlideEncoder(nn.Module):
             coords: i64 [N, 2], (x, y) px of each tile in the frame of the variant's coordinate rule.
             keep: bool [M, N], M masks over the same tiles: a tile that isn't kept is invisible as a key in
                 every branch and left out of the mean; every other tile keeps its slot and place. None is one
-                mask that keeps all. (As a query a masked tile goes on, unseen, but for the published quirk of
-                misaligned segments, see `training.models.branches.plan_branch`.)
+                mask that keeps all. (A masked tile is still a query; its output reaches no other token, save
+                for the published quirk of misaligned segments, see `training.models.branches.plan_branch`.)
 
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.

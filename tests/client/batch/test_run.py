@@ -172,7 +172,7 @@ def test_interrupted_by_ctrl_c(slides: Path, triton_url: str, tmp_path: Path) ->
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in err
+    assert "interrupted; the same command resumes" in err
     assert "Traceback" not in err
     assert (tmp_path / "status.csv").exists()
     assert len(list(tmp_path.glob(".partial/*"))) > 0

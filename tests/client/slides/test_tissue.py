@@ -26,7 +26,7 @@ from client.slides.tissue import (
 Rgb = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-HEIGHT, WIDTH = 500, 700  # 4 x 5.6 mm at 8 microns a pixel
+HEIGHT, WIDTH = 500, 700  # 4 x 5.6 mm at 8 microns per pixel
 GLASS = {
     "white": (255, 255, 255),
     "scanner": (243, 243, 243),
