@@ -7,7 +7,8 @@
     ├── MaskError                a mask image or an annotation file cannot be used
     ├── ManifestError            a manifest or a folder cannot be read as a list of slides
     ├── ContractMismatch         the model's contract is missing or unreadable, or a slide does not fit it
-    ├── ServerUnavailable        no server answered
+    ├── ServerUnavailable        no server could be reached
+    ├── DeadlineExceeded         a server that can be reached did not answer a request in time
     ├── RequestRefused           a server rejected the request
     ├── Cancelled                the connection was cancelled
     └── OutputError              an output cannot be written
@@ -47,7 +48,11 @@ class ContractMismatch(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """No server answered, also after the retries."""
+    """No server could be reached, also after the retries."""
+
+
+class DeadlineExceeded(ClientError):
+    """A request missed its deadline, also after the retries, on a server that can be reached."""
 
 
 class RequestRefused(ClientError):

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from gigapath_contract.schema import Contract
 
-from ..errors import Cancelled, ClientError, OutputError, ServerUnavailable
+from ..errors import Cancelled, ClientError, DeadlineExceeded, OutputError, ServerUnavailable
 from ..outputs.formats import write_formats
 from ..outputs.layout import Layout
-from ..outputs.records import FAILED, SlideRecord, write_record
+from ..outputs.records import FAILED, Fault, SlideRecord, write_record
 from ..outputs.store import TridentFiles, score_to
 from ..scoring.embedding import Progress, Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..triton.connection import Connection
 from ..triton.endpoint import Endpoint
+
+_FAULTS = {ServerUnavailable: Fault.SERVER_LOST, DeadlineExceeded: Fault.DEADLINE}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def process_slide(
             path=str(source.path),
             status=FAILED,
             reason=" ".join(str(error).split()) or "out of memory: score fewer slides at a time (--slides 1)",
-            server_lost=isinstance(error, ServerUnavailable),
+            fault=next((fault for kind, fault in _FAULTS.items() if isinstance(error, kind)), Fault.NONE),
             seconds=round(time.perf_counter() - began, 3),
         )
     with contextlib.suppress(OutputError):  # on a full disk, report the reason without keeping the record

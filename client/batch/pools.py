@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import socket
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -40,29 +39,6 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Cancel the slides in progress and end the workers."""
-
-
-def run(pool: Pool, slides: list[SlideSource]) -> Iterator[SlideRecord]:
-    """Score all slides, at most `pool.size` at a time, and yield their records as they end.
-
-    Once no server answers any more, slides that have not been started fail at once with that reason.
-    """
-    waiting, running = deque(slides), dict[Any, SlideSource]()
-    server_lost = ""
-    try:
-        while waiting or running:
-            while waiting and not server_lost and len(running) < pool.size:
-                source = waiting.popleft()
-                running[pool.submit(source)] = source
-            while waiting and server_lost:
-                source = waiting.popleft()
-                yield SlideRecord(source.slide_id, str(source.path), FAILED, f"not started: {server_lost}")
-            for handle in pool.wait(list(running)) if running else []:
-                record = pool.result(handle, running.pop(handle))
-                server_lost = server_lost or (record.reason if record.server_lost else "")
-                yield record
-    finally:
-        pool.close()
 
 
 class LocalPool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from ..files import make_folder, output_errors
 from ..outputs.records import FAILED, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
-from .pools import Pool, run
+from .pools import Pool
+from .schedule import BatchReport, ServerWatch, run
 from .tables import write_scores, write_status
 
 
 def run_batch(
-    work_list: WorkList, job: BatchJob, pool: Pool, report: Callable[[SlideRecord], None]
+    work_list: WorkList, job: BatchJob, pool: Pool, report: BatchReport, *, wait_for: float = 0.0
 ) -> list[SlideRecord]:
-    """Run a job on a list; `report` is called with each slide's record when it ends.
+    """Run a job on a list, and wait up to `wait_for` seconds for servers that are lost on the way.
 
     `status.csv` is written even if the batch is interrupted, the score tables only if it is not. Returns the
     records in the list's order.
@@ -29,12 +30,21 @@ def run_batch(
     """
     records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in work_list.bad]
     for record in records:
-        report(record)
+        report.end(record)
     order = {slide.slide_id: number for number, slide in enumerate(work_list.slides)}
+
+    def end(record: SlideRecord) -> None:
+        records.append(record)
+        report.end(record)
+
     try:
-        for record in run(pool, work_list.slides):
-            records.append(record)
-            report(record)
+        left = run(pool, work_list.slides, ServerWatch(job, wait_for, report), report, end)
+        if left.slides:
+            report.give_up(len(left.slides), left.reason)
+        records += [
+            SlideRecord(slide.slide_id, str(slide.path), FAILED, f"not started: {left.reason}")
+            for slide in left.slides
+        ]
     finally:
         records.sort(key=lambda record: order.get(record.slide_id, -1))
         write_status(job.out / "status.csv", records)

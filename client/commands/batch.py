@@ -51,6 +51,10 @@ def command(
         int | None,
         typer.Option(min=1, help="Slides at a time [default: 2; on Ray as many as its cores allow]."),
     ] = None,
+    wait_for: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to wait for a server that is lost; then the slides left fail."),
+    ] = 8 * 3600.0,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, host:port or local."),
@@ -78,7 +82,7 @@ def command(
     with exclusive_output(out), BatchView(console, work_list.slides) as view:
         pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.progress_for)
         try:
-            records = run_batch(work_list, job, pool, view.end)
+            records = run_batch(work_list, job, pool, view, wait_for=wait_for)
         except KeyboardInterrupt:
             console.print(f"interrupted; the same command resumes ({out}/status.csv)")
             raise

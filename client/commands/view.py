@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -65,10 +66,12 @@ class BatchView(Progress):
         self._ended = 0
         self._batch = self.add_task("batch", total=sum(self._sizes.values()), count=f"0/{len(slides)} slides")
         self._parts_lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
 
     def progress_for(self, source: SlideSource) -> Report:
         """The progress callback of a slide that is started."""
-        task = self.add_task(source.slide_id, total=None, count="")
+        self._hide(source.slide_id)
+        task = self._bars[source.slide_id] = self.add_task(source.slide_id, total=None, count="")
 
         def report(done: int, total: int) -> None:
             self.update(
@@ -81,19 +84,55 @@ class BatchView(Progress):
     def end(self, record: SlideRecord) -> None:
         """Print the outcome of a slide, in one line."""
         self._ended += 1
+        self._hide(record.slide_id)
         if record.slide_id in self._parts:
             self._move(record.slide_id, 1.0)
         took = "was done" if record.reused else f"{record.tiles} tiles, {record.seconds:.1f} s"
         colour = _COLOURS.get(record.status, "yellow")
-        line = f"[{colour}]{record.status:8}[/] {record.slide_id}"
-        self.console.print(line, highlight=False, end="  ")
-        self.console.print(record.reason or took, highlight=False, markup=False, soft_wrap=True)
+        self._print(colour, record.status, f"{record.slide_id}  {record.reason or took}")
+
+    def late(self, record: SlideRecord) -> None:
+        """Print that a slide is tried again later."""
+        self._hide(record.slide_id)
+        self._move(record.slide_id, 0.0)
+        self._print(
+            "yellow", "later", f"{record.slide_id}  tried again alone after the others: {record.reason}"
+        )
+
+    def wait(self, reason: str, seconds: float) -> None:
+        """Print that the batch waits for its servers, and show it in the bar."""
+        self.update(self._batch, description="waiting")
+        self._print("yellow", "waiting", f"for a server, {_duration(seconds)} at most (--wait-for): {reason}")
+
+    def back(self) -> None:
+        """Print that the wait is over."""
+        self.update(self._batch, description="batch")
+        self._print("green", "back", "a server answers again")
+
+    def give_up(self, slides: int, reason: str) -> None:
+        """Print once why the slides left are not started."""
+        self._print("red", "stopped", f"{slides} slides not started: {reason}")
+
+    def _hide(self, slide_id: str) -> None:
+        """Take the bar of a slide away, where it has one."""
+        if slide_id in self._bars:
+            self.update(self._bars.pop(slide_id), visible=False)
+
+    def _print(self, colour: str, word: str, text: str) -> None:
+        self.console.print(f"[{colour}]{word:8}[/]", highlight=False, end=" ")
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _move(self, slide_id: str, part: float) -> None:
         with self._parts_lock:
             self._parts[slide_id] = part
             done = sum(self._sizes[name] * part for name, part in self._parts.items())
         self.update(self._batch, completed=done, count=f"{self._ended}/{len(self._sizes)} slides")
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whichever reads best: 8 h, 5 min, 20 s."""
+    size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= s), (1, "s"))
+    return f"{seconds / size:.3g} {unit}"
 
 
 class MaskProgress(Progress):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,28 @@ from ..scoring.timings import StageTimer
 OK, DEGRADED, FAILED = "ok", "degraded", "failed"
 
 
+class Fault(StrEnum):
+    """Whose fault a failure is, which decides what a batch does next."""
+
+    NONE = ""  # the slide's own, or none
+    DEADLINE = "deadline"  # a request took too long
+    SERVER_LOST = "server lost"  # no server could be reached
+
+
 @dataclass(frozen=True)
 class SlideRecord:
     """The outcome of one slide, kept as `records/<slide_id>.json`.
 
     `result_key` names what was computed (see `scoring.result_key`) and `outputs` the files, relative to the
     output folder. `file_fingerprint` holds the slide's files with size and time, so that an unchanged slide
-    is not hashed again. `reused`: this run found everything done. `server_lost`: no server answered.
+    is not hashed again. `reused`: this run found everything done.
     """
 
     slide_id: str
     path: str
     status: str
     reason: str = ""
-    server_lost: bool = False
+    fault: Fault = Fault.NONE
     tiles: int = 0
     invalid_tiles: int = 0
     resumed_tiles: int = 0

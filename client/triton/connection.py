@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from ..arrays import Array
 from ..errors import Cancelled, ClientError
 from .endpoint import Endpoint
-from .failures import is_transient, to_client_error
+from .failures import is_transient, missed_deadline, to_client_error
 from .shared_memory import SharedInputs
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _SETTLE_S = 5.0  # how long a server that just failed is passed over, unless all have failed
+_PROBE_S = 10.0  # after a missed deadline: how long a server may take to say that it is live
 
 
 class Connection:
@@ -93,7 +94,8 @@ class Connection:
             version: the model's version; None lets the server choose.
 
         Raises:
-            ServerUnavailable: no server answered within the endpoint's `retry_for`, or in time.
+            ServerUnavailable: no server could be reached within the endpoint's `retry_for`.
+            DeadlineExceeded: a server that can be reached did not answer in time, whenever it was asked.
             RequestRefused: the server rejected the request.
             Cancelled: the connection was cancelled meanwhile.
         """
@@ -226,17 +228,21 @@ class Connection:
             try:
                 return request(self._clients[server])
             except InferenceServerException as error:
-                if error.status() == "StatusCode.UNAVAILABLE":
-                    self._failed_at[server] = time.monotonic()
                 if self._shared:
                     self._shared.forget(self._clients[server], self._headers)
+                stopped = missed_deadline(error) and not self._is_live(server)
+                if stopped or error.status() == "StatusCode.UNAVAILABLE":
+                    self._failed_at[server] = time.monotonic()
+                if stopped:
+                    raise InferenceServerException(
+                        "it stopped answering", "StatusCode.UNAVAILABLE"
+                    ) from error
                 raise
 
         retries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
+            retry=tenacity.retry_if_exception(lambda error: is_transient(error) or missed_deadline(error)),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5),
-            # Only the pauses count: a request that failed after minutes of computing is still retried.
-            stop=lambda state: self._cancelled.is_set() or state.idle_for >= self.endpoint.retry_for,
+            stop=lambda state: self._cancelled.is_set() or self._is_over(state),
             sleep=tenacity.sleep_using_event(self._cancelled),
             before_sleep=lambda state: logger.info("%s: %s, trying again", server, _message(state)),
             reraise=True,
@@ -249,6 +255,22 @@ class Connection:
             if self._cancelled.is_set():
                 raise Cancelled("cancelled") from error
             raise
+
+    def _is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Whether the time for retries is over. A request that missed its deadline is sent twice at least."""
+        error = state.outcome.exception() if state.outcome else None
+        if error is not None and missed_deadline(error):
+            return state.attempt_number > 1 and (state.seconds_since_start or 0) >= self.endpoint.retry_for
+        # Only the pauses count: a request that failed after minutes of computing is still retried.
+        return state.idle_for >= self.endpoint.retry_for
+
+    def _is_live(self, server: str) -> bool:
+        """Whether a server that missed a deadline still answers at all."""
+        try:
+            self._clients[server].is_server_live(self._headers, client_timeout=_PROBE_S)
+        except InferenceServerException as error:
+            return not (missed_deadline(error) or is_transient(error))
+        return True
 
     def _next_server(self) -> str:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tritonclient.utils import InferenceServerException
 
-from ..errors import ClientError, RequestRefused, ServerUnavailable
+from ..errors import ClientError, DeadlineExceeded, RequestRefused, ServerUnavailable
 from .endpoint import Endpoint
 from .shared_memory import is_lost_region
 
@@ -15,7 +15,7 @@ def is_transient(error: BaseException) -> bool:
     UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
     all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
     that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
-    All else (INVALID_ARGUMENT, NOT_FOUND, a deadline …) is permanent.
+    For a missed deadline see `missed_deadline`. All else (INVALID_ARGUMENT, NOT_FOUND …) is permanent.
     """
     if not isinstance(error, InferenceServerException):
         return False
@@ -25,6 +25,11 @@ def is_transient(error: BaseException) -> bool:
     if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
         return True
     return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
+
+
+def missed_deadline(error: BaseException) -> bool:
+    """Whether a request took longer than its deadline: it is large, or the server busy with others."""
+    return isinstance(error, InferenceServerException) and error.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
 def to_client_error(
@@ -40,7 +45,7 @@ def to_client_error(
         hint = "is it running, with this TLS?" if endpoint.secure else "is it running, at this --url?"
         return ServerUnavailable(f"no answer from the Triton server at {server}{of_model}: {message}; {hint}")
     if status == "DEADLINE_EXCEEDED":
-        return ServerUnavailable(
+        return DeadlineExceeded(
             f"the Triton server at {server}{of_model} took over {endpoint.timeout:g} s; raise --timeout"
         )
     return RequestRefused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import subprocess
 import threading
 import time
@@ -17,7 +19,7 @@ import tritonclient.grpc as triton
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from client.errors import Cancelled, ClientError, RequestRefused, ServerUnavailable
+from client.errors import Cancelled, ClientError, DeadlineExceeded, RequestRefused, ServerUnavailable
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
@@ -26,7 +28,7 @@ from client.triton.shared_memory import SharedInputs, unregister
 from client.triton.statistics import available_statistics
 from gigapath_contract.schema import Contract
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
-from server.local import server_environment
+from server.local import run_triton, server_environment
 from server.ports import free_port
 
 TILES = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), np.uint8)
@@ -197,9 +199,26 @@ def test_a_dead_server_is_named_once_its_time_is_over() -> None:
 
 
 def test_a_deadline_names_its_option(triton_url: str) -> None:
-    expected = pytest.raises(ServerUnavailable, match=r"took over 0\.001 s; raise --timeout")
-    with Connection(Endpoint(triton_url, timeout=0.001)) as connection, expected:
+    expected = pytest.raises(DeadlineExceeded, match=r"took over 0\.001 s; raise --timeout")
+    with Connection(Endpoint(triton_url, timeout=0.001, retry_for=0)) as connection, expected:
         embed(connection)
+
+
+def test_a_server_that_hangs_counts_as_lost(
+    demo_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline that a server misses which answers nothing at all is not the request's."""
+    monkeypatch.setattr("client.triton.connection._PROBE_S", 1)
+    with run_triton(demo_repository, log=tmp_path / "log") as server:
+        with Connection(Endpoint(server.url, timeout=1, retry_for=0.2)) as connection:
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(ServerUnavailable, match="it stopped answering"):
+                    embed(connection)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+        with Connection(Endpoint(server.url)) as connection:
+            assert embed(connection).shape[0] == 7
 
 
 def test_cancelling_ends_also_what_waits_for_a_retry() -> None:

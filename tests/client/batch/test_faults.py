@@ -1,0 +1,236 @@
+"""Batches whose servers are slow, hang, die or come back: no slide fails for another's fault."""
+
+from __future__ import annotations
+
+import csv
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from client.batch.schedule import ServerWatch, run
+from client.outputs.records import FAILED, OK, Fault, SlideRecord
+from client.scoring.score import SlideSource
+from gigapath_contract.schema import Contract
+from server.local import RunningServer, run_triton
+from training.cohort.pyramid import write_pyramid
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A Triton of these tests alone, which they may stop for a while."""
+    with run_triton(demo_repository, log=tmp_path_factory.mktemp("log") / "triton.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def three(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest with two slides, and as the last one a slide without tissue, which needs no server."""
+    folder = tmp_path_factory.mktemp("three")
+    write_pyramid(folder / "blank.tif", np.full((1024, 1024, 3), 240, np.uint8), levels=(1, 4))
+    rows = [f"a,{slides / 'a.tif'}", f"b,{slides / 'b.tif'}", f"blank,{folder / 'blank.tif'}"]
+    (folder / "three.csv").write_text("\n".join(["slide_id,path", *rows]))
+    return folder / "three.csv"
+
+
+def status(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "status.csv").open() as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
+@contextmanager
+def suspended(server: RunningServer, model: str) -> Iterator[None]:
+    """Stop the process that computes a model; the server itself goes on answering."""
+    (stub,) = (p for p in psutil.Process(server.pid).children() if f"{model}_0_0" in p.cmdline())
+    stub.suspend()
+    try:
+        yield
+    finally:
+        stub.resume()
+
+
+def test_another_clients_slow_request_fails_no_slide(
+    server: RunningServer,
+    slides: Path,
+    contract: Contract,
+    run_client: Run,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """Its client has long gone; the slides' own requests miss their deadline until it is computed."""
+    foreign: dict[str, np.ndarray] = {
+        "EMBEDDINGS": np.zeros((15_000, contract.tile_encoder.embed_dim), np.float32),
+        "COORDS": np.zeros((15_000, 2), np.int64),
+    }
+    tensors = []
+    for name, array in foreign.items():
+        tensor = triton.InferInput(name, list(array.shape), "FP32" if array.dtype == np.float32 else "INT64")
+        tensors.append(tensor.set_data_from_numpy(array))
+    with triton.InferenceServerClient(server.url) as client, pytest.raises(InferenceServerException):
+        client.infer("slide_encoder", tensors, client_timeout=1)
+    options = ("--url", server.url, "--timeout", 1, "--slides", 3)
+    done = run_client("-v", "batch", slides, "--out", tmp_path, *options)
+    assert done.code == 0, done.err
+    assert {row["status"] for row in status(tmp_path).values()} == {OK}
+    assert "Deadline Exceeded" in caplog.text
+
+
+def test_a_slide_that_is_too_slow_fails_alone_with_the_cause(
+    server: RunningServer, three: Path, run_client: Run, tmp_path: Path
+) -> None:
+    command = ("batch", three, "--out", tmp_path, "--url", server.url, "--slides", 1)
+    with suspended(server, "slide_encoder"):
+        done = run_client(*command, "--timeout", 1, "--retry-for", 0)
+    assert done.code == 1
+    ended = status(tmp_path)
+    for name in ("a", "b"):
+        assert ended[name]["status"] == FAILED
+        assert "(slide_encoder) took over 1 s; raise --timeout" in ended[name]["reason"]
+        assert f"later    {name}  tried again alone" in done.err
+    assert ended["blank"]["reason"].startswith("no tissue found")
+    assert run_client(*command).code == 0
+    assert all(int(status(tmp_path)[name]["resumed_tiles"]) > 0 for name in ("a", "b"))
+
+
+def test_a_batch_waits_for_its_server_and_continues(
+    demo_repository: Path, three: Path, run_client: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with ExitStack() as stack:
+        first = stack.enter_context(run_triton(demo_repository, log=tmp_path / "first.log"))
+        port = int(first.url.rpartition(":")[2])
+
+        def restart_late() -> None:
+            while not list(out.glob(".partial/*")):
+                time.sleep(0.005)
+            first.kill()
+            time.sleep(3)
+            stack.enter_context(run_triton(demo_repository, log=tmp_path / "second.log", grpc_port=port))
+
+        restarter = threading.Thread(target=restart_late)
+        restarter.start()
+        slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--retry-for", 0.2)
+        done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)
+        restarter.join()
+    assert done.code == 0, done.err
+    assert "waiting  for a server, 8 h at most (--wait-for): no answer from" in done.err
+    assert "back     a server answers again" in done.err
+    assert [row["status"] for row in status(out).values()] == [OK, OK, "degraded"]
+
+
+def test_a_server_that_stays_away_is_reported_once(
+    demo_repository: Path, three: Path, run_client: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with run_triton(demo_repository, log=tmp_path / "log") as server:
+
+        def kill_once_busy() -> None:
+            while not list(out.glob(".partial/*")):
+                time.sleep(0.005)
+            server.kill()
+
+        killer = threading.Thread(target=kill_once_busy)
+        killer.start()
+        slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--retry-for", 0.2, "--slides", 1)
+        done = run_client("batch", three, "--out", out, "--url", server.url, *slowly, "--wait-for", 1)
+        killer.join()
+    assert done.code == 1
+    assert done.err.count("not started: no answer from") == 1
+    assert "stopped  2 slides not started" in done.err
+    ended = status(out)
+    assert ended["a"]["reason"].startswith("no answer from")
+    assert all(ended[name]["reason"].startswith("not started: no answer") for name in ("b", "blank"))
+
+
+class Scripted:
+    """A pool whose slides end as written: the faults of each, one after the other, then success."""
+
+    size = 2
+
+    def __init__(self, script: dict[str, list[Fault]]) -> None:
+        self.script = {name: list(faults) for name, faults in script.items()}
+        self.started: list[str] = []
+        self.closed = False
+
+    def submit(self, source: SlideSource) -> str:
+        self.started.append(source.slide_id)
+        return source.slide_id
+
+    def wait(self, handles: list[str]) -> list[str]:
+        return handles[:1]
+
+    def result(self, handle: str, source: SlideSource) -> SlideRecord:
+        faults = self.script.get(handle, [])
+        if not faults:
+            return SlideRecord(handle, str(source.path), OK)
+        fault = faults.pop(0)
+        return SlideRecord(handle, str(source.path), FAILED, str(fault), fault=fault)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Reachable(ServerWatch):
+    """The servers answer whenever they are asked."""
+
+    def __init__(self) -> None:
+        pass
+
+    def answered(self) -> None:
+        pass
+
+    def wait(self, reason: str) -> str:
+        return ""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def end(self, record: SlideRecord) -> None:
+        pass
+
+    def late(self, record: SlideRecord) -> None:
+        pass
+
+    def wait(self, reason: str, seconds: float) -> None:
+        pass
+
+    def back(self) -> None:
+        pass
+
+    def give_up(self, slides: int, reason: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("script", "started", "failed"),
+    [
+        ({}, "abcd", ""),
+        ({"a": [Fault.DEADLINE]}, "abcda", ""),
+        ({"a": [Fault.DEADLINE] * 2}, "abcda", "a"),
+        ({"a": [Fault.DEADLINE], "b": [Fault.DEADLINE]}, "abcdab", ""),
+        ({"b": [Fault.SERVER_LOST]}, "abcbd", ""),
+        # What brings the server down each time ends alone, after all others.
+        ({"b": [Fault.SERVER_LOST] * 9}, "abcbdbbb", "b"),
+        ({"a": [Fault.DEADLINE, Fault.SERVER_LOST]}, "abcdaa", ""),
+    ],
+)
+def test_what_is_tried_again_and_when(script: dict[str, list[Fault]], started: str, failed: str) -> None:
+    pool, ended = Scripted(script), list[SlideRecord]()
+    slides = [SlideSource(Path(f"{name}.tif")) for name in "abcd"]
+    left = run(pool, slides, Reachable(), Silent(), ended.append)
+    assert not left.slides
+    assert "".join(pool.started) == started
+    assert sorted(record.slide_id for record in ended) == list("abcd")
+    assert "".join(record.slide_id for record in ended if record.status == FAILED) == failed
+    assert pool.closed
