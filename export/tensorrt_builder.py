@@ -99,9 +99,13 @@ def build_engine(
 
 
 def exact_config(trt: Any, builder: Any) -> Any:
-    """A builder configuration that keeps float32 exact: without TF32, which TensorRT allows by default."""
+    """A builder configuration that keeps float32 exact: without TF32, which TensorRT allows by default.
+
+    NaN stays NaN too: it marks a tile outside the position grid.
+    """
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.set_flag(trt.BuilderFlag.STRICT_NANS)
     return config
 
 

@@ -97,6 +97,33 @@ def test_a_position_outside_the_grid_is_an_error(demo_repository: Path, x: int) 
         session.run(None, {"EMBEDDINGS": np.zeros((3, 96), np.float32), "COORDS": coords})
 
 
+@pytest.mark.parametrize("x", [-1, 256_000, 1 << 60])
+@pytest.mark.parametrize("model", ["slide_encoder", "slide_occlusion"])
+def test_where_a_lookup_outside_the_grid_is_no_error_every_output_is_nan(
+    demo_repository: Path, tmp_path: Path, model: str, x: int
+) -> None:
+    """The lookup made to take the nearest row, as TensorRT's does (CUDA's returns zeros)."""
+    graph = onnx.load(demo_repository / model / "1" / "model.onnx")
+    lookups = [node for node in graph.graph.node if node.input[:1] == ["model.encoder.position_table"]]
+    assert len(lookups) == 2
+    for node in lookups:
+        clipped = onnx.helper.make_node("Clip", [node.input[1], "first", "last"], [f"{node.name}.clipped"])
+        node.input[1] = clipped.output[0]
+        graph.graph.node.insert(list(graph.graph.node).index(node), clipped)
+    for name, row in (("first", 0), ("last", 999)):
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(row), name))
+    onnx.save(graph, tmp_path / "model.onnx")
+    coords = np.zeros((3, 2), np.int64)
+    inputs = {"EMBEDDINGS": np.ones((3, 96), np.float32), "COORDS": coords}
+    if model == "slide_occlusion":
+        inputs["KEEP"] = np.array([[True, False, True]])  # the tile outside may be masked
+    names = ["SLIDE", "LOGITS"]
+    session = session_of(tmp_path)
+    assert all(np.isfinite(output).all() for output in session.run(names, inputs))
+    coords[1, 0] = x
+    assert all(np.isnan(output).all() for output in session.run(names, inputs))
+
+
 def test_attention_is_fused_and_layers_are_small(demo_repository: Path, tiny_repository: Path) -> None:
     def operators(repository: Path, model: str) -> Counter[str]:
         graph = onnx.load(repository / model / "1" / "model.onnx", load_external_data=False).graph

@@ -40,8 +40,13 @@ def check_grid(coords: Tensor, cell: int, grid: int) -> None:
 
 
 def embed_positions(coords: Tensor, table: Tensor, cell: int) -> Tensor:
-    """Position embeddings [N, 2 * width] of `coords` i64 [N, 2] = (x, y) px, y's half before x's."""
+    """Position embeddings [N, 2 * width] of `coords` i64 [N, 2] = (x, y) px, y's half before x's.
+
+    A tile outside the table is an error of the lookup on a CPU. Where it is none (in ONNX on CUDA, which
+    looks up zeros, and in TensorRT, which takes the nearest row), all embeddings are NaN.
+    """
+    rows = table.shape[0]
     index = torch.div(coords, cell, rounding_mode="floor")
-    # In ONNX a negative index counts from the end; past the end it is an error.
-    index = torch.where(index < 0, table.shape[0], index)
-    return torch.cat([F.embedding(index[:, 1], table), F.embedding(index[:, 0], table)], dim=1)
+    index = torch.where(index < 0, rows, index)  # in ONNX a negative index would count from the end
+    nothing = torch.where(index < rows, 0.0, torch.nan).sum()
+    return torch.cat([F.embedding(index[:, 1], table), F.embedding(index[:, 0], table)], dim=1) + nothing
