@@ -101,7 +101,8 @@ def check_contract(connection: Connection, contract: Contract) -> Iterator[Check
     if not contract.trained:
         yield Check("weights", WARN, "untrained: scores and maps mean nothing")
     for model in MODELS:
-        unready = [server for server, ready in connection.models_ready(model).items() if not ready]
+        ready = connection.models_ready(model, contract.version)
+        unready = [server for server, is_ready in ready.items() if not is_ready]
         if unready:
             yield Check(model, BAD, f"not ready at {', '.join(unready)}: see the server's log")
     yield from check_devices(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from . import options
 _MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}
 
 
-@options.shares(endpoint=options.endpoint)
+@options.shares(endpoint=functools.partial(options.endpoint, retry_for=0.0))
 def command(
     endpoint: Endpoint,
     source: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -17,7 +18,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ..arrays import Array
-from ..errors import Cancelled, ClientError
+from ..errors import Cancelled, ClientError, DeadlineExceeded, ServerUnavailable
 from .endpoint import Endpoint
 from .failures import is_transient, missed_deadline, to_client_error
 from .shared_memory import SharedInputs
@@ -105,7 +106,7 @@ class Connection:
             result = client.infer(
                 model,
                 self._inputs(client, inputs),
-                model_version="" if version is None else str(version),
+                model_version=_text(version),
                 outputs=wanted,
                 headers=self._headers,
                 timeout=int(self.endpoint.timeout * 1e6),
@@ -159,54 +160,48 @@ class Connection:
         except RuntimeError as error:  # the pool was shut down
             raise Cancelled("cancelled") from error
 
-    def for_each_server(self, call: Callable[[InferenceServerClient], T]) -> dict[str, T]:
-        """The answer of each server to one call of tritonclient's, without retries.
+    def for_each_server(
+        self, call: Callable[[InferenceServerClient], T], *, model: str | None = None, retry: bool = True
+    ) -> dict[str, T]:
+        """The answer of each server to one call of tritonclient's; `model` is named in errors.
 
-        Raises:
-            ServerUnavailable: a server does not answer.
-            RequestRefused: a server rejects the call.
+        Raises as `infer` does; with `retry` False at the first failure.
         """
-        answers = {}
-        for server, client in self._clients.items():
-            try:
-                answers[server] = call(client)
-            except InferenceServerException as error:
-                raise self._to_client_error(error, server) from error
-        return answers
+        return {server: self._try(model, call, server=server, retry=retry) for server in self._clients}
 
     def model_configs(self, model: str) -> dict[str, Any]:
-        """A model's configuration (a `ModelConfig` message) by server; raises as `for_each_server` does."""
-        answers = self.for_each_server(
-            lambda client: client.get_model_config(
-                model, headers=self._headers, client_timeout=self.endpoint.timeout
-            )
-        )
-        return {server: answer.config for server, answer in answers.items()}
+        """A model's configuration (a `ModelConfig` message) by server; raises as `infer` does."""
+        return self.for_each_server(self._config(model), model=model)
 
-    def model_config(self, model: str) -> Any:
-        """A model's configuration from the server whose turn it is, with the retries of an inference."""
-        return self._try(
-            model,
-            lambda client: (
-                client.get_model_config(
-                    model, headers=self._headers, client_timeout=self.endpoint.timeout
-                ).config
-            ),
+    def reachable_configs(self, model: str, version: int | None = None) -> dict[str, Any]:
+        """The same of those servers that can be reached, with retries until one can."""
+        call, answers = self._config(model, version), dict[str, Any]()
+        for server in filter(self._has_settled, self._clients):
+            with contextlib.suppress(ServerUnavailable, DeadlineExceeded):
+                answers[server] = self._try(model, call, server=server, retry=False)
+        return answers or {self.endpoint.url: self._try(model, call)}
+
+    def _config(self, model: str, version: int | None = None) -> Callable[[InferenceServerClient], Any]:
+        return lambda client: (
+            client.get_model_config(
+                model, _text(version), headers=self._headers, client_timeout=self.endpoint.timeout
+            ).config
         )
 
     def server_versions(self) -> dict[str, str]:
-        """Triton's version by server; raises as `for_each_server` does."""
+        """Triton's version by server; raises as `infer` does."""
         answers = self.for_each_server(
             lambda client: client.get_server_metadata(self._headers, client_timeout=self.endpoint.timeout)
         )
         return {server: answer.version for server, answer in answers.items()}
 
-    def models_ready(self, model: str) -> dict[str, bool]:
-        """Whether a model is ready, by server; raises as `for_each_server` does."""
+    def models_ready(self, model: str, version: int) -> dict[str, bool]:
+        """Whether a version of a model is ready, by server; raises as `infer` does."""
         return self.for_each_server(
             lambda client: client.is_model_ready(
-                model, headers=self._headers, client_timeout=self.endpoint.timeout
-            )
+                model, _text(version), headers=self._headers, client_timeout=self.endpoint.timeout
+            ),
+            model=model,
         )
 
     def _inputs(self, client: InferenceServerClient, inputs: Mapping[str, Array]) -> list[InferInput]:
@@ -218,13 +213,20 @@ class Connection:
             tensors.append(tensor.set_data_from_numpy(np.ascontiguousarray(array)))
         return tensors
 
-    def _try(self, model: str, request: Callable[[InferenceServerClient], T]) -> T:
-        """Send a request to one server after another until one answers or the time for retries is over."""
-        server = ""
+    def _try(
+        self,
+        model: str | None,
+        request: Callable[[InferenceServerClient], T],
+        *,
+        server: str | None = None,
+        retry: bool = True,
+    ) -> T:
+        """Send a request to a server, by default to one after another, until the time for retries is over."""
+        only, server = server, ""
 
         def attempt() -> T:
             nonlocal server
-            server = self._next_server()
+            server = only or self._next_server()
             try:
                 return request(self._clients[server])
             except InferenceServerException as error:
@@ -240,7 +242,9 @@ class Connection:
                 raise
 
         retries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: is_transient(error) or missed_deadline(error)),
+            retry=tenacity.retry_if_exception(
+                lambda error: retry and (is_transient(error) or missed_deadline(error))
+            ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.5),
             stop=lambda state: self._cancelled.is_set() or self._is_over(state),
             sleep=tenacity.sleep_using_event(self._cancelled),
@@ -274,11 +278,14 @@ class Connection:
 
     def _next_server(self) -> str:
         with self._lock:
-            now = time.monotonic()
             for server in itertools.islice(self._rotation, len(self._clients)):
-                if now - self._failed_at[server] >= _SETTLE_S:
+                if self._has_settled(server):
                     return server
             return next(self._rotation)
+
+    def _has_settled(self, server: str) -> bool:
+        """Whether a server has not failed for some seconds."""
+        return time.monotonic() - self._failed_at[server] >= _SETTLE_S
 
     def _to_client_error(
         self, error: InferenceServerException, server: str, model: str | None = None
@@ -286,6 +293,11 @@ class Connection:
         if self._cancelled.is_set():
             return Cancelled("cancelled")
         return to_client_error(error, self.endpoint, server, model)
+
+
+def _text(version: int | None) -> str:
+    """A version as tritonclient takes it; "" lets the server choose."""
+    return "" if version is None else str(version)
 
 
 def _result(future: Future[T]) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import MODELS, Contract
 
-from ..errors import ContractMismatch
+from ..errors import ContractMismatch, RequestRefused
 from .connection import Connection
 
 
@@ -16,7 +16,7 @@ def read_contract(connection: Connection) -> Contract:
 
     Raises:
         ContractMismatch: a model has none, an unreadable one, or two of them differ.
-        ServerUnavailable, RequestRefused: a server does not answer, or rejects the request.
+        ServerUnavailable, DeadlineExceeded, RequestRefused: as `Connection.infer`, of every server.
     """
     found: dict[str, tuple[Contract, str]] = {}
     for model in MODELS:
@@ -32,14 +32,18 @@ def read_contract(connection: Connection) -> Contract:
 
 
 def check_same(connection: Connection, contract: Contract) -> None:
-    """Check that every server still serves the export that `contract` was read from.
+    """Check that every server that can be reached still serves the export that `contract` was read from.
 
     Raises:
         ContractMismatch: a server now serves another export.
-        ServerUnavailable, RequestRefused: a server does not answer, or rejects the request.
+        ServerUnavailable, DeadlineExceeded, RequestRefused: as `Connection.infer`.
     """
-    for _ in connection.endpoint.servers:
-        now = _contract_in(connection.model_config("tile_encoder"), "tile_encoder")
+    try:
+        configs = connection.reachable_configs("tile_encoder", contract.version)
+    except RequestRefused:  # another export in its place has another version
+        configs = connection.reachable_configs("tile_encoder")
+    for server, config in configs.items():
+        now = _contract_in(config, f"tile_encoder at {server}")
         if now.export_id != contract.export_id:
             raise ContractMismatch(
                 f"the server changed from export {contract.export_id} to {now.export_id} meanwhile: run again"

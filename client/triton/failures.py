@@ -15,6 +15,7 @@ def is_transient(error: BaseException) -> bool:
     UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
     all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
     that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
+    While it unloads its models it has none of their versions: NOT_FOUND.
     For a missed deadline see `missed_deadline`. All else (INVALID_ARGUMENT, NOT_FOUND …) is permanent.
     """
     if not isinstance(error, InferenceServerException):
@@ -24,7 +25,15 @@ def is_transient(error: BaseException) -> bool:
         return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
     if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
         return True
+    if _is_unloading(error):
+        return True
     return error.status() == "StatusCode.CANCELLED" or is_lost_region(error)
+
+
+def _is_unloading(error: InferenceServerException) -> bool:
+    """Whether a server has a model and, while it starts or stops, none of its versions."""
+    message = (error.message() or "").lower()
+    return error.status() == "StatusCode.NOT_FOUND" and "has no available versions" in message
 
 
 def missed_deadline(error: BaseException) -> bool:
@@ -41,7 +50,7 @@ def to_client_error(
     of_model = f" ({model})" if model else ""
     if "protocol is restricted" in message.lower():
         return RequestRefused(f"{server} wants a header for this{of_model}: {message}; give it with --header")
-    if status == "UNAVAILABLE":
+    if status == "UNAVAILABLE" or _is_unloading(error):
         hint = "is it running, with this TLS?" if endpoint.secure else "is it running, at this --url?"
         return ServerUnavailable(f"no answer from the Triton server at {server}{of_model}: {message}; {hint}")
     if status == "DEADLINE_EXCEEDED":

@@ -42,17 +42,21 @@ class ModelStatistics:
         return ModelStatistics(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 
 
-def read_statistics(connection: Connection, model: str, version: int | None = None) -> ModelStatistics:
+def read_statistics(
+    connection: Connection, model: str, version: int | None = None, *, retry: bool = True
+) -> ModelStatistics:
     """A model's statistics over all servers of the connection; of all its versions where `version` is None.
 
     Raises:
-        ServerUnavailable: a server does not answer.
+        ServerUnavailable, DeadlineExceeded: a server does not answer, with `retry` False at once.
         RequestRefused: it restricts its statistics, or has no such model.
     """
     text = "" if version is None else str(version)
     headers, timeout = dict(connection.endpoint.headers), connection.endpoint.timeout
     answers = connection.for_each_server(
-        lambda client: client.get_inference_statistics(model, text, headers=headers, client_timeout=timeout)
+        lambda client: client.get_inference_statistics(model, text, headers=headers, client_timeout=timeout),
+        model=model,
+        retry=retry,
     )
     models = [stats for answer in answers.values() for stats in answer.model_stats]
     requests = [stats.inference_stats for stats in models]
@@ -82,7 +86,7 @@ def available_statistics(
     if connection.endpoint.balanced_by_grpc:
         return None
     try:
-        return read_statistics(connection, model, version)
+        return read_statistics(connection, model, version, retry=False)
     except ClientError:
         return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +19,11 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from client.batch.schedule import ServerWatch, run
+from client.errors import DeadlineExceeded
 from client.outputs.records import FAILED, OK, Fault, SlideRecord
 from client.scoring.score import SlideSource
+from client.triton.connection import Connection
+from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
 from server.local import RunningServer, run_triton
 from training.cohort.pyramid import write_pyramid
@@ -59,6 +64,17 @@ def suspended(server: RunningServer, model: str) -> Iterator[None]:
         stub.resume()
 
 
+def leave_a_slow_request(server: RunningServer, contract: Contract) -> None:
+    """Ask for a slide of 15,000 tiles and go away; the server computes it for seconds all the same."""
+    inputs: dict[str, np.ndarray] = {
+        "EMBEDDINGS": np.zeros((15_000, contract.tile_encoder.embed_dim), np.float32),
+        "COORDS": np.zeros((15_000, 2), np.int64),
+    }
+    impatient = Connection(Endpoint(server.url, timeout=1, retry_for=0))
+    with impatient, pytest.raises(DeadlineExceeded):
+        impatient.infer("slide_encoder", inputs, ["SLIDE"])
+
+
 def test_another_clients_slow_request_fails_no_slide(
     server: RunningServer,
     slides: Path,
@@ -68,16 +84,7 @@ def test_another_clients_slow_request_fails_no_slide(
     tmp_path: Path,
 ) -> None:
     """Its client has long gone; the slides' own requests miss their deadline until it is computed."""
-    foreign: dict[str, np.ndarray] = {
-        "EMBEDDINGS": np.zeros((15_000, contract.tile_encoder.embed_dim), np.float32),
-        "COORDS": np.zeros((15_000, 2), np.int64),
-    }
-    tensors = []
-    for name, array in foreign.items():
-        tensor = triton.InferInput(name, list(array.shape), "FP32" if array.dtype == np.float32 else "INT64")
-        tensors.append(tensor.set_data_from_numpy(array))
-    with triton.InferenceServerClient(server.url) as client, pytest.raises(InferenceServerException):
-        client.infer("slide_encoder", tensors, client_timeout=1)
+    leave_a_slow_request(server, contract)
     options = ("--url", server.url, "--timeout", 1, "--slides", 3)
     done = run_client("-v", "batch", slides, "--out", tmp_path, *options)
     assert done.code == 0, done.err
@@ -125,6 +132,39 @@ def test_a_batch_waits_for_its_server_and_continues(
     assert done.code == 0, done.err
     assert "waiting  for a server, 8 h at most (--wait-for): no answer from" in done.err
     assert "back     a server answers again" in done.err
+    assert [row["status"] for row in status(out).values()] == [OK, OK, "degraded"]
+
+
+def test_an_orderly_restart_fails_no_slide(
+    demo_repository: Path, three: Path, contract: Contract, run_client: Run, tmp_path: Path
+) -> None:
+    """While the server unloads, which a request in flight prolongs, its models have no available versions."""
+    out, seen = tmp_path / "out", list[str]()
+    with ExitStack() as stack:
+        first = stack.enter_context(run_triton(demo_repository, log=tmp_path / "first.log", grace=60))
+        port = int(first.url.rpartition(":")[2])
+
+        def restart() -> None:
+            while not list(out.glob(".partial/*")):
+                time.sleep(0.005)
+            leave_a_slow_request(first, contract)
+            os.kill(first.pid, signal.SIGTERM)
+            with triton.InferenceServerClient(first.url) as client:
+                while first.process.poll() is None:
+                    try:
+                        client.get_model_config("tile_encoder", client_timeout=1)
+                    except InferenceServerException as error:
+                        seen.append(error.message())
+                    time.sleep(0.05)
+            stack.enter_context(run_triton(demo_repository, log=tmp_path / "second.log", grpc_port=port))
+
+        restarter = threading.Thread(target=restart)
+        restarter.start()
+        slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1)
+        done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)
+        restarter.join()
+    assert any("has no available versions" in message for message in seen)
+    assert done.code == 0, done.err
     assert [row["status"] for row in status(out).values()] == [OK, OK, "degraded"]
 
 

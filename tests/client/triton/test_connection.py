@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,16 @@ import tritonclient.grpc as triton
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from client.errors import Cancelled, ClientError, DeadlineExceeded, RequestRefused, ServerUnavailable
+from client.errors import (
+    Cancelled,
+    ClientError,
+    ContractMismatch,
+    DeadlineExceeded,
+    RequestRefused,
+    ServerUnavailable,
+)
 from client.triton.connection import Connection
-from client.triton.contract import read_contract
+from client.triton.contract import check_same, read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.failures import is_transient
 from client.triton.shared_memory import SharedInputs, unregister
@@ -79,7 +86,7 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         process = subprocess.Popen(command, env=server_environment(TRITON), stdout=log, stderr=log)
     try:
         with Connection(replace(endpoint, retry_for=120)) as connection:
-            connection.model_config("tile_encoder")
+            connection.reachable_configs("tile_encoder")
         yield endpoint
     finally:
         process.kill()
@@ -97,7 +104,9 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ("UNAVAILABLE", "Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", False),
         ("CANCELLED", "request is cancelled", True),
         ("INVALID_ARGUMENT", "batch-size must be <= 64", False),
-        ("NOT_FOUND", "Request for unknown model", False),
+        ("NOT_FOUND", "Request for unknown model: 'nobody' is not found", False),
+        ("NOT_FOUND", "Request for unknown model: 'tile_encoder' version 9 is not found", False),
+        ("NOT_FOUND", "Request for unknown model: 'tile_encoder' has no available versions", True),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", False),
         ("INTERNAL", "onnx runtime error", False),
         ("INTERNAL", "Stub process 'tile_encoder_0_0' is not healthy.", True),
@@ -198,6 +207,21 @@ def test_a_dead_server_is_named_once_its_time_is_over() -> None:
         embed(connection)
 
 
+def test_the_contract_is_read_with_retries(
+    triton_url: str, caplog: pytest.LogCaptureFixture, run_client: Callable[..., Any], real_slide: Path
+) -> None:
+    done = run_client("-v", "score", real_slide, "--url", DEAD, "--retry-for", 1)
+    assert (done.code, done.err.count("no answer from")) == (1, 1)
+    assert "trying again" in caplog.text
+
+
+def test_while_one_of_two_servers_is_away_the_other_is_checked(triton_url: str, contract: Contract) -> None:
+    with Connection(Endpoint(f"{DEAD},{triton_url}", retry_for=0)) as connection:
+        check_same(connection, contract)
+        with pytest.raises(ContractMismatch, match="changed from export other"):
+            check_same(connection, replace(contract, export_id="other"))
+
+
 def test_a_deadline_names_its_option(triton_url: str) -> None:
     expected = pytest.raises(DeadlineExceeded, match=r"took over 0\.001 s; raise --timeout")
     with Connection(Endpoint(triton_url, timeout=0.001, retry_for=0)) as connection, expected:
@@ -245,7 +269,7 @@ def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
         with pytest.raises(RequestRefused, match=r"triton-grpc-protocol-admin.*--header"):
             read_contract(connection)
         with pytest.raises(RequestRefused, match="--header"):
-            connection.model_config("tile_encoder")
+            connection.reachable_configs("tile_encoder")
         assert available_statistics(connection, "tile_encoder") is None
         assert embed(connection).shape[0] == 7
 
