@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Write outputs with `gigapath_contract.files`; what cannot be written is an OutputError."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from gigapath_contract import files
 
 from .errors import OutputError
 
@@ -14,21 +17,11 @@ from .errors import OutputError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A hidden path in the same folder to write to; it replaces `path` when the block ends without an error.
 
-    Its name is always the same, so the next run overwrites what a killed one left.
-
     Raises:
         OutputError: it can't be written, because the disk is full or the folder not writable, for example.
     """
-    part = path.with_name(f".{path.name}.part")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with output_errors(path), files.atomic_path(path) as part:
+        yield part
 
 
 @contextmanager
@@ -70,6 +63,12 @@ def check_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file as a whole."""
-    with atomic_path(path) as part:
-        part.write_text(text)
+    """Write a text file. Raises OutputError."""
+    with output_errors(path):
+        files.write_text(path, text)
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table; None is an empty cell. Raises OutputError."""
+    with output_errors(path):
+        files.write_csv(path, header, rows)

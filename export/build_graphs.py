@@ -19,6 +19,7 @@ from export.precision import PRECISIONS, halve
 from export.repository import EXPORT_MODEL
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
 from export.tile_graph import tile_graph
+from gigapath_contract.files import file_sha256
 from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
 from gigapath_contract.schema import (
     GRAPHS,
@@ -160,9 +161,7 @@ def _export_id(contract: Contract, staging: Path) -> str:
     digest = hashlib.sha256()
     for model in GRAPHS:
         for path in sorted((staging / model).iterdir()):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{model}/{path.name} {content}\n".encode())
+            digest.update(f"{model}/{path.name} {file_sha256(path)}\n".encode())
     fields = json.loads(contract.to_json())
     for name in ("export_id", "version", "versions"):
         del fields[name]

@@ -17,9 +17,9 @@ from typing import Any
 
 from export.configs import engine_config, read_config
 from export.errors import ExportError
-from export.files import write_bytes, write_text
 from export.repository import EXPORT_MODEL, exclusive, export_folder, serve, served_contract
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
+from gigapath_contract.files import atomic_path, file_sha256, write_text
 from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 
@@ -91,9 +91,11 @@ def build_engines(
             )
             # The metadata is removed first and written last: an engine without it counts as stale.
             metadata_file(plans[model]).unlink(missing_ok=True)
-            write_bytes(plans[model], engine.plan)
+            with atomic_path(plans[model]) as part:
+                part.write_bytes(engine.plan)
             write_text(metadata_file(plans[model]), json.dumps(dataclasses.asdict(wanted), indent=1) + "\n")
-            write_bytes(cache, engine.timing_cache)
+            with atomic_path(cache) as part:
+                part.write_bytes(engine.timing_cache)
         write_configs(repository, version)
         serve(repository, version)
     return plans
@@ -159,11 +161,8 @@ def metadata_file(plan: Path) -> Path:
 
 def onnx_digest(folder: Path) -> str:
     """SHA-256 over a model's ONNX file and its external data."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("model.onnx*")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    digests = (bytes.fromhex(file_sha256(path)) for path in sorted(folder.glob("model.onnx*")))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def check_version(installed: str, server: str | None) -> None:

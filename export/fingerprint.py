@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gigapath_contract.files import file_sha256
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime")
 HUB = "hf-hub:"
@@ -112,6 +114,4 @@ def _code_digest_at_start() -> str:
 def _add_files(digest: hashlib._Hash, files: Iterable[Path], root: Path) -> None:
     for path in sorted(files):
         if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(root)} {content}\n".encode())
+            digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from export.configs import read_config, served_config
 from export.errors import ExportError
-from export.files import flush, write_text
+from gigapath_contract.files import flush, write_text
 from gigapath_contract.schema import MODELS, Contract
 
 EXPORT_MODEL = "slide_pipeline"

@@ -1,1 +1,1 @@
-"""What training, export, client and server agree on; imports the standard library and NumPy alone."""
+"""What training, export, client and server share; imports the standard library and NumPy alone."""

@@ -1,34 +1,32 @@
-"""Write files whole: nobody finds half of one, and a crash leaves the old file or the new one."""
+"""Write files with `gigapath_contract.files`; what cannot be written is a TrainingError."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gigapath_contract import files
 from training.errors import TrainingError
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A hidden path next to `path` to write to; it replaces `path`, on disk, when the block ends well.
+    """A hidden path next to `path` to write to; it replaces `path` when the block ends without an error.
 
     Raises TrainingError where it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    with _write_errors(path), files.atomic_path(path) as part:
+        yield part
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
     try:
-        try:
-            yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise TrainingError(f"cannot write {path}: {reason}; free space or choose another path") from error
@@ -44,8 +42,8 @@ def make_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with _write_errors(path):
+        files.write_text(path, text)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -55,8 +53,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a table with a header."""
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    with _write_errors(path):
+        files.write_csv(path, header, rows)
 
 
 def _finite(content: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic_path, write_text
+from ..files import atomic_path, write_csv
 from ..outputs.layout import Layout
 from ..outputs.records import FAILED, SlideRecord
 
@@ -25,7 +23,7 @@ STATUS_COLUMNS = [
 def write_status(path: Path, records: Iterable[SlideRecord]) -> None:
     """`status.csv`: the outcome of every slide."""
     rows = [[getattr(record, column) for column in STATUS_COLUMNS] for record in records]
-    _write_csv(path, STATUS_COLUMNS, [["" if value is None else value for value in row] for row in rows])
+    write_csv(path, STATUS_COLUMNS, rows)
 
 
 def write_scores(
@@ -58,16 +56,8 @@ def write_scores(
         vectors[f"d{i}"] = pa.array([e[i] if e.ndim == 1 else None for e in embeddings], pa.float32())
     written = [layout.out / name for name in ("scores.csv", "scores.parquet", "slide_embeddings.parquet")]
     rows = zip(*(column.to_pylist() for column in table.values()), strict=True)
-    _write_csv(written[0], list(table), [["" if value is None else value for value in row] for row in rows])
+    write_csv(written[0], table, rows)
     for path, content in ((written[1], table), (written[2], vectors)):
         with atomic_path(path) as part:
             pq.write_table(pa.table(content), part)
     return written
-
-
-def _write_csv(path: Path, columns: list[str], rows: Iterable[list[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import Any
 
 from gigapath_contract.schema import Contract
 
-from ..files import atomic_path, write_text
+from .. import files
 from .measure import Result
 
 _COLUMNS = (
@@ -60,27 +59,26 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     Sending and receiving within this client are part of `Network+Server Send/Recv`, so those two stay empty;
     `Inferences/Second` counts items, as perf_analyzer counts rows with `-b`. Raises OutputError.
     """
-    with atomic_path(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS.split(","))
-        for r in results:
-            server = (r.queue_us, r.compute_input_us, r.compute_infer_us, r.compute_output_us)
-            # The two means may cover a request more or less; their difference is a time and never negative.
-            times = (max(r.mean_us - sum(server), 0.0), *server)
-            percentiles = (r.p50_us, r.p90_us, r.p95_us, r.p99_us)
-            writer.writerow(
-                [r.target, r.kind, r.tiles_per_request, r.unit, f"{r.batch:.2f}", r.concurrency]
-                + [f"{r.rate:.4g}", ""]
-                + [f"{t:.0f}" for t in times]
-                + [""]
-                + [f"{t:.0f}" for t in percentiles]
-            )
+    rows = []
+    for r in results:
+        server = (r.queue_us, r.compute_input_us, r.compute_infer_us, r.compute_output_us)
+        # The two means may cover a request more or less; their difference is a time and never negative.
+        times = (max(r.mean_us - sum(server), 0.0), *server)
+        percentiles = (r.p50_us, r.p90_us, r.p95_us, r.p99_us)
+        rows.append(
+            [r.target, r.kind, r.tiles_per_request, r.unit, f"{r.batch:.2f}", r.concurrency]
+            + [f"{r.rate:.4g}", None]
+            + [f"{t:.0f}" for t in times]
+            + [None]
+            + [f"{t:.0f}" for t in percentiles]
+        )
+    files.write_csv(path, _COLUMNS.split(","), rows)
 
 
 def write_json(path: Path, about: dict[str, Any], results: Sequence[Result]) -> None:
     """Write all results and what they depend on (`describe`). Raises OutputError."""
     content = {**about, "results": [asdict(result) for result in results]}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    files.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_plot(path: Path, results: Sequence[Result]) -> None:
@@ -115,7 +113,7 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({r.concurrency for r in panel}), sorted({r.concurrency for r in panel}))
         axes.legend(fontsize="small")
-    with atomic_path(path) as part:
+    with files.atomic_path(path) as part:
         figure.savefig(part, dpi=150, format="png")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +17,7 @@ from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
-from ..files import write_text
+from ..files import write_csv
 from ..outputs.layout import find_features
 from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
@@ -92,9 +90,7 @@ def command(
         check_same(connection, contract)
     rows = [row for effect in effects for row in _rows(effect, outputs.names)]
     path = folder / f"{embedded.slide_id}-counterfactual-{change}.csv"
-    text = io.StringIO()
-    csv.writer(text).writerows([("area", "change", "tiles", "class", score, "stderr"), *rows])
-    write_text(path, text.getvalue())
+    write_csv(path, ("area", "change", "tiles", "class", score, "stderr"), rows)
     console, table = Console(), Table("area", "tiles", "class", f"change of {score}", "stderr", box=None)
     for name, _, tiles, label, mean, stderr in rows:
         table.add_row(name, tiles, label, f"{float(mean):+.4g}", f"{float(stderr):.2g}" if stderr else "")

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from gigapath_contract.files import file_sha256
+
 from ..errors import SlideError
 
 
@@ -38,10 +40,7 @@ def file_fingerprint(path: Path) -> list[list[Any]]:
 def slide_sha256(path: Path) -> str:
     """The digest of all bytes of a slide; of a slide of several files, of their names and digests."""
     try:
-        digests = []
-        for file in slide_files(path):
-            with file.open("rb") as stream:
-                digests.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        digests = [(file.name, file_sha256(file)) for file in slide_files(path)]
     except OSError as error:
         raise SlideError(f"{path}: {error.strerror or error}: check the file and its permissions") from error
     if len(digests) == 1:

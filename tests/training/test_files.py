@@ -10,26 +10,9 @@ from pathlib import Path
 import pytest
 
 from training.errors import TrainingError
-from training.files import atomic_path, make_folder, write_csv, write_json, write_text
+from training.files import make_folder, write_csv, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def fail() -> None:
-        with atomic_path(path) as part:
-            part.write_text("half of the n")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    write_text(path, "new")
-    assert path.read_text() == "new"
 
 
 def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import openslide
 import shapely
 
+from gigapath_contract.files import file_sha256
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
 from training.cohort.pyramid import halvings, write_pyramid
 from training.errors import TrainingError
@@ -160,7 +161,6 @@ def _read_tissue(source: Path) -> TissueSource:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise TrainingError(f"cannot read {path}: {error.strerror}") from error

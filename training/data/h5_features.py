@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from gigapath_contract.coordinates import CoordinateRule, grid_coordinates, read_scale
 from gigapath_contract.errors import CoordinateError
+from gigapath_contract.files import file_sha256
 from training.errors import TrainingError
 
 
@@ -81,8 +81,7 @@ def check_bags(
                 f"{path}: features are {found} wide and the slide encoder takes {width}: embed the slides "
                 "with the preset's own tile encoder"
             )
-        with path.open("rb") as file:
-            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+        return path.name, file_sha256(path)
 
     digests = {}
     with ThreadPoolExecutor(4) as pool:

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gigapath_contract.files import file_sha256
 from gigapath_contract.probabilities import probabilities
 from training.config import RANDOM_INIT
 from training.data.tiles import SPLITS, Tile, TileImages
@@ -78,8 +79,7 @@ def _data(tiles: Sequence[Tile], classes: Sequence[str]) -> dict[str, Any]:
     for tile in tiles:
         digest.update(f"{tile.image.name} {tile.label} {tile.split} {tile.place}\n".encode())
     for path in sorted({tile.image for tile in tiles}):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     counts = {split: sum(tile.split == split for tile in tiles) for split in SPLITS}
     return {"classes": list(classes), "tiles": counts, "sha256": digest.hexdigest()}
 
