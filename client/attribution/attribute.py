@@ -10,23 +10,24 @@ import numpy as np
 
 from ..arrays import Float32, Int64
 from ..errors import ClientError
-from .grouping import owen_map
+from .grouping import owen_map, trees
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs
 from .methods.occlusion import keep_one, occlusion
-from .methods.regions import coarse_regions, grid_cells, sliding_windows
-from .methods.result import Attribution
+from .methods.regions import grid_cells, sliding_windows
+from .methods.result import Attribution, Grouping
 from .methods.scorer import Scorer, average, bank_draws, medoid
-from .methods.shapley import shapley_sampling
+from .methods.shapley import MOST_PLAYERS, shapley_regression
+from .methods.trees import player_means
 from .model.masked_slide import MaskedSlide
 
-Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_sampling"]
+Method = Literal["partition_shap", "occlusion", "keep_one", "shapley_regression"]
 Group = Literal["auto", "look", "place"]
 OccluderName = Literal["in_place", "mean", "medoid"]
 Occluder = OccluderName | Float32
 
 BANK_DRAWS = 4
-SHAPLEY_REGIONS = 256
+SHAPLEY_GROUPS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +39,15 @@ class Settings:
 
     Attributes:
         method: `partition_shap` (how the score is shared among tiles), `occlusion` (what the score needs),
-            `keep_one` (the score of each tile alone), `shapley_sampling` (as the first, for regions, with
-            standard errors).
+            `keep_one` (the score of each tile alone), `shapley_regression` (as the first, with standard
+            errors, for at most 300 tiles or groups of tiles).
         occluder: how occluded tiles are replaced: `in_place` (masked), `mean` or `medoid` (the slide's mean
             or most typical embedding), one embedding [D], or a bank of them [B, D] to draw from.
         feature_mask: region of every tile [N], 0..G-1; the tiles of a region are occluded together.
         sliding_window_shapes, strides: side and step, in tiles, of the windows of `occlusion`.
-        group: whether the trees of `partition_shap` group tiles by `look` (embedding) or by `place`; `auto`
-            takes the one whose map has the larger SRG.
-        max_evals: largest number of masks that `partition_shap` scores.
-        n_samples: number of antithetic permutation pairs of `shapley_sampling`.
+        group: whether tiles are grouped by `look` (embedding) or by `place`; `auto` is, for `partition_shap`,
+            the one whose map has the larger SRG, and by look for `shapley_regression`.
+        max_evals: largest number of masks that `partition_shap` and `shapley_regression` score.
         perturbations_per_eval: masks in memory at once; changes no value.
     """
 
@@ -58,7 +58,6 @@ class Settings:
     strides: int = 2
     group: Group = "auto"
     max_evals: int = 512
-    n_samples: int = 16
     perturbations_per_eval: int = 64
     seed: int = 0
 
@@ -104,8 +103,10 @@ def attribute(
         case "keep_one":
             single_tiles = settings.feature_mask is None
             return keep_one(game, replace(game, scorer=masked_slide.dropped()) if single_tiles else None)
-        case "shapley_sampling":
-            return shapley_sampling(game, n_samples=settings.n_samples, seed=settings.seed)
+        case "shapley_regression":
+            features = player_means(masked_slide.embeddings, game.feature_mask)
+            found = shapley_regression(game, features, max_evals=settings.max_evals, seed=settings.seed)
+            return replace(found, grouping=_coarse_grouping(masked_slide, settings))
         case unknown:
             raise ClientError(f"no method {unknown!r}: choose one of {', '.join(get_args(Method))}")
 
@@ -117,8 +118,6 @@ def planned_masks(masked_slide: MaskedSlide, settings: Settings, step: tuple[int
         case "occlusion":
             windows = _windows(masked_slide, settings, step)
             return 2 + (players if windows is None else len(windows))
-        case "shapley_sampling":
-            return 2 + 2 * settings.n_samples * (players - 1)
         case "keep_one":
             return 2 + players
         case _:
@@ -128,9 +127,20 @@ def planned_masks(masked_slide: MaskedSlide, settings: Settings, step: tuple[int
 def _players(masked_slide: MaskedSlide, settings: Settings) -> Int64:
     if settings.feature_mask is not None:
         return settings.feature_mask
-    if settings.method == "shapley_sampling":
-        return coarse_regions(masked_slide.coords, SHAPLEY_REGIONS)
-    return np.arange(len(masked_slide.coords), dtype=np.int64)
+    tiles = np.arange(len(masked_slide.coords), dtype=np.int64)
+    grouping = _coarse_grouping(masked_slide, settings)
+    if grouping is None:
+        return tiles
+    (tree,) = trees(grouping, masked_slide.embeddings, masked_slide.coords, tiles)
+    return tree.parts(SHAPLEY_GROUPS)
+
+
+def _coarse_grouping(masked_slide: MaskedSlide, settings: Settings) -> Grouping | None:
+    """How `shapley_regression` groups the tiles of a slide that has too many of them."""
+    few = len(masked_slide.coords) <= MOST_PLAYERS or settings.feature_mask is not None
+    if settings.method != "shapley_regression" or few:
+        return None
+    return "place" if settings.group == "place" else "look"
 
 
 def _windows(masked_slide: MaskedSlide, settings: Settings, step: tuple[int, int]) -> list[Int64] | None:

@@ -23,9 +23,6 @@ from .model.embedded import EmbeddedSlide
 from .model.masked_slide import MaskedSlide
 from .reliability import Reliability, assess, planned_checks
 
-# Single-tile scores need one request each, so by default they are computed only for small slides.
-KEEP_ONE_TILES = 2000
-
 
 @dataclass(frozen=True)
 class ExplainProgress:
@@ -53,7 +50,7 @@ class Explanation:
         masked_slide: the same under the model, with the scores so far.
         outputs: the explained outputs; `attribution` has a column for each.
         target_index: column of the target.
-        keep_one: the scores of the tiles alone, None for large slides and where they are the attribution.
+        keep_one: the scores of the tiles alone, None where they are the attribution.
         evidence: the tiles that suffice for the class and those that it needs; None without checks, for the
             embedding, and where the slide is not called the class.
         reliability: None without checks.
@@ -106,7 +103,7 @@ def explain(
     masked_slide = MaskedSlide.from_embedded(slide, forward, contract, cache)
     outputs, target_index = choose_outputs(masked_slide, contract, target, score)
     alone = replace(settings, method="keep_one", feature_mask=None)
-    with_keep_one = settings.method != "keep_one" and len(slide.coords) <= KEEP_ONE_TILES
+    with_keep_one = settings.method != "keep_one"
     planned: dict[str, int] = {settings.method: planned_masks(masked_slide, settings, slide.step)}
     planned["reliability"] = planned_checks(masked_slide, settings) if checks else 0
     planned["evidence"] = planned_evidence(len(slide.coords)) if checks and score != "embedding" else 0

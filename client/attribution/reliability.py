@@ -143,7 +143,6 @@ def assess(
             feature_mask=regions,
             group="place",
             max_evals=EVALS_PER_OCCLUDER,
-            n_samples=2,
         )
         found = attribute(
             masked_slide, outputs, coarse, target_index=target_index, progress_callback=progress_callback
@@ -193,7 +192,7 @@ def planned_checks(masked_slide: MaskedSlide, settings: Settings) -> int:
     """The largest number of masks that `assess` asks for; many of them are in the cache."""
     regions = coarse_regions(masked_slide.coords, REGIONS)
     count = int(regions.max()) + 1
-    coarse = replace(settings, feature_mask=regions, group="place", max_evals=EVALS_PER_OCCLUDER, n_samples=2)
+    coarse = replace(settings, feature_mask=regions, group="place", max_evals=EVALS_PER_OCCLUDER)
     shifted = (SHIFTS + 1) * (1 + 2 * SHIFTED_TILES)
     occluders = 2 * planned_masks(masked_slide, coarse)
     redundancy = count + 2 + EVALS_PER_OCCLUDER

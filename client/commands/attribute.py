@@ -39,7 +39,8 @@ def method_settings(
         Method,
         typer.Option(
             help="Attribution method: Owen values (partition_shap), what the score needs (occlusion), each "
-            "tile alone (keep_one), Shapley values of regions with errors (shapley_sampling).",
+            "tile alone (keep_one), Shapley values of at most 300 tiles or groups, with standard errors "
+            "(shapley_regression).",
             rich_help_panel=_METHOD,
         ),
     ] = "partition_shap",
@@ -60,22 +61,18 @@ def method_settings(
     group: Annotated[
         Group,
         typer.Option(
-            help="How partition_shap groups tiles: by look (embedding) or place; auto: what explains the "
-            "score better.",
+            help="Group tiles by look (embedding) or by place; auto: as explains the score better.",
             rich_help_panel=_METHOD,
         ),
     ] = "auto",
     max_evals: Annotated[
-        int, typer.Option(min=2, help="Largest number of masks for partition_shap.", rich_help_panel=_METHOD)
-    ] = 512,
-    n_samples: Annotated[
         int,
         typer.Option(
             min=2,
-            help="Number of antithetic permutation pairs for shapley_sampling.",
+            help="Largest number of masks for partition_shap and shapley_regression.",
             rich_help_panel=_METHOD,
         ),
-    ] = 16,
+    ] = 512,
     region: Annotated[
         int, typer.Option(min=1, help="Side of occlusion's windows, in tiles.", rich_help_panel=_METHOD)
     ] = 4,
@@ -92,7 +89,6 @@ def method_settings(
         strides=stride,
         group=group,
         max_evals=max_evals,
-        n_samples=n_samples,
         seed=seed,
     )
 

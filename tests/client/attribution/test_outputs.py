@@ -73,7 +73,7 @@ def slide(grid: tuple[Float32, Int64], tmp_path: Path) -> EmbeddedSlide:
 
 @pytest.fixture
 def explanation(slide: EmbeddedSlide, toy_contract: Contract) -> Explanation:
-    settings = Settings(method="shapley_sampling", n_samples=4)
+    settings = Settings(method="shapley_regression", max_evals=256)
     return explain(slide, forward, toy_contract, settings, target="tumour")
 
 
@@ -157,7 +157,7 @@ def test_values_land_in_the_file_s_own_rows(
     write_arrays(path, explanation)
     with h5py.File(path) as file:
         assert all(isinstance(item, h5py.Dataset) and item.ndim > 0 for item in file.values())
-        values, stderr = file["attribution_shapley_sampling"], file["attribution_shapley_sampling_stderr"]
+        values, stderr = (file[f"attribution_shapley_regression{end}"] for end in ("", "_stderr"))
         assert values.shape == stderr.shape == (40, 2)
         assert values.dtype == np.float64
         assert np.isnan(values[5]).all()
@@ -189,7 +189,7 @@ def by_place(slide: EmbeddedSlide, values: Float64) -> dict[tuple[int, int], flo
     return {(x, y): value for (x, y), value in zip(slide.coords.tolist(), values[:, 0], strict=True)}
 
 
-@pytest.mark.parametrize("method", ["partition_shap", "occlusion", "keep_one", "shapley_sampling"])
+@pytest.mark.parametrize("method", ["partition_shap", "occlusion", "keep_one", "shapley_regression"])
 def test_the_order_of_tiles_in_the_file_changes_nothing(
     grid: tuple[Float32, Int64], toy_contract: Contract, tmp_path: Path, method: str
 ) -> None:
@@ -199,7 +199,7 @@ def test_the_order_of_tiles_in_the_file_changes_nothing(
 
     embeddings, coords = np.nan_to_num(grid[0]), grid[1]
     order = np.random.default_rng(5).permutation(40)
-    settings = Settings(method=method, n_samples=2, max_evals=200)  # type: ignore[arg-type]
+    settings = Settings(method=method, max_evals=200)  # type: ignore[arg-type]
     found = []
     for name, rows in (("a", np.arange(40)), ("b", order)):
         slide = read_embedded(write_h5(tmp_path / f"{name}.h5", embeddings[rows], coords[rows]))
