@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ManifestError,
         MaskError,
         MppError,
+        NonFiniteAnswer,
         OutputError,
         PlanError,
         RequestRefused,
@@ -70,6 +71,7 @@ __all__ = [
     "ManifestError",
     "MaskError",
     "MppError",
+    "NonFiniteAnswer",
     "OutputError",
     "PlanError",
     "RequestRefused",
@@ -113,6 +115,7 @@ _MODULES = {
         *(
             "MaskError",
             "MppError",
+            "NonFiniteAnswer",
             "OutputError",
             "PlanError",
             "RequestRefused",

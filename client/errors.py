@@ -10,6 +10,7 @@
     ├── ServerUnavailable        no server could be reached
     ├── DeadlineExceeded         a server that can be reached did not answer a request in time
     ├── RequestRefused           a server rejected the request
+    ├── NonFiniteAnswer          a server's answer holds NaN or infinite values
     ├── Cancelled                the connection was cancelled
     └── OutputError              an output cannot be written
 
@@ -17,6 +18,8 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class ClientError(Exception):
@@ -57,6 +60,22 @@ class DeadlineExceeded(ClientError):
 
 class RequestRefused(ClientError):
     """A server rejected the request; sending it again cannot help."""
+
+
+class NonFiniteAnswer(ClientError):
+    """A server's answer holds NaN or infinite values; `rows` are those of `output` that do."""
+
+    def __init__(self, model: str, output: str, rows: Sequence[int], total: int, where: str = "") -> None:
+        self.model, self.output, self.rows, self.total = model, output, tuple(rows), total
+        super().__init__(
+            f"{where}{': ' if where else ''}{model} returned NaN or infinite values in {len(self.rows)} of "
+            f"{total} rows of {output}; nothing of it is kept: compare the server with its export (client "
+            "verify), and export in fp32 where half precision overflows"
+        )
+
+    def at(self, where: str) -> NonFiniteAnswer:
+        """The same error, with the slide or tile that it concerns."""
+        return NonFiniteAnswer(self.model, self.output, self.rows, self.total, where)
 
 
 class Cancelled(ClientError):

@@ -12,6 +12,7 @@ import numpy as np
 from gigapath_contract.schema import Contract
 
 from ..arrays import Bool, Float32
+from ..errors import NonFiniteAnswer
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
@@ -60,6 +61,7 @@ def embed_tiles(
         SlideError: the slide can't be opened.
         ServerUnavailable: no server answered.
         RequestRefused: the server rejected a request.
+        NonFiniteAnswer: a tile's embedding is not finite; the tile is named.
         Cancelled: the connection was cancelled.
         OutputError: the checkpoint can't be written.
     """
@@ -76,8 +78,13 @@ def embed_tiles(
         rows = np.full((len(batch.valid), dim), np.nan, np.float32)
         if batch.valid.any():
             pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
-            with request_timer.time("send", pixels.nbytes):
-                answer = connection.infer(model, {"TILES": pixels}, ["EMBEDDINGS"], version=version)
+            try:
+                with request_timer.time("send", pixels.nbytes):
+                    answer = connection.infer(model, {"TILES": pixels}, ["EMBEDDINGS"], version=version)
+            except NonFiniteAnswer as error:
+                tile = batch.start + np.flatnonzero(batch.valid)[error.rows[0]]
+                x, y = plan.coords[tile].tolist()
+                raise error.at(f"{plan.path}, tile at x={x}, y={y}") from error
             rows[batch.valid] = answer["EMBEDDINGS"]
         return rows, batch.valid
 

@@ -14,7 +14,7 @@ from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import Contract
 
 from ..arrays import Array, Bool, Float32, Int64, Pixels
-from ..errors import SlideError
+from ..errors import NonFiniteAnswer, SlideError
 from ..slides.slide import Slide, open_slide
 from ..slides.tiling import TilePlan, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
@@ -137,9 +137,12 @@ def score_slide(
     layers = embedding = logits = None
     if valid.any():
         with timer.time("slide", embeddings.nbytes):
-            layers, embedding, logits = encode_slide(
-                connection, contract, embeddings[valid], grid_coords[valid]
-            )
+            try:
+                layers, embedding, logits = encode_slide(
+                    connection, contract, embeddings[valid], grid_coords[valid]
+                )
+            except NonFiniteAnswer as error:
+                raise error.at(str(source.path)) from error
     return ScoredSlide(
         plan=plan,
         contours=contours,

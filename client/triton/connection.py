@@ -18,7 +18,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ..arrays import Array
-from ..errors import Cancelled, ClientError, DeadlineExceeded, ServerUnavailable
+from ..errors import Cancelled, ClientError, DeadlineExceeded, NonFiniteAnswer, ServerUnavailable
 from .endpoint import Endpoint
 from .failures import is_transient, missed_deadline, to_client_error
 from .shared_memory import SharedInputs
@@ -84,7 +84,13 @@ class Connection:
         self.cancel()
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], *, version: int | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        *,
+        version: int | None = None,
+        check_finite: bool = True,
     ) -> dict[str, Array]:
         """One inference: named arrays in, the named outputs back (read-only arrays).
 
@@ -93,8 +99,10 @@ class Connection:
             inputs: an array per input, batch dimension first where the model has one.
             outputs: names of the outputs to return.
             version: the model's version; None lets the server choose.
+            check_finite: refuse an answer with NaN or infinite values.
 
         Raises:
+            NonFiniteAnswer: see `check_finite`.
             ServerUnavailable: no server could be reached within the endpoint's `retry_for`.
             DeadlineExceeded: a server that can be reached did not answer in time, whenever it was asked.
             RequestRefused: the server rejected the request.
@@ -114,7 +122,10 @@ class Connection:
             )
             return {name: result.as_numpy(name) for name in outputs}
 
-        return self._try(model, request)
+        answer = self._try(model, request)
+        if check_finite:
+            _check_finite(model, answer)
+        return answer
 
     def infer_stream(
         self,
@@ -298,6 +309,13 @@ class Connection:
 def _text(version: int | None) -> str:
     """A version as tritonclient takes it; "" lets the server choose."""
     return "" if version is None else str(version)
+
+
+def _check_finite(model: str, answer: Mapping[str, Array]) -> None:
+    for output, array in answer.items():
+        if not np.isfinite(array).all():
+            rows = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            raise NonFiniteAnswer(model, output, np.flatnonzero(rows).tolist(), len(array))
 
 
 def _result(future: Future[T]) -> T:

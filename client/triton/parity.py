@@ -46,5 +46,7 @@ def verify(
         RequestRefused: a server rejected a request.
     """
     for case in reference.cases():
-        answers = connection.infer(case.model, case.inputs, list(case.outputs), version=contract.version)
+        answers = connection.infer(
+            case.model, case.inputs, list(case.outputs), version=contract.version, check_finite=False
+        )
         yield from compare(case, answers, gates[case.model])
