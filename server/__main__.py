@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -11,10 +12,14 @@ from typing import Annotated
 import typer
 
 from server.assemble import ROOT
+from server.diagnosis import diagnose
 from server.errors import ServerError
 from server.local import LOOPBACK, run_triton
 
 LOG = ROOT / "build" / "log" / "triton.log"
+SETTLED = 60
+"""A server that served for so many seconds before it died is started again without a pause."""
+LONGEST_PAUSE = 30
 
 
 def serve(
@@ -30,26 +35,35 @@ def serve(
     log: Annotated[Path, typer.Option(help="Triton's log file.")] = LOG,
     grace: Annotated[float, typer.Option(help="Seconds to finish requests in flight when stopped.")] = 10,
 ) -> None:
-    """Serve a model repository with a real Triton until Ctrl-C or SIGTERM.
+    """Serve a model repository with a real Triton until Ctrl-C or SIGTERM; start it again when it dies.
 
     Example: python -m server --grpc-port 9001 -- --log-verbose=1
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    pause = 0.0
     try:
-        with run_triton(
-            repository,
-            log=log,
-            host=host,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
-            flags=flags or [],
-            grace=grace,
-        ) as server:
-            typer.echo(f"serving {', '.join(server.models)} at {server.url} (gRPC)")
-            typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
-            code = server.wait()
-        raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
+        while True:
+            with run_triton(
+                repository,
+                log=log,
+                host=host,
+                grpc_port=grpc_port,
+                http_port=http_port,
+                metrics_port=metrics_port,
+                flags=flags or [],
+                grace=grace,
+            ) as server:
+                began = time.monotonic()
+                typer.echo(f"serving {', '.join(server.models)} at {server.url} (gRPC)")
+                typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
+                code = server.wait()
+            if code <= 0:  # ended in order by somebody else, or the guard was killed
+                raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
+            kept = log.replace(log.with_name(f"{log.name}.previous"))
+            settled = time.monotonic() - began > SETTLED
+            pause = 0.0 if settled else min(max(1, 2 * pause), LONGEST_PAUSE)
+            typer.echo(f"{diagnose(kept, code)}; starting it again in {pause:.0f} s", err=True)
+            time.sleep(pause)
     except KeyboardInterrupt:
         typer.echo("stopped")
 

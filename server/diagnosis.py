@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# Triton's own wording, the more specific first; what follows a model's reason is the backend's stack.
+# The wording of `backends/onnxruntime/heartbeat.py`, then Triton's own, the more specific first; what follows
+# a model's reason is the backend's stack.
 CAUSES = [
+    (r"^model '(?P<model>.+?)': its process (?P<process>\d+) died",
+     "model '{model}': its process {process} died"),
     (r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.+?)(?:\\n\\nAt:|\"?$)",
      "model '{model}' failed to load: {reason}"),
     (r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.+?)\"?$",

@@ -82,6 +82,13 @@ def test_pods_have_no_privileges(
     }
 
 
+def test_a_server_with_stubs_can_be_killed_from_within_its_container(
+    overlay: str, pod: dict[str, Any]
+) -> None:
+    """Process 1 of a namespace can't be."""
+    assert pod.get("shareProcessNamespace", False) is (overlay == "cpu")
+
+
 def test_the_probes_infer(container: dict[str, Any]) -> None:
     commands = {kind: container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness")}
     assert set(map(tuple, commands.values())) == {("python3", "/deploy/probe.py", "infer")}

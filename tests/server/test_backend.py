@@ -129,12 +129,35 @@ def test_a_stub_that_stalls_for_seconds_answers_late_but_right(
         np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
 
 
-def test_a_stub_that_dies_ends_the_server(toy_repository: Path, tmp_path: Path) -> None:
+def test_a_stub_that_dies_ends_the_server_at_once(toy_repository: Path, tmp_path: Path) -> None:
     """Triton starts no other one: the server's supervisor has to restart it."""
-    with run_triton(toy_repository, log=tmp_path / "log") as server:
-        stub_of(server, "tile_encoder").kill()
-        server.process.wait(timeout=20)
-    assert "Signal (15) received." in server.log.read_text()
+    with run_triton(toy_repository, log=tmp_path / "log", grace=30) as server:
+        regions = set(regions_of(server))
+        assert len(regions) == 3
+        stub = stub_of(server, "tile_encoder")
+        began = time.monotonic()
+        stub.kill()
+        psutil.wait_procs([psutil.Process(server.pid)], timeout=20)
+        assert time.monotonic() - began < 5, "it waits neither for requests nor for models to unload"
+    lines = [line for line in server.log.read_text().splitlines() if "died" in line]
+    assert lines == [
+        f"model 'tile_encoder': its process {stub.pid} died, so the server ends, to be started again"
+    ]
+    assert not any(region.exists() for region in regions)
+
+
+def test_a_server_that_is_stopped_says_nothing_of_dead_stubs(toy_repository: Path, tmp_path: Path) -> None:
+    with run_triton(toy_repository, log=tmp_path / "log", grace=30) as server:
+        pass
+    log = server.log.read_text()
+    assert "died" not in log
+    assert log.count("successfully unloaded") == 4
+
+
+def regions_of(server: RunningServer) -> list[Path]:
+    """The shared memory of the server's stubs."""
+    commands = [process.cmdline() for process in psutil.Process(server.pid).children()]
+    return [Path("/dev/shm", command[2].lstrip("/")) for command in commands]
 
 
 def stubs(server: RunningServer) -> set[int]:

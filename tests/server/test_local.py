@@ -13,7 +13,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
@@ -178,6 +180,31 @@ def test_the_end_of_the_foreground_server_leaves_nothing(
         assert process.wait(timeout=20) == code
         assert gone(family)
     assert "Started GRPCInferenceService" in log.read_text()
+    assert shared_memory(process.pid) == []
+
+
+def test_a_foreground_server_that_dies_is_started_again(
+    toy_repository: Path, tmp_path: Path, infer: Callable[..., Any]
+) -> None:
+    log = tmp_path / "triton.log"
+    addresses = ports()
+    with server_process(toy_repository, *addresses, "--log", str(log)) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        stub = next(member for member in family if "slide_encoder_0_0" in member.cmdline())
+        stub.kill()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == (
+            f"model 'slide_encoder': its process {stub.pid} died (log: {log}.previous); "
+            "starting it again in 1 s\n"
+        )
+        assert gone(family)
+        assert "metrics" in process.stdout.readline()
+        assert "serving slide_encoder" in process.stdout.readline()
+        slide = {"EMBEDDINGS": np.ones((3, 128), np.float32), "COORDS": np.zeros((3, 2), np.int64)}
+        assert infer(f"{LOOPBACK}:{addresses[1]}", "slide_encoder", **slide)["SLIDE"].shape == (128,)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
     assert shared_memory(process.pid) == []
 
 

@@ -51,7 +51,13 @@ class TritonPythonModel:
         self.shapes = {node.name: node.shape for node in self.session.get_inputs()}
         pb_utils.Logger.log_info(f"{args['model_name']}: {describe(self.session)}")
         python = shutil.which("python3") or "python3"  # sys.executable is the stub here
-        subprocess.Popen([python, "-I", "-S", Path(__file__).with_name("heartbeat.py"), str(os.getpid())])
+        beat = Path(__file__).with_name("heartbeat.py")
+        self.heartbeat = subprocess.Popen([python, "-I", "-S", beat, str(os.getpid()), args["model_name"]])
+
+    def finalize(self) -> None:
+        """End the heartbeat, which takes any later end of this process for its death."""
+        self.heartbeat.kill()
+        self.heartbeat.wait()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests as one batch; if that fails, one by one, so that only the faulty request fails."""
