@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.models.dilated_attention import Selection
+
 UNCOVERED = -1e8
 
 
@@ -28,6 +30,9 @@ class PlainAttention:
 
     def class_token_only(self) -> PlainAttention:
         return self
+
+    def among(self, visible: Tensor) -> Selection:
+        return Selection(None, visible, self)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         """Merged branches [M, Q, H, d] of q [M, Q, H, d], k and v [M, T, H, d] under `visible` [M, T]."""

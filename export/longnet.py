@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from export.attention import multi_head_attention
+from training.models.dilated_attention import Selection
 from training.models.fused_attention import NULL_LOGIT, UNCOVERED
 
 op: Any = onnxscript.opset18
@@ -104,6 +105,9 @@ class OperatorAttention:
 
     def class_token_only(self) -> OperatorAttention:
         return replace(self, first_only=True)
+
+    def among(self, visible: Tensor) -> Selection:
+        return Selection(None, visible, self)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         head_dim = q.shape[3]

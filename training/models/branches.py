@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,6 +50,41 @@ class Branch:
             outputs=first.view(1, heads),
             covered=self.covered[:1],
             padding=self.padding[:1],
+        )
+
+    def among(self, visible: Tensor) -> Branch:
+        """The branch for the tokens that are `visible` bool [T] alone, renumbered, and one more that is not.
+
+        Slots of the others are left out. Segments and heads keep a different number, so the last ones of a
+        segment may have to be filled: with the one token more, which nobody must see. For a branch without
+        `padding` outputs.
+        """
+        kept, (_, _, heads) = int(visible.sum()), self.queries.shape
+        number = F.pad(visible.cumsum(0) - 1, (0, 2))
+        number[:-2][~visible] = kept
+        number[-2:] = torch.arange(kept + 1, kept + 3, device=number.device)
+
+        rows = number[self.keys // heads] * heads + self.keys % heads
+        left_out = rows[:, :-1] // heads == kept
+        order = left_out.int().argsort(dim=1, stable=True)
+        slots = int((~left_out).sum(dim=1).max())
+        queries = rows.gather(1, order[:, :slots])
+
+        slot, head = self.outputs[visible] // heads, self.outputs[visible] % heads
+        number_of_segment, local = slot // order.shape[1], slot % order.shape[1]
+        local = order.argsort(dim=1)[number_of_segment, local, head].clamp(max=slots - 1)
+        outputs = (number_of_segment * slots + local) * heads + head
+
+        def with_last(of_token: Tensor) -> Tensor:
+            return F.pad(of_token, (0, 0, 0, 1))
+
+        return Branch(
+            queries,
+            torch.cat([queries, rows[:, -1:]], dim=1),
+            self.log_padding,
+            with_last(outputs),
+            with_last(self.covered[visible]),
+            with_last(self.padding[visible]),
         )
 
 

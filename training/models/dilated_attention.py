@@ -7,14 +7,17 @@ within dilated segments, and branches are merged, per token and head, by their s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.models.branches import Branch, plan_branches
 from training.models.fused_attention import UNCOVERED, kernel_attention, lse_kernel, null_key_attention
+from training.models.merged_attention import MergedLayout, merged_attention, plan_merged
 
 
 class DilatedAttention(Protocol):
@@ -28,6 +31,24 @@ class DilatedAttention(Protocol):
         """The same for token 0's query alone, Q = 1."""
         ...
 
+    def among(self, visible: Tensor) -> Selection:
+        """What to compute where only the tokens `visible` bool [M, T] count, the first one included."""
+        ...
+
+
+class Selection(NamedTuple):
+    """The tokens to compute, K of T.
+
+    Attributes:
+        rows: i64 [M, K]; None for all of them.
+        visible: bool [M, K], which of them count.
+        attention: dilated attention over them.
+    """
+
+    rows: Tensor | None
+    visible: Tensor
+    attention: DilatedAttention
+
 
 AttentionBackend = Callable[[int, tuple[int, ...], tuple[int, ...], int, torch.device], DilatedAttention]
 """Lays dilated attention out: tokens, segment lengths, dilations (one per branch), heads and device."""
@@ -35,15 +56,61 @@ AttentionBackend = Callable[[int, tuple[int, ...], tuple[int, ...], int, torch.d
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """`dilated_attention` over branches that are laid out."""
+    """`dilated_attention` over branches, which are laid out when they are first needed."""
 
-    branches: list[Branch]
+    branches: Callable[[], list[Branch]]
+    merged: Callable[[], MergedLayout] | None
+    """The layout for `merged_attention`, where all tokens lie in one segment."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        return dilated_attention(q, k, v, self.branches, visible)
+        return dilated_attention(q, k, v, self.branches(), visible)
 
     def class_token_only(self) -> FusedAttention:
-        return FusedAttention([branch.class_token_only() for branch in self.branches])
+        return replace(self, branches=cache(lambda: _first_only(self.branches())))
+
+    def among(self, visible: Tensor) -> Selection:
+        """For one mask at a time. Under gradients all tokens: those of merged attention are not published."""
+        (seen,) = visible
+        if torch.is_grad_enabled():
+            return Selection(None, visible, self)
+        if self.merged is None and (seen.all() or any(branch.padding.any() for branch in self.branches())):
+            return Selection(None, visible, self)
+        rows = seen.nonzero()[:, 0]
+        attention = VisibleAttention(
+            branches=cache(lambda: [branch.among(seen) for branch in self.branches()]),
+            merged=None if self.merged is None else self.merged().among(rows),
+        )
+        return Selection(rows[None], visible[:, rows], attention)
+
+
+@dataclass(frozen=True)
+class VisibleAttention:
+    """Dilated attention among tokens that are all visible: `merged_attention`, else `dilated_attention`."""
+
+    branches: Callable[[], list[Branch]]
+    """For the tokens and one more that is not visible."""
+    merged: MergedLayout | None
+    first_only: bool = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        if self.merged is not None and q.dtype in (torch.float32, torch.float64):
+            merged = merged_attention(q, k, v, self.merged)
+            if merged is not None:
+                return merged
+        queries = q.shape[1]
+        q, k, v = (F.pad(x, (0, 0, 0, 0, 0, one)) for x, one in ((q, not self.first_only), (k, 1), (v, 1)))
+        return dilated_attention(q, k, v, self.branches(), F.pad(visible, (0, 1)))[:, :queries]
+
+    def class_token_only(self) -> VisibleAttention:
+        merged = None if self.merged is None else self.merged.class_token_only()
+        return VisibleAttention(cache(lambda: _first_only(self.branches())), merged, first_only=True)
+
+    def among(self, visible: Tensor) -> Selection:
+        return Selection(None, visible, self)
+
+
+def _first_only(branches: list[Branch]) -> list[Branch]:
+    return [branch.class_token_only() for branch in branches]
 
 
 def plan_fused_attention(
@@ -54,7 +121,12 @@ def plan_fused_attention(
     device: torch.device,
 ) -> FusedAttention:
     """The default `AttentionBackend`: PyTorch's fused kernels."""
-    return FusedAttention(plan_branches(tokens, segment_lengths, dilations, heads, device))
+    return FusedAttention(
+        cache(lambda: plan_branches(tokens, segment_lengths, dilations, heads, device)),
+        cache(lambda: plan_merged(tokens, dilations, heads, device))
+        if tokens <= min(segment_lengths)
+        else None,
+    )
 
 
 def dilated_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], visible: Tensor) -> Tensor:

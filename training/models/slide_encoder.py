@@ -164,8 +164,8 @@ class LongNetSlideEncoder(nn.Module):
             coords: i64 [N, 2], (x, y) px of each tile in the frame of the variant's coordinate rule.
             keep: bool [M, N], M masks over the same tiles: a tile that isn't kept is invisible as a key in
                 every branch and left out of the mean; every other tile keeps its slot and place. None is one
-                mask that keeps all. (A masked tile is still a query; its output reaches no other token, save
-                for the published quirk of misaligned segments, see `training.models.branches.plan_branch`.)
+                mask that keeps all. (Without gradients a masked tile is not computed, unless misaligned
+                segments need it as a query, see `training.models.branches.plan_branch`.)
 
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.
@@ -191,7 +191,8 @@ class LongNetSlideEncoder(nn.Module):
 
     def _states(self, tokens: Tensor, visible: Tensor, attention: DilatedAttention) -> tuple[Tensor, Tensor]:
         """The output [M, ...], from h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
+        tokens, visible, attention = _computed(tokens, visible, attention)
+        tokens = self.dropout(tokens)
         pooled = [_pool(tokens, visible)]
         for block in self.encoder.layers:
             tokens = block(tokens, attention, visible)
@@ -203,7 +204,8 @@ class LongNetSlideEncoder(nn.Module):
         self, tokens: Tensor, visible: Tensor, attention: DilatedAttention, variant: EmbeddingVariant
     ) -> Tensor:
         """The variant's vectors [M, E] of h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens = self.dropout(tokens.expand(visible.shape[0], -1, -1))
+        tokens, visible, attention = _computed(tokens, visible, attention)
+        tokens = self.dropout(tokens)
         blocks = list(self.encoder.layers[: variant.layer])
         last = blocks.pop() if blocks and variant.pooling == "cls" else None
         for block in blocks:
@@ -260,6 +262,14 @@ def one_by_one(rows: Tensor) -> tuple[Tensor, ...]:
     bits whatever the other masks of the request are. It also keeps memory independent of M.
     """
     return (rows,) if torch.compiler.is_exporting() else rows.unsqueeze(1).unbind()
+
+
+def _computed(
+    tokens: Tensor, visible: Tensor, attention: DilatedAttention
+) -> tuple[Tensor, Tensor, DilatedAttention]:
+    """Of `tokens` [T, E] those to compute [M, K, E], which of them a mask sees [M, K], and attention."""
+    rows, seen, among = attention.among(visible)
+    return (tokens.expand(visible.shape[0], -1, -1) if rows is None else tokens[rows]), seen, among
 
 
 def _mean(tokens: Tensor, visible: Tensor) -> Tensor:
