@@ -7,6 +7,7 @@
     ├── MaskError                a mask image or an annotation file cannot be used
     ├── ManifestError            a manifest or a folder cannot be read as a list of slides
     ├── ContractMismatch         the model's contract is missing or unreadable, or a slide does not fit it
+    │   └── ExportChanged        a server now serves another export than before
     ├── ServerUnavailable        no server could be reached
     ├── DeadlineExceeded         a server that can be reached did not answer a request in time
     ├── RequestRefused           a server rejected the request
@@ -48,6 +49,10 @@ class ManifestError(ClientError):
 
 class ContractMismatch(ClientError):
     """The served model's contract is missing or unreadable, or a slide's plan or embeddings do not fit it."""
+
+
+class ExportChanged(ContractMismatch):
+    """A server serves another export than the one whose contract was read."""
 
 
 class ServerUnavailable(ClientError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gigapath_contract.schema import Contract
 
-from ..errors import Cancelled, ClientError, DeadlineExceeded, OutputError, ServerUnavailable
+from ..errors import Cancelled, ClientError, DeadlineExceeded, ExportChanged, OutputError, ServerUnavailable
 from ..outputs.formats import write_formats
 from ..outputs.layout import Layout
 from ..outputs.records import FAILED, Fault, SlideRecord, write_record
@@ -19,7 +19,11 @@ from ..scoring.score import SlideSource, TilingOptions
 from ..triton.connection import Connection
 from ..triton.endpoint import Endpoint
 
-_FAULTS = {ServerUnavailable: Fault.SERVER_LOST, DeadlineExceeded: Fault.DEADLINE}
+_FAULTS = {
+    ServerUnavailable: Fault.SERVER_LOST,
+    DeadlineExceeded: Fault.DEADLINE,
+    ExportChanged: Fault.EXPORT_CHANGED,
+}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def run(
 
     A slide that missed a deadline is tried again alone, once all others have ended: then it is not for
     another one of the batch that it fails. A slide during which the servers were lost is tried again once
-    `watch` finds one; where it finds none, the slides left are not started.
+    `watch` finds one; where it finds none, or another export is served, the slides left are not started.
     """
     waiting, late, running = deque(slides), deque[SlideSource](), dict[Any, SlideSource]()
     losses, alone, given_up = Counter[str](), set[str](), ""
@@ -126,6 +126,8 @@ def run(
                 if lost:
                     losses[source.slide_id] += 1
                     given_up = given_up or watch.wait(record.reason)
+                elif record.fault == Fault.EXPORT_CHANGED:
+                    given_up = given_up or record.reason
                 else:
                     watch.answered()
                 if given_up or record.fault == Fault.NONE:

@@ -24,6 +24,7 @@ class Fault(StrEnum):
     NONE = ""  # the slide's own, or none
     DEADLINE = "deadline"  # a request took too long
     SERVER_LOST = "server lost"  # no server could be reached
+    EXPORT_CHANGED = "export changed"  # a server serves another export
 
 
 @dataclass(frozen=True)

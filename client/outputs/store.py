@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gigapath_contract.schema import Contract
 
+from ..errors import ExportChanged, RequestRefused
 from ..files import check_folder
 from ..scoring.embedding import Progress, Throughput, chunk_size
 from ..scoring.result_key import find_result_key
@@ -132,6 +135,7 @@ def score_to(
 
     Raises:
         OutputError: the files cannot be written.
+        ExportChanged: a server serves another export than `contract` was read from.
         ClientError: as `score_slide` raises.
 
     Example:
@@ -154,17 +158,24 @@ def score_to(
         dim = contract.tile_encoder.embed_dim
         return EmbeddingCheckpoint(unfinished, fingerprint, dim) if unfinished else None
 
-    scored = score_slide(
-        source,
-        connection,
-        contract,
-        tiling,
-        throughput,
-        timer=timer,
-        open_checkpoint=open_checkpoint,
-        progress=progress,
-    )
     check_same(connection, contract)
+    try:
+        with _naming_a_change(connection, contract):
+            scored = score_slide(
+                source,
+                connection,
+                contract,
+                tiling,
+                throughput,
+                timer=timer,
+                open_checkpoint=open_checkpoint,
+                progress=progress,
+            )
+        check_same(connection, contract)
+    except ExportChanged:
+        if unfinished:  # some of its rows may be the other export's
+            unfinished.unlink(missing_ok=True)
+        raise
     with timer.time("write"):
         # The record goes first: without it a slide counts as not done if this is killed between two outputs.
         record_path(outputs.out, slide_id).unlink(missing_ok=True)
@@ -174,3 +185,13 @@ def score_to(
     if unfinished:
         unfinished.unlink(missing_ok=True)
     return record, scored
+
+
+@contextmanager
+def _naming_a_change(connection: Connection, contract: Contract) -> Iterator[None]:
+    """Name as the cause of a refused request that a server now serves another export, where it does."""
+    try:
+        yield
+    except RequestRefused:
+        check_same(connection, contract)
+        raise

@@ -16,6 +16,7 @@ from ..errors import NonFiniteAnswer
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
+from ..triton.contract import ExportGuard
 from ..triton.statistics import available_statistics
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
@@ -59,8 +60,8 @@ def embed_tiles(
 
     Raises:
         SlideError: the slide can't be opened.
-        ServerUnavailable: no server answered.
-        RequestRefused: the server rejected a request.
+        ServerUnavailable, DeadlineExceeded, RequestRefused: see `Connection.infer`.
+        ExportChanged: a server was away meanwhile and now serves another export.
         NonFiniteAnswer: a tile's embedding is not finite; the tile is named.
         Cancelled: the connection was cancelled.
         OutputError: the checkpoint can't be written.
@@ -72,7 +73,7 @@ def embed_tiles(
     if checkpoint:
         embeddings[:done], valid[:done] = checkpoint.embeddings, checkpoint.valid
     progress(done, len(plan))
-    request_timer = StageTimer()
+    request_timer, guard = StageTimer(), ExportGuard(connection, contract)
 
     def embed(batch: TileBatch) -> tuple[Float32, Bool]:
         rows = np.full((len(batch.valid), dim), np.nan, np.float32)
@@ -92,6 +93,7 @@ def embed_tiles(
     tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
     with contextlib.closing(_timed(tiles, request_timer)) as batches:
         for rows, good in connection.map_ordered(embed, batches):
+            guard.check()
             embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
             done += len(good)
             if checkpoint:

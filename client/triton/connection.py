@@ -36,7 +36,8 @@ class Connection:
     """Open channels to the servers of an endpoint, used by any number of threads.
 
     At most `in_flight` requests per server are in flight at a time, over all threads and slides. `cancel`
-    makes every request, also one that waits for a retry, end with `Cancelled`.
+    makes every request, also one that waits for a retry, end with `Cancelled`. `interruptions` counts the
+    failures after which a server may have been started again.
 
     Raises:
         ClientError: a TLS file cannot be read. No server is contacted yet.
@@ -57,6 +58,8 @@ class Connection:
             for server in endpoint.servers
         }
         self._headers = dict(endpoint.headers)
+        self._failures = itertools.count(1)
+        self.interruptions = 0
         self._failed_at = dict.fromkeys(endpoint.servers, -_SETTLE_S)
         self._rotation = itertools.cycle(endpoint.servers)
         self._lock = threading.Lock()
@@ -244,6 +247,8 @@ class Connection:
                 if self._shared:
                     self._shared.forget(self._clients[server], self._headers)
                 stopped = missed_deadline(error) and not self._is_live(server)
+                if stopped or is_transient(error):
+                    self.interruptions = next(self._failures)
                 if stopped or error.status() == "StatusCode.UNAVAILABLE":
                     self._failed_at[server] = time.monotonic()
                 if stopped:

@@ -7,7 +7,7 @@ from typing import Any
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import MODELS, Contract
 
-from ..errors import ContractMismatch, RequestRefused
+from ..errors import ContractMismatch, ExportChanged, RequestRefused
 from .connection import Connection
 
 
@@ -35,7 +35,8 @@ def check_same(connection: Connection, contract: Contract) -> None:
     """Check that every server that can be reached still serves the export that `contract` was read from.
 
     Raises:
-        ContractMismatch: a server now serves another export.
+        ExportChanged: a server now serves another export.
+        ContractMismatch: a model has no contract, or an unreadable one.
         ServerUnavailable, DeadlineExceeded, RequestRefused: as `Connection.infer`.
     """
     try:
@@ -45,9 +46,25 @@ def check_same(connection: Connection, contract: Contract) -> None:
     for server, config in configs.items():
         now = _contract_in(config, f"tile_encoder at {server}")
         if now.export_id != contract.export_id:
-            raise ContractMismatch(
+            raise ExportChanged(
                 f"the server changed from export {contract.export_id} to {now.export_id} meanwhile: run again"
             )
+
+
+class ExportGuard:
+    """Notices during a long piece of work that a server came back with another export."""
+
+    def __init__(self, connection: Connection, contract: Contract) -> None:
+        self._connection = connection
+        self._contract = contract
+        self._seen = connection.interruptions
+
+    def check(self) -> None:
+        """Check the servers again if one was away since the last check; raises as `check_same` does."""
+        interruptions = self._connection.interruptions
+        if interruptions != self._seen:
+            check_same(self._connection, self._contract)
+            self._seen = interruptions
 
 
 def _contract_in(config: Any, where: str) -> Contract:

@@ -11,6 +11,7 @@ from gigapath_contract.schema import Contract
 from ...arrays import Array, Float32, Int64, KeepMask
 from ...errors import ContractMismatch
 from ...triton.connection import Connection
+from ...triton.contract import ExportGuard
 from ..methods.scorer import Scores, concatenate
 
 # While the server works on one request, the next one is there already; more would only hold memory.
@@ -27,6 +28,7 @@ class ServedForward:
     def __init__(self, connection: Connection, contract: Contract) -> None:
         self._connection = connection
         self._contract = contract
+        self._guard = ExportGuard(connection, contract)
         self.requests = 0
         self.bytes_sent = 0
 
@@ -53,7 +55,9 @@ class ServedForward:
             version=self._contract.version,
             window=IN_FLIGHT,
         )
-        return concatenate([_scores(answer) for answer in answers])
+        scores = concatenate([_scores(answer) for answer in answers])
+        self._guard.check()  # before anything is stored
+        return scores
 
     def _batches(self, embeddings: Float32, coords: Int64, keep: KeepMask) -> Iterator[dict[str, Array]]:
         size = self.masks_per_request(len(embeddings))

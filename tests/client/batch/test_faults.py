@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from client.outputs.records import FAILED, OK, Fault, SlideRecord
 from client.scoring.score import SlideSource
 from client.triton.connection import Connection
 from client.triton.endpoint import Endpoint
+from client.triton.statistics import read_statistics
 from gigapath_contract.schema import Contract
 from server.local import RunningServer, run_triton
 from training.cohort.pyramid import write_pyramid
@@ -190,6 +192,41 @@ def test_a_server_that_stays_away_is_reported_once(
     ended = status(out)
     assert ended["a"]["reason"].startswith("no answer from")
     assert all(ended[name]["reason"].startswith("not started: no answer") for name in ("b", "blank"))
+
+
+def test_a_model_swapped_meanwhile_is_refused_before_the_work_and_once(
+    demo_repository: Path, three: Path, contract: Contract, run_client: Run, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(demo_repository, other)
+    for path in other.rglob("*"):
+        if path.suffix in (".json", ".pbtxt"):
+            path.write_text(path.read_text().replace(contract.export_id, "0123456789abcdef"))
+    with ExitStack() as stack:
+        first = stack.enter_context(run_triton(demo_repository, log=tmp_path / "first.log"))
+        port = int(first.url.rpartition(":")[2])
+
+        def swap() -> None:
+            while not list(out.glob(".partial/*")):
+                time.sleep(0.005)
+            first.kill()
+            stack.enter_context(run_triton(other, log=tmp_path / "second.log", grpc_port=port))
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--slides", 1)
+        done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)
+        swapper.join()
+        with Connection(Endpoint(first.url)) as connection:
+            embedded = read_statistics(connection, "tile_encoder").rows
+    assert done.code == 1
+    reason = f"the server changed from export {contract.export_id} to 0123456789abcdef"
+    assert done.err.count(f"not started: {reason}") == 1
+    ended = status(out)
+    assert ended["a"]["reason"].startswith(reason)
+    assert all(ended[name]["reason"].startswith(f"not started: {reason}") for name in ("b", "blank"))
+    assert embedded < 5  # that of the server's own start, and what was in flight
+    assert not list(out.glob(".partial/*"))
 
 
 class Scripted:
