@@ -14,6 +14,7 @@ from ..errors import ClientError
 from .attribute import Settings, attribute, planned_masks, scorer_for
 from .curves import descending
 from .evidence import Evidence, find_evidence, planned_evidence
+from .look_groups import LookGroups, find_look_groups
 from .methods.game import CoalitionGame
 from .methods.model_outputs import ModelOutputs, Score
 from .methods.result import Attribution
@@ -29,7 +30,7 @@ class ExplainProgress:
     """Progress of an explanation.
 
     Attributes:
-        stage: the method, `keep_one`, `reliability` or `evidence`.
+        stage: the method, `keep_one`, `reliability`, `evidence` or `look groups`.
         done, planned: masks scored, and the largest number of them.
         seconds_per_forward, seconds_left: None until the first forward was measured.
     """
@@ -54,6 +55,7 @@ class Explanation:
         evidence: the tiles that suffice for the class and those that it needs; None without checks, for the
             embedding, and where the slide is not called the class.
         reliability: None without checks.
+        look_groups: kinds of tissue and what they carry of the target's score, where they were asked for.
     """
 
     slide: EmbeddedSlide
@@ -67,6 +69,7 @@ class Explanation:
     keep_one: Attribution | None
     evidence: Evidence | None
     reliability: Reliability | None
+    look_groups: LookGroups | None = None
 
     @property
     def target_class(self) -> str:
@@ -83,6 +86,7 @@ def explain(
     target: str | None = None,
     score: Score = "log_odds",
     checks: bool = True,
+    look_groups: int = 0,
     elsewhere: Callable[[str, float], float | None] = lambda target, full: None,
     cache: ScoreCache | None = None,
     progress: Callable[[ExplainProgress], None] = lambda progress: None,
@@ -92,6 +96,7 @@ def explain(
     forward: the model, `served.ServedForward` for the server's `slide_occlusion`.
     target: a class; None is the one with the highest score.
     checks: measure the reliability too.
+    look_groups: number of groups of tiles by look to value as well, at most 32.
     elsewhere: the output of slides that do not show a class, by its name and this slide's own output.
     cache: scores of earlier runs, to which new ones are added.
 
@@ -109,6 +114,7 @@ def explain(
     planned["evidence"] = planned_evidence(len(slide.coords)) if checks and score != "embedding" else 0
     if with_keep_one:
         planned["keep_one"] = planned_masks(masked_slide, alone)
+    planned["look groups"] = settings.max_evals if look_groups else 0
     done = dict.fromkeys(planned, 0)
 
     def counter(stage: str) -> Callable[[int], None]:
@@ -146,6 +152,16 @@ def explain(
         game = CoalitionGame(scorer, outputs, tiles, progress_callback=counter("evidence"))
         order = descending(np.nan_to_num(attribution.values[:, target_index]), settings.seed)
         evidence = find_evidence(game, order, target_index)
+    groups = None
+    if look_groups:
+        groups = find_look_groups(
+            masked_slide,
+            outputs,
+            settings,
+            count=look_groups,
+            target_index=target_index,
+            progress_callback=counter("look groups"),
+        )
     return Explanation(
         slide,
         contract,
@@ -158,6 +174,7 @@ def explain(
         keep_one,
         evidence,
         reliability,
+        groups,
     )
 
 

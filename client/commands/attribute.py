@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..attribution.attribute import Group, Method, OccluderName, Settings
 from ..attribution.explain import explain
+from ..attribution.look_groups import MOST_GROUPS
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import read_bank, read_embedded
@@ -160,6 +161,10 @@ def command(
         float | None,
         typer.Option(min=0, help="Fix the colour scale at +-LIMIT so that maps are comparable."),
     ] = None,
+    look_groups: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_GROUPS, help="Value this many groups of tiles that look alike, too."),
+    ] = 0,
     checks: Annotated[bool, typer.Option(help="Measure the reliability of the map.")] = True,
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
@@ -206,6 +211,7 @@ def command(
                     target=name,
                     score=score,
                     checks=checks,
+                    look_groups=look_groups,
                     elsewhere=lambda target, full: level_elsewhere(
                         h5, embedded.slide_id, target, score, full
                     ),
@@ -222,6 +228,8 @@ def command(
             warn_untrained(console, contract)
             console.print(explanation_table(explanation, forward.bytes_sent))
             for line in evidence_lines(explanation):
+                console.print(line, markup=False, highlight=False)
+            for line in explanation.look_groups.lines() if explanation.look_groups else []:
                 console.print(line, markup=False, highlight=False)
             for warning in explanation.reliability.warnings() if explanation.reliability else []:
                 console.print(warning, style="yellow", markup=False)

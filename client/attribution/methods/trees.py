@@ -48,13 +48,17 @@ class Tree:
             self._children[node] = first, first + 1
         return self._children[node]
 
-    def parts(self, at_most: int) -> Int64:
-        """Part of every player [G], 0..R-1: the largest node is split until there are `at_most`."""
+    def parts(self, at_most: int, spread: Callable[[Int64], float] = len) -> Int64:
+        """Part of every player [G], 0..R-1: that of the largest `spread` is split until they are `at_most`.
+
+        spread: of a node's players; their number by default.
+        """
         nodes = [0]
         while len(nodes) < at_most:
-            largest = max(nodes, key=self.size)
-            if self.size(largest) < 2:
+            divisible = [node for node in nodes if self.size(node) > 1]
+            if not divisible:
                 break
+            largest = max(divisible, key=lambda node: spread(self.members(node)))
             at = nodes.index(largest)
             nodes[at : at + 1] = self.children(largest)
         labels = np.empty(self.size(0), dtype=np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 from ...files import atomic_path
 from ...slides.slide import Slide
 from ..explain import Explanation
+from ..look_groups import LookGroups
 from ..methods.result import Attribution
 from ..tile import Encode, Fill, TileScore, embedding_score, slide_score, tile_occlusion
 from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
@@ -91,6 +92,16 @@ def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
             pixels = read_crops(slide, coords[tiles], explanation.contract)
             rows.append((f"{heading} {explanation.target_class}", pixels, values[tiles], coords[tiles]))
     write_contact_sheet(path, rows, _title(explanation)[0])
+
+
+def write_look_groups(path: Path, explanation: Explanation, groups: LookGroups, slide: Slide) -> None:
+    """Write typical tiles of each group by look, with what the group carries of the score, as PNG."""
+    values, coords = explanation.attribution.values[:, explanation.target_index], explanation.slide.coords
+    rows = [
+        (line, read_crops(slide, coords[tiles], explanation.contract), values[tiles], coords[tiles])
+        for line, tiles in zip(groups.lines(), groups.typical, strict=True)
+    ]
+    write_contact_sheet(path, rows, f"{explanation.slide.slide_id}: {explanation.target_class}, by look")
 
 
 def write_tile_map(

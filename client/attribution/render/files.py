@@ -13,7 +13,7 @@ from ...slides.slide import Slide
 from ..explain import Explanation
 from ..tile import Encode, Fill, TileScore
 from .evidence import write_evidence
-from .figures import canvas_for, write_map, write_strongest, write_tile_map
+from .figures import canvas_for, write_look_groups, write_map, write_strongest, write_tile_map
 from .outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 
 
@@ -48,6 +48,9 @@ def write_explanation(
     if slide is not None:
         written.append(_path(folder, explanation, "-strongest.png"))
         write_strongest(written[-1], explanation, slide)
+    if slide is not None and explanation.look_groups is not None:
+        written.append(_path(folder, explanation, "-looks.png"))
+        write_look_groups(written[-1], explanation, explanation.look_groups, slide)
     return written
 
 

@@ -26,8 +26,9 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
 
     `attribution_<method>` float64 [rows, K] (NaN where a tile was not valid), `..._stderr` and
     `..._leaf_size` where the method has them, `..._look` and `..._place` where both were made, and
-    `attribution_keep_one`; `sufficient_<class>` and `necessary_<class>`, 1 for its tiles and 0 elsewhere,
-    where there is a set. `provenance` is in the attributes. What an earlier run left is removed.
+    `attribution_keep_one`; `sufficient_<class>` and `necessary_<class>`, 1 for its tiles and 0 elsewhere, if
+    there is a set; `look_group_<class>`, the number of each tile's group. `provenance` is in the attributes.
+    What an earlier run left is removed.
 
     Raises:
         ClientError: the file can't be read as HDF5.
@@ -47,6 +48,11 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
         datasets[f"{kind}_{target}"] = (
             _rows(explanation, inside),
             {"method": result.method, **brief, **measured},
+        )
+    if (groups := explanation.look_groups) is not None:
+        datasets[f"look_group_{target}"] = (
+            _rows(explanation, (groups.labels + 1).astype(np.float64)),
+            {**brief, "values": groups.values, "stderr": groups.stderr, "tissue": groups.tissue},
         )
     if explanation.keep_one is not None:
         datasets |= _datasets(explanation, explanation.keep_one, brief)
@@ -85,6 +91,10 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
         if result.alternative is not None:
             other = result.alternative
             measurements[f"attr_{other.grouping}:{name}"] = other.values[:, column]
+    if explanation.look_groups is not None:
+        measurements[f"look_group:{explanation.target_class}"] = (explanation.look_groups.labels + 1).astype(
+            np.float64
+        )
     if result.leaf_size is not None:
         measurements["leaf_size"] = result.leaf_size
     features = tile_features(
