@@ -32,6 +32,9 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="gRPC port.")] = 8001,
     http_port: Annotated[int | None, typer.Option(help="HTTP port (default: no HTTP).")] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Let clients on this machine use shared memory.")
+    ] = False,
     log: Annotated[Path, typer.Option(help="Triton's log file.")] = LOG,
     grace: Annotated[float, typer.Option(help="Seconds to finish requests in flight when stopped.")] = 10,
 ) -> None:
@@ -52,6 +55,7 @@ def serve(
                 metrics_port=metrics_port,
                 flags=flags or [],
                 grace=grace,
+                client_shared_memory=shared_memory,
             ) as server:
                 began = time.monotonic()
                 typer.echo(f"serving {', '.join(server.models)} at {server.url} (gRPC)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from server.errors import ServerError
 from server.ports import check_port, free_port
 from server.readiness import check_models
 
+RESTRICTED = ("model-repository", "trace", "logging")
+SHARED_MEMORY = "shared-memory"
+"""What nobody but this process may call, the second unless it is asked for; as in deploy/base/start.sh."""
 GUARD = Path(__file__).resolve().parent / "guard.py"
 LOOPBACK = "127.0.0.1"
 
@@ -62,6 +66,7 @@ def run_triton(
     flags: Sequence[str] = (),
     start_timeout: float = 300,
     grace: float = 0,
+    client_shared_memory: bool = False,
     triton_home: Path = TRITON,
     backends: Path = BACKENDS,
 ) -> Iterator[RunningServer]:
@@ -81,6 +86,7 @@ def run_triton(
         flags: passed to tritonserver after our own.
         start_timeout: seconds for the models to load and, each, to answer.
         grace: seconds for requests in flight to finish when the block ends.
+        client_shared_memory: let clients on this machine register shared memory.
         triton_home: folder with the unpacked wheel of tritonserver.
         backends: folder to assemble the backends in.
 
@@ -95,6 +101,8 @@ def run_triton(
         ports["http"] = http_port
     for name, port in ports.items():
         check_port(host, port, f"--{name}-port")
+    token = secrets.token_hex()
+    restricted = ",".join(RESTRICTED if client_shared_memory else (SHARED_MEMORY, *RESTRICTED))
     shm_prefix = f"triton_{os.getpid()}_{ports['grpc']}_"
     command = [
         str(program),
@@ -107,6 +115,10 @@ def run_triton(
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={int(grace)}",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        f"--grpc-restricted-protocol={restricted}:admin={token}",
+        f"--http-restricted-api={restricted}:admin={token}",
         f"--allow-http={str('http' in ports).lower()}",
         *(f"--{name}-address={host}" for name in ports),
         *(f"--{name}-port={port}" for name, port in ports.items()),
@@ -133,7 +145,7 @@ def run_triton(
             wait_for_port(process, host, ports["grpc"], log, start_timeout)
             url = f"{host}:{ports['grpc']}"
             with triton.InferenceServerClient(url) as client:
-                models = tuple(check_models(client, start_timeout))
+                models = tuple(check_models(client, start_timeout, {"triton-grpc-protocol-admin": token}))
             yield RunningServer(
                 url=url,
                 metrics_url=f"http://{host}:{ports['metrics']}/metrics",

@@ -12,15 +12,18 @@ from server.errors import ServerError
 VARIABLE_DIM = 2
 
 
-def check_models(client: triton.InferenceServerClient, timeout: float) -> list[str]:
-    """Send one request to every model and return the models' names.
+def check_models(
+    client: triton.InferenceServerClient, timeout: float, headers: dict[str, str] | None = None
+) -> list[str]:
+    """Send one request to every model and return the models' names; `headers` open the list of models.
 
     A dimension that the configuration leaves open is `VARIABLE_DIM` long; numbers are 0, booleans are true.
 
     Raises:
         ServerError: an output is missing or not finite, or the request fails; the model is named.
     """
-    names = sorted(model.name for model in client.get_model_repository_index(client_timeout=timeout).models)
+    index = client.get_model_repository_index(headers=headers, client_timeout=timeout)
+    names = sorted(model.name for model in index.models)
     for name in names:
         try:
             config = client.get_model_config(name, client_timeout=timeout).config

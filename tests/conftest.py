@@ -77,5 +77,6 @@ def triton_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     """host:port of a real Triton that serves `demo_repository` over gRPC."""
     from server.local import run_triton
 
-    with run_triton(demo_repository, log=tmp_path_factory.mktemp("log") / "triton.log") as server:
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with run_triton(demo_repository, log=log, client_shared_memory=True) as server:
         yield server.url

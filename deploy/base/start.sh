@@ -5,8 +5,8 @@
 #   CERTS        folder with tls.crt and tls.key, for mutual also ca.crt (default /certs); not read while TLS is off
 #   MODELS       the model repository (default /models)
 #   MODEL_CONFIG onnxruntime (default) | tensorrt (the engines of `make engines`)
-#   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin;
-#                without one a random value closes them to everybody
+#   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin (over HTTP:
+#                admin); without one a random value closes them to everybody
 #   GPU          required: probe.py takes a server that runs on the CPU for one that does not serve
 #
 # Further flags are passed on to tritonserver and win over those below.
@@ -31,9 +31,15 @@ done
     set -- --grpc-use-ssl=true --grpc-server-cert="$certs/tls.crt" --grpc-server-key="$certs/tls.key" "$@"
 [ "${TLS:-off}" != mutual ] || set -- --grpc-use-ssl-mutual=true --grpc-root-cert="$certs/ca.crt" "$@"
 
+# What only some releases know: an unknown flag is fatal.
+known=$(tritonserver --help 2>&1 || :)
+for flag in --allow-sagemaker=false --allow-vertex-ai=false --allow-client-shm=false --grpc-max-response-pool-size=64; do
+    case "$known" in *"${flag%%=*} "*) set -- "$flag" "$@" ;; esac
+done
+
 # HTTP serves only the probe, which runs in the same container; all others use gRPC. Metrics hold no data of patients.
 # Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.
-admin=shared-memory,model-repository,trace,logging
+admin="shared-memory,model-repository,trace,logging:admin=${ADMIN_TOKEN:-$(cat /proc/sys/kernel/random/uuid)}"
 exec tritonserver \
     --model-repository="$models" \
     --model-config-name="$config" \
@@ -46,5 +52,6 @@ exec tritonserver \
     --grpc-address=0.0.0.0 \
     --metrics-address=0.0.0.0 \
     --metrics-config=summary_latencies=true \
-    --grpc-restricted-protocol="$admin:admin=${ADMIN_TOKEN:-$(cat /proc/sys/kernel/random/uuid)}" \
+    --grpc-restricted-protocol="$admin" \
+    --http-restricted-api="$admin" \
     "$@"

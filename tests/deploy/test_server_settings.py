@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,61 @@ def test_restricted_calls_are_refused(
 ) -> None:
     with pytest.raises(InferenceServerException, match="protocol is restricted"):
         call(client, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "path", ["systemsharedmemory/status", "trace/setting", "logging", "repository/index"]
+)
+def test_restricted_calls_are_refused_over_http_too(deployment: Any, path: str) -> None:
+    def status(headers: dict[str, str]) -> int:
+        body = b"{}" if path == "repository/index" else None
+        request = urllib.request.Request(f"{deployment.http_url}/v2/{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status({}) == 403
+    assert status({"admin": "wrong"}) == 403
+    assert status({"admin": "token-of-the-tests"}) == 200
+
+
+def test_no_front_end_but_grpc_http_and_metrics_runs(deployment: Any) -> None:
+    command = psutil.Process(deployment.pid).cmdline()
+    assert {"--allow-sagemaker=false", "--allow-vertex-ai=false"} <= set(command)
+
+
+def test_python_shared_memory_is_its_users_alone(deployment: Any) -> None:
+    stubs = [process.cmdline() for process in psutil.Process(deployment.pid).children()]
+    regions = [Path("/dev/shm", command[2].lstrip("/")) for command in stubs if len(command) > 7]
+    assert len(regions) == 3
+    assert {region.stat().st_mode & 0o777 for region in regions} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("known", "passed"),
+    [
+        (["--allow-vertex-ai"], ["--allow-vertex-ai=false"]),
+        (
+            ["--allow-sagemaker", "--allow-client-shm", "--grpc-max-response-pool-size"],
+            ["--grpc-max-response-pool-size=64", "--allow-client-shm=false", "--allow-sagemaker=false"],
+        ),
+    ],
+)
+def test_a_flag_is_passed_to_releases_that_know_it(
+    demo_repository: Path, tmp_path: Path, known: list[str], passed: list[str]
+) -> None:
+    """The shell's decision alone: a program that lists `known` as its options and prints what it is given."""
+    program = tmp_path / "tritonserver"
+    listed = "".join(f"  {name} <boolean>\n" for name in known)
+    program.write_text(f'#!/bin/sh\n[ "$1" != --help ] || {{ echo "{listed}" >&2; exit 1; }}\necho "$@"\n')
+    program.chmod(0o755)
+    settings = {"MODELS": str(demo_repository), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["/bin/sh", str(START)], env=settings, capture_output=True, text=True, check=True)
+    given = done.stdout.split()
+    optional = ("--allow-sagemaker", "--allow-vertex", "--allow-client-shm", "--grpc-max-response")
+    assert [flag for flag in given if flag.startswith(optional)] == passed
 
 
 def test_the_token_opens_them(client: triton.InferenceServerClient) -> None:

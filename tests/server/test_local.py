@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,14 @@ from server.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
+CLOSED_OVER_HTTP = [
+    ("repository/index", "POST"),
+    ("repository/models/slide_encoder/unload", "POST"),
+    ("systemsharedmemory/status", "GET"),
+    ("cudasharedmemory/status", "GET"),
+    ("trace/setting", "GET"),
+    ("logging", "GET"),
+]
 
 
 def test_a_taken_port_is_named(toy_repository: Path, tmp_path: Path) -> None:
@@ -127,6 +136,46 @@ def test_flags_reach_the_server_and_unknown_ones_are_named(toy_repository: Path,
         run_triton(toy_repository, log=log, flags=["--no-such-flag"]),
     ):
         pass
+
+
+def http_status(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> int:
+    request = urllib.request.Request(url, b"{}" if method == "POST" else None, headers or {}, method=method)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_calls_that_no_client_needs_are_closed_on_both_doors(toy_repository: Path, tmp_path: Path) -> None:
+    port = free_port(LOOPBACK)
+    with run_triton(toy_repository, log=tmp_path / "log", http_port=port) as server:
+        with triton.InferenceServerClient(server.url) as client:
+            for call in (
+                client.get_model_repository_index,
+                client.get_trace_settings,
+                client.get_log_settings,
+                client.get_system_shared_memory_status,
+            ):
+                with pytest.raises(InferenceServerException, match="protocol is restricted"):
+                    call()
+            assert client.get_model_config("slide_encoder").config.name == "slide_encoder"
+        base = f"http://{LOOPBACK}:{port}/v2"
+        for path, method in CLOSED_OVER_HTTP:
+            assert http_status(f"{base}/{path}", method) == 403, path
+        assert http_status(f"{base}/models/slide_encoder/config") == 200
+        modes = {path.stat().st_mode & 0o777 for path in shared_memory(os.getpid(), server.url.split(":")[1])}
+        assert modes == {0o600}
+
+
+def test_shared_memory_is_open_to_clients_where_it_is_asked_for(toy_repository: Path, tmp_path: Path) -> None:
+    with (
+        run_triton(toy_repository, log=tmp_path / "log", client_shared_memory=True) as server,
+        triton.InferenceServerClient(server.url) as client,
+    ):
+        assert not client.get_system_shared_memory_status().regions
+        with pytest.raises(InferenceServerException, match="protocol is restricted"):
+            client.get_log_settings()
 
 
 def test_a_crash_of_the_server_leaves_nothing(toy_repository: Path, tmp_path: Path) -> None:

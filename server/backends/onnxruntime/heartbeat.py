@@ -39,6 +39,8 @@ def main(pid: int, model: str) -> None:
     triton = int(command[PARENT])
     parent = os.pidfd_open(triton)
     sign = int(command[CONTROL]) + OWNERSHIP_BYTES
+    # It holds the requests' tensors, and Triton makes it readable for everybody.
+    _region(command).chmod(0o600)
     with _region(command).open("r+b") as region:
         memory = mmap.mmap(region.fileno(), sign + 1)
     ended = select.poll()
