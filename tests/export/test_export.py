@@ -228,10 +228,13 @@ def test_half_precision_is_near_enough(
         half = onnx.TensorProto.FLOAT16
         kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
         kinds |= {w.name: w.data_type for w in graph.initializer}
-        norms = [node for node in graph.node if node.op_type.endswith("LayerNormalization")]
-        residual_in_half = {half in {kinds.get(name) for name in norm.input} for norm in norms}
-        assert residual_in_half == {(model, precision) == ("tile_encoder", "fp16")}
         for node in graph.node:
+            if node.op_type.endswith("LayerNormalization"):
+                inner = any(name in node.input[1] for name in ("inner_attn_ln", "ffn_layernorm"))
+                in_half = half in {kinds.get(name) for name in (*node.input, *node.output)}
+                assert in_half == (inner or (model, precision) == ("tile_encoder", "fp16")), node.name
+            if node.op_type == "MultiHeadAttention":
+                assert {kinds[name] for name in node.input} == {half}, node.name
             if node.op_type in ("Softmax", "Log", "Exp", "ReduceSum"):
                 assert half not in {kinds.get(name) for name in (*node.input, *node.output)}, node.name
         assert all(t.type.tensor_type.elem_type != half for t in (*graph.input, *graph.output))

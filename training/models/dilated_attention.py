@@ -152,9 +152,8 @@ def dilated_attention(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], v
     for branch, part, weight in zip(branches, parts, weights.unbind(), strict=True):
         rows = branch.outputs.flatten()
         # Where no branch covers a token the weights still sum to 1, and the output is 0.
-        share = torch.where(branch.covered.flatten(), weight * part.factor.index_select(1, rows), 0).to(
-            q.dtype
-        )
+        share = torch.where(branch.covered.flatten(), weight * part.factor.index_select(1, rows), 0)
+        share = share.clamp(max=torch.finfo(q.dtype).max).to(q.dtype)
         merged = merged + part.out.index_select(1, rows)[..., : q.shape[-1]] * share.unsqueeze(-1)
     return merged.reshape(q.shape)
 

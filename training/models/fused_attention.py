@@ -7,6 +7,7 @@ any device, and in ONNX (`export/` writes it there); it is exact within a range 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from training.models.branches import Branch
 
-NULL_LOGIT = 20.0
+NULL_VALUE = 4096.0
+"""What the null key's value counts 1 as: its share may be small, and half precision ends at 6e-8."""
 UNCOVERED = -1e8
 """Published log-sum-exp of a token that a branch's head skips; and ours of one that sees no key at all."""
 
@@ -85,8 +87,17 @@ def kernel_attention(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, visible: T
     return attend
 
 
+def null_key(head_dim: int, dtype: torch.dtype) -> int:
+    """The null key's one channel: its logit c times the square root of `head_dim`, about 20 (in half 8).
+
+    It is rounded to what float16, bfloat16 and TF32 hold exactly, so that c is the same in every precision.
+    """
+    logit, step = (8, 8) if dtype in (torch.float16, torch.bfloat16) else (20, 16)
+    return step * max(1, round(logit * math.sqrt(head_dim) / step))
+
+
 def null_key_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Attend:
-    """Attention through `scaled_dot_product_attention` in float32 or float64, with a key too many a segment.
+    """Attention through `scaled_dot_product_attention` with an additional key per segment, in any precision.
 
     The *null key* has the constant logit c, and two channels of the values count what the softmax gives to it
     and to all the others. With s the others' logits these come out as Z = e^c / (sum e^s + e^c) and
@@ -96,7 +107,9 @@ def null_key_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Atte
     * Keys are centred on their mean first, which a softmax doesn't notice. An offset common to all keys (a
       large key bias) could drive R or Z out of float32's range; it is added back afterwards, as q . mean.
     * Logits spread upwards from their mean (Jensen: lse >= ln n + mean), so c is above it. In float32, c = 20
-      is good for a log-sum-exp from 45 below the mean logit over all keys to 105 above it.
+      is good for a log-sum-exp from 45 below the mean logit over all keys to 105 above it. In float16 kernels
+      hold e^(s - max) in 24 binary digits: c = 8 is good for a largest logit from 5 below the mean to 18
+      above it; beyond 24 above it the log-sum-exp saturates (outputs stay exact, the merge doesn't).
     * The published zero-padded keys (logit 0, value 0) don't go through the kernel: z of them turn the
       log-sum-exp into ln(e^lse + z), and the output is multiplied by e^(lse before - lse after).
 
@@ -104,37 +117,40 @@ def null_key_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Atte
     """
     masks, _, heads, d = q.shape
     spare = -(d + 2) % 8  # kernels want head sizes in multiples of 8
-    shown = visible.to(k.dtype)[:, :, None, None]
+    scale, null_channel = d**-0.5, null_key(d, q.dtype)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    shown = visible.to(wide)[:, :, None, None]
     # The mean cancels out of the results, so nothing has to flow back through it.
-    centre = ((k * shown).sum(dim=1, keepdim=True) / shown.sum(dim=1, keepdim=True)).detach()
-    q = q * d**-0.5
-    offset = (q * centre).sum(dim=-1, keepdim=True)
+    centre = ((k * shown).sum(dim=1, keepdim=True) / shown.sum(dim=1, keepdim=True)).detach().to(k.dtype)
+    offset = (q * centre).sum(dim=-1, keepdim=True) * scale
 
     def table(x: Tensor, first: Tensor, second: Tensor, *made_up: tuple[float, float]) -> Tensor:
         """`x` with two channels added, and then the made-up tokens, which have nothing but these, as rows."""
-        channels = [channel.expand(masks, x.shape[1], heads, 1) for channel in (first, second)]
+        channels = [each.to(x.dtype).expand(masks, x.shape[1], heads, 1) for each in (first, second)]
         x = F.pad(torch.cat([x, *channels], dim=-1), (0, spare))
         tokens = F.pad(x.new_tensor(made_up), (d, spare))[None, :, None, :]
         return torch.cat([x, tokens.expand(masks, -1, heads, -1)], dim=1).flatten(1, 2)
 
     one, zero = q.new_ones(1, 1, 1, 1), q.new_zeros(1, 1, 1, 1)
-    invisible = -1e20
+    invisible = -3e4 if q.dtype == torch.float16 else -1e20
     # First channel: what a key adds to its logits. Second: the query's offset travels along, unseen by keys.
     queries = table(q, one, offset, (1, 0))
-    keys = table(k - centre, (1 - shown) * invisible, zero, (invisible, 0), (NULL_LOGIT, 0))
-    values = table(v, one, zero, (0, 0), (0, 1))
+    keys = table(k - centre, (1 - shown) * invisible, zero, (invisible, 0), (null_channel, 0))
+    values = table(v, one, zero, (0, 0), (0, NULL_VALUE))
 
     def attend(branch: Branch) -> Part:
         q, k, v = (
             _slots(x, rows, heads)
             for x, rows in ((queries, branch.queries), (keys, branch.keys), (values, branch.keys))
         )
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         out, q = (x.transpose(1, 2).reshape(masks, *branch.queries.shape, -1) for x in (out, q))
-        tiny = torch.finfo(out.dtype).tiny
-        real, null, offset = out[..., d], out[..., d + 1].clamp(min=tiny), q[..., d + 1]
-        some = real.clamp(min=tiny)
-        before = torch.where(real > 0, NULL_LOGIT + some.log() - null.log() + offset, UNCOVERED)
+        smallest = max(
+            torch.finfo(out.dtype).tiny * torch.finfo(out.dtype).eps, torch.finfo(torch.float).tiny
+        )
+        real, null, offset = (x.to(wide) for x in (out[..., d], out[..., d + 1], q[..., d + 1]))
+        some, null = real.clamp(min=smallest), null.clamp(min=smallest) / NULL_VALUE
+        before = torch.where(real > 0, null_channel * scale + some.log() - null.log() + offset, UNCOVERED)
         lse = torch.logaddexp(before, branch.log_padding.to(before.dtype))
         factor = (before - lse).exp() / some
         return Part(out.flatten(1, 3), factor.flatten(1), lse.flatten(1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from training.models import dilated_attention as module
 from training.models.branches import plan_branches
 from training.models.dilated_attention import dilated_attention
-from training.models.fused_attention import kernel_attention
+from training.models.fused_attention import kernel_attention, lse_kernel, null_key, null_key_attention
 
 CPU = torch.device("cpu")
 BRANCHES = {
@@ -133,16 +133,49 @@ def test_the_class_token_alone_is_the_first_row(way: str) -> None:
         assert (got - dilated_attention(q, k, v, plan, visible)[:, :1]).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("null_key_in_half", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_half_precision_has_its_own_rounding_only(
-    dtype: torch.dtype, tolerance: float, published_attention: Callable[..., Tensor]
+    dtype: torch.dtype,
+    tolerance: float,
+    null_key_in_half: bool,
+    published_attention: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if null_key_in_half:
+        monkeypatch.setattr(module, "kernel_attention", lambda kernel, *qkv: null_key_attention(*qkv))
     qkv = [x.to(dtype).double() for x in draw(150, 16, 24)]
     visible = torch.rand(150, generator=torch.Generator().manual_seed(5)) > 0.3
     got = attend(qkv, BRANCHES["aligned"], visible, dtype)
     assert got.dtype == dtype
     want = published_attention(*qkv, *BRANCHES["aligned"], visible)
     assert (got.double() - want)[visible].abs().max() < tolerance
+
+
+@pytest.mark.parametrize("head_dim", [4, 6, 24, 32, 48, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_null_keys_channel_is_exact_in_every_precision(head_dim: int, dtype: torch.dtype) -> None:
+    channel = null_key(head_dim, dtype)
+    for kind in (torch.float16, torch.bfloat16):
+        assert torch.tensor(channel, dtype=kind).item() == channel
+    assert channel < 2**11, "an integer of TF32's 11 binary digits"
+    assert channel / head_dim**0.5 == pytest.approx(20 if dtype == torch.float32 else 8, rel=0.5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1, 3])
+@pytest.mark.parametrize("tokens", [1, 2, 37, 3000])
+def test_the_null_key_in_half_finds_the_log_sum_exp(tokens: int, spread: float) -> None:
+    """Next to what PyTorch's kernel says of the same half-precision tensors, also where attention is flat."""
+    q, k, v = (x.half()[None] for x in draw(tokens, 2, 48))
+    q, visible = q * spread, torch.ones(1, tokens, dtype=torch.bool)
+    (branch,) = plan_branches(tokens, (4096,), (1,), 2, CPU)
+    kernel = lse_kernel(q)
+    assert kernel is not None
+    want = kernel_attention(kernel, q, k, v, visible)(branch)
+    got = null_key_attention(q, k, v, visible)(branch)
+    assert (got.lse - want.lse).abs().max() < 5e-3
+    out, expected = (part.out[..., :48].float() * part.factor[..., None] for part in (got, want))
+    assert (out - expected).abs().max() < 4e-3 * expected.abs().max()
 
 
 def test_cudas_kernel_takes_the_same_call() -> None:
