@@ -131,7 +131,7 @@ class Contract:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ContractError(f"the contract is not JSON ({error})") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:

@@ -76,6 +76,11 @@ class Explanation:
         """The explained class, or `embedding`."""
         return self.attribution.names[self.target_index]
 
+    @property
+    def doubt(self) -> str:
+        """What is uncertain about the embeddings' origin; empty where nothing is."""
+        return self.slide.doubt(self.contract)
+
 
 def explain(
     slide: EmbeddedSlide,
@@ -229,6 +234,8 @@ def provenance(explanation: Explanation) -> dict[str, Any]:
         "trained": explanation.contract.trained,
         "embeddings_sha256": explanation.slide.digest,
     }
+    if explanation.doubt:
+        about["embeddings_doubt"] = explanation.doubt
     if result.grouping is not None:
         about["grouping"] = result.grouping
         about |= {f"srg_{one.grouping}": one.srg for one in result.groupings if one.srg is not None}

@@ -30,7 +30,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import MaskProgress, explanation_table, tile_progress, warn_untrained
+from .view import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
 
 _METHOD, _INSIDE = "Method", "Inside tiles (needs the slide)"
 
@@ -226,6 +226,7 @@ def command(
                         explanation, folder, opened, encode, maps.count, maps.score, maps.fill
                     )
             warn_untrained(console, contract)
+            warn(console, explanation.doubt)
             console.print(explanation_table(explanation, forward.bytes_sent))
             for line in evidence_lines(explanation):
                 console.print(line, markup=False, highlight=False)

@@ -25,7 +25,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import warn_untrained
+from .view import warn, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint)
@@ -96,6 +96,7 @@ def command(
         table.add_row(name, tiles, label, f"{float(mean):+.4g}", f"{float(stderr):.2g}" if stderr else "")
     console.print(table)
     warn_untrained(console, contract)
+    warn(console, embedded.doubt(contract))
     console.print(str(path), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -36,6 +36,12 @@ def warn_untrained(console: Console, contract: Contract) -> None:
         console.print(f"[yellow]The weights of the served preset {contract.preset!r} are untrained.")
 
 
+def warn(console: Console, text: str) -> None:
+    """Print a warning, if there is one."""
+    if text:
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def tile_progress(name: str) -> Iterator[Report]:
     """A bar of one slide's tiles with the time left; yields the callback that moves it."""

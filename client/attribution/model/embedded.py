@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class EmbeddedSlide:
         total: number of rows in the file, those of invalid tiles included.
         tile_size, step: size of a tile and step of the grid, in level-0 px.
         dimensions: size of level 0, None if unknown.
+        encoder_sha256: digest of the tile encoder's weights, None if unknown.
+        origin: the contract of the export that embedded the slide, None if unknown.
     """
 
     slide_id: str
@@ -40,6 +43,7 @@ class EmbeddedSlide:
     mpp_level0: tuple[float, float] | None
     dimensions: tuple[int, int] | None
     encoder_sha256: str | None
+    origin: Contract | None = None
 
     @property
     def digest(self) -> str:
@@ -65,7 +69,8 @@ class EmbeddedSlide:
         """Refuse embeddings that the served model's tile encoder did not make.
 
         Raises:
-            ContractMismatch: their width or the encoder's weights are not the contract's.
+            ContractMismatch: their width, the encoder's weights, or the tiles' size, crop or mpp are not the
+                contract's.
         """
         width, wanted = self.embeddings.shape[1], contract.tile_encoder.embed_dim
         if width != wanted:
@@ -77,6 +82,32 @@ class EmbeddedSlide:
                 f"{self.slide_id}: its embeddings come from other tile-encoder weights than the server's: "
                 "score the slide again, or serve the model it was scored with"
             )
+        if self.origin is not None and self.origin.tile != replace(
+            contract.tile, max_batch=self.origin.tile.max_batch
+        ):
+            raise ContractMismatch(
+                f"{self.slide_id}: embedded from {_tile(self.origin)}, the served model takes "
+                f"{_tile(contract)}: score the slide again"
+            )
+
+    def doubt(self, contract: Contract) -> str:
+        """What is uncertain about embeddings that pass `check`, as one line; empty where nothing is."""
+        if self.encoder_sha256 is None:
+            return (
+                "the file does not say which tile encoder made its embeddings: this holds only if it was the "
+                "server's"
+            )
+        if self.origin is None or self.origin.export_id == contract.export_id:
+            return ""
+        precision = (
+            f" in {self.origin.precision}, not {contract.precision}"
+            if self.origin.precision != contract.precision
+            else ""
+        )
+        return (
+            f"embedded by export {self.origin.export_id} with the same tile encoder{precision}, explained by "
+            f"export {contract.export_id}: scores stored earlier may differ"
+        )
 
 
 def read_bank(path: Path) -> Float32:
@@ -96,7 +127,7 @@ def read_embedded(path: Path) -> EmbeddedSlide:
     """Read `path`; needs `features`, `coords` and the tile's size in level-0 px, and no slide.
 
     Raises:
-        ClientError: no such file, not HDF5, no valid tile, or no size of the tiles.
+        ClientError: no such file, not HDF5, no valid tile, no size of the tiles, or an unreadable contract.
     """
     stored = read_features(path)
     valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)
@@ -115,6 +146,9 @@ def read_embedded(path: Path) -> EmbeddedSlide:
     tile_size = scale.tile_size
     overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
     features = stored.attributes
+    encoder, origin = features.get("encoder_sha256"), _origin(path, features)
+    if origin is not None and str(encoder) != origin.tile_encoder.weights_sha256:
+        raise ClientError(f"{path}: names another tile encoder than its contract does: score the slide again")
     return EmbeddedSlide(
         slide_id=str(about.get("name", path.stem)),
         embeddings=stored.embeddings[rows][order].astype(np.float32),
@@ -129,5 +163,21 @@ def read_embedded(path: Path) -> EmbeddedSlide:
             if "level0_width" in about and "level0_height" in about
             else None
         ),
-        encoder_sha256=str(features["encoder_sha256"]) if "encoder_sha256" in features else None,
+        encoder_sha256=None if encoder is None else str(encoder),
+        origin=origin,
     )
+
+
+def _origin(path: Path, attributes: Mapping[str, Any]) -> Contract | None:
+    """The contract in a file's attributes, None where it has none."""
+    if "contract" not in attributes:
+        return None
+    try:
+        return Contract.parse(str(attributes["contract"]))
+    except ContractError as error:
+        raise ClientError(f"{path}: its contract can't be read ({error}): score the slide again") from error
+
+
+def _tile(contract: Contract) -> str:
+    tile = contract.tile
+    return f"tiles of {tile.size_px} px ({tile.crop_px} px sent) at {tile.mpp:g} mpp"

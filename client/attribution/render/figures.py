@@ -80,7 +80,8 @@ def _grouping(result: Attribution) -> str:
 
 def _warnings(explanation: Explanation) -> list[str]:
     untrained = [] if explanation.contract.trained else ["untrained weights: this map means nothing"]
-    return untrained + (explanation.reliability.warnings() if explanation.reliability else [])
+    doubt = [explanation.doubt] if explanation.doubt else []
+    return untrained + doubt + (explanation.reliability.warnings() if explanation.reliability else [])
 
 
 def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
@@ -130,7 +131,7 @@ def write_tile_map(
         score_tiles, unit = embedding_score(encode, pixels), "1 - cosine of the tile's embedding"
     found = tile_occlusion(pixels, encode, score_tiles, fill=fill, glass=glass_colour(slide))
     picture, limit = draw_tile_map(whole, found)
-    warnings = []
+    warnings = [explanation.doubt] if explanation.doubt else []
     if not found.agreement >= 0.5:
         warnings.append(
             f"{found.other_fill} instead of {found.fill} gives another map "

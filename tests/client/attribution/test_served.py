@@ -188,6 +188,59 @@ def test_no_such_slide_is_one_line(run_client: Run, triton_url: str, tmp_path: P
     assert "no.svs: no such file" in ran.err
 
 
+def test_an_h5_that_contradicts_the_server_is_refused(
+    run_client: Run, triton_url: str, h5: Path, contract: Contract, tmp_path: Path
+) -> None:
+    other_tile = replace(contract, tile=replace(contract.tile, mpp=0.25))
+    for name, value, reason in (
+        ("encoder_sha256", "0" * 64, "another tile encoder than its contract"),
+        ("contract", "garbage", "its contract can't be read"),
+        ("contract", "[" * 100_000, "its contract can't be read"),
+        ("contract", other_tile.to_json(), "at 0.25 mpp, the served model takes"),
+    ):
+        with h5py.File(h5, "r+") as file:
+            before = file["features"].attrs[name]
+            file["features"].attrs[name] = value
+        done = run_client("attribute", h5, "--url", triton_url, "--out", tmp_path)
+        assert (done.code, done.err.count("\n")) == (1, 1), done.err
+        assert reason in done.err
+        with h5py.File(h5, "r+") as file:
+            file["features"].attrs[name] = before
+
+
+def test_what_is_not_known_about_an_h5_is_said(
+    run_client: Run, triton_url: str, h5: Path, contract: Contract, tmp_path: Path
+) -> None:
+    def explained() -> tuple[str, str, bytes]:
+        options = ("--no-checks", "--max-evals", 16, "--target", "lesion")
+        done = run_client("attribute", h5, "--url", triton_url, "--out", tmp_path, *options)
+        assert done.code == 0, done.err
+        with h5py.File(h5) as file:
+            noted = file["attribution_partition_shap"].attrs.get("embeddings_doubt", "")
+        (picture,) = tmp_path.glob("*-partition_shap-lesion.png")
+        return done.out, noted, picture.read_bytes()
+
+    out, noted, plain = explained()
+    assert (noted, "explained by" in out) == ("", False)
+    with h5py.File(h5, "r+") as file:
+        other = replace(contract, export_id="0123456789abcdef", precision="fp16").to_json()
+        file["features"].attrs["contract"] = other
+    out, noted, picture = explained()
+    assert noted == (
+        "embedded by export 0123456789abcdef with the same tile encoder in fp16, not fp32, explained by "
+        f"export {contract.export_id}: scores stored earlier may differ"
+    )
+    assert noted in out
+    assert picture != plain
+    with h5py.File(h5, "r+") as file:
+        for name in list(file["features"].attrs):
+            del file["features"].attrs[name]
+    out, noted, picture = explained()
+    assert noted.startswith("the file does not say which tile encoder made its embeddings")
+    assert noted in out
+    assert picture != plain
+
+
 def test_what_if_an_annotated_area_were_removed(
     run_client: Run,
     triton_url: str,
