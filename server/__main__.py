@@ -15,6 +15,7 @@ from server.assemble import ROOT
 from server.diagnosis import diagnose
 from server.errors import ServerError
 from server.local import LOOPBACK, run_triton
+from server.ports import is_loopback
 
 LOG = ROOT / "build" / "log" / "triton.log"
 SETTLED = 60
@@ -29,6 +30,10 @@ def serve(
     ] = None,
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = ROOT / "model_repository",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
+    front: Annotated[
+        bool,
+        typer.Option("--front", help="A proxy that checks requests stands before a --host beyond loopback."),
+    ] = False,
     grpc_port: Annotated[int, typer.Option(help="gRPC port.")] = 8001,
     http_port: Annotated[int | None, typer.Option(help="HTTP port (default: no HTTP).")] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
@@ -43,6 +48,11 @@ def serve(
     Example: python -m server --grpc-port 9001 -- --log-verbose=1
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if not front and not is_loopback(host):
+        raise ServerError(
+            f"Triton 2.51 ends over malformed requests (docs/security.md): stay on loopback, not {host}, "
+            "or say --front where a proxy that checks requests stands before it"
+        )
     pause = 0.0
     try:
         while True:

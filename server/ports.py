@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import socket
 
@@ -24,6 +25,15 @@ def check_port(host: str, port: int, option: str) -> None:
     reason = _bind_error(host, port)
     if reason is not None:
         raise ServerError(f"port {port} on {host} can't be used ({reason}): choose another with {option}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`; an unknown name counts as reachable."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
 def _bind_error(host: str, port: int) -> str | None:

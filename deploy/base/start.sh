@@ -8,6 +8,8 @@
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin (over HTTP:
 #                admin); without one a random value closes them to everybody
 #   GPU          required: probe.py takes a server that runs on the CPU for one that does not serve
+#   BIND, FRONT  the address that gRPC is published on (compose says it; default loopback): a release before 26.04, which
+#                the CPU image has, refuses any but loopback unless FRONT=yes says that a checking proxy stands before it
 #
 # Further flags are passed on to tritonserver and win over those below.
 set -eu
@@ -36,6 +38,13 @@ known=$(tritonserver --help 2>&1 || :)
 for flag in --allow-sagemaker=false --allow-vertex-ai=false --allow-client-shm=false --grpc-max-response-pool-size=64; do
     case "$known" in *"${flag%%=*} "*) set -- "$flag" "$@" ;; esac
 done
+case "$known" in *--allow-client-shm*) ;; *)
+    case "${BIND:-127.0.0.1}" in 127.*|localhost|::1|"[::1]") ;; *)
+        [ "${FRONT:-no}" = yes ] || {
+            echo "start.sh: this Triton is older than 26.04 and ends over malformed requests: publish it on loopback," \
+                "not on $BIND, or set FRONT=yes where a proxy that checks requests stands before it" >&2; exit 2; } ;;
+    esac ;;
+esac
 
 # HTTP serves only the probe, which runs in the same container; all others use gRPC. Metrics hold no data of patients.
 # Inference, health, metadata, model-config (the contract) and statistics stay open: a client needs them.

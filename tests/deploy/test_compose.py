@@ -60,6 +60,36 @@ def test_ports_are_published_on_loopback(services: dict[str, Any], name: str) ->
     assert not any(":8000" in port for port in services[name].get("ports", [])), "HTTP stays inside"
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_limits(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    assert service["mem_limit"]
+    assert service["pids_limit"] == 1024
+    assert float(service["cpus"]) > 0
+    assert all("size=" in mount for mount in service["tmpfs"])
+
+
+def test_every_door_has_a_setting_of_its_own(compose: str) -> None:
+    doors = {
+        "BIND": ("triton", "8001"),
+        "BIND_METRICS": ("triton", "8002"),
+        "BIND_PROMETHEUS": ("prometheus", "9090"),
+        "BIND_GRAFANA": ("grafana", "3000"),
+    }
+    for setting in doors:
+        done = resolve(compose, ROOT / "compose.yaml", **{setting: "10.1.2.3"})
+        found = yaml.safe_load(done.stdout)["services"]
+        opened = {
+            (name, port.split(":")[1])
+            for name, service in found.items()
+            for port in service.get("ports", [])
+            if not port.startswith("127.0.0.1:")
+        }
+        name, port = doors[setting]
+        wanted = {(name, port)} | ({("triton-cpu", port)} if name == "triton" else set())
+        assert opened == wanted
+
+
 @pytest.mark.parametrize("name", ["triton", "triton-cpu"])
 def test_a_server_reads_its_models_and_is_asked_for_an_inference(services: dict[str, Any], name: str) -> None:
     service = services[name]

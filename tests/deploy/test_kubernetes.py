@@ -82,6 +82,12 @@ def test_pods_have_no_privileges(
     }
 
 
+def test_a_pod_has_limits(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """The number of processes is the kubelet's to limit (podPidsLimit)."""
+    assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+    assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
+
+
 def test_a_server_with_stubs_can_be_killed_from_within_its_container(
     overlay: str, pod: dict[str, Any]
 ) -> None:

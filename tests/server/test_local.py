@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.errors import ServerError
 from server.local import run_triton
-from server.ports import free_port
+from server.ports import free_port, is_loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
@@ -276,6 +276,17 @@ def test_the_command_line_prints_one_line_and_fails(toy_copy: Path, tmp_path: Pa
     assert result.returncode == 1
     assert result.stderr.startswith("error: model 'tile_encoder' failed to load: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_server_stays_on_loopback_unless_a_front_is_named(toy_repository: Path, tmp_path: Path) -> None:
+    options = ["--repository", str(toy_repository), *ports(), "--log", str(tmp_path / "log")]
+    for host in ("0.0.0.0", "::", "no-such-host.invalid"):
+        command = [sys.executable, "-m", "server", *options, "--host", host]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert "or say --front" in result.stderr
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("localhost")
 
 
 def gone(family: list[psutil.Process]) -> bool:
