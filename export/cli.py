@@ -98,11 +98,13 @@ def show(result: ExportResult) -> None:
 def parity_table(report: Report) -> Table:
     """The parity report for a terminal."""
     table = Table(title=f"Parity with PyTorch float32 ({report.precision})")
-    for title in ("model", "input", "output", "max-abs", "min cosine", ""):
-        table.add_column(title, justify="right" if title in ("max-abs", "min cosine") else "left")
+    numbers = ("max-abs", "relative", "min cosine")
+    for title in ("model", "input", "output", *numbers, ""):
+        table.add_column(title, justify="right" if title in numbers else "left")
     for row in report.rows:
         verdict = "[green]ok[/]" if row.passed else "[red]FAILED[/]"
-        table.add_row(row.model, row.case, row.output, f"{row.max_abs:.1e}", f"{row.min_cosine:.7f}", verdict)
+        measures = f"{row.max_abs:.1e}", f"{row.max_relative:.1e}", f"{row.min_cosine:.7f}"
+        table.add_row(row.model, row.case, row.output, *measures, verdict)
     return table
 
 

@@ -128,7 +128,7 @@ def _build(
         worst = report.worst()
         raise ParityError(
             f"{worst.model}, {worst.case}: {worst.output} differs from PyTorch by {worst.max_abs:.2g} "
-            f"(cosine {worst.min_cosine:.6f}): nothing was installed",
+            f"({worst.max_relative:.1%} of its scale, cosine {worst.min_cosine:.6f}): nothing was installed",
             report,
         )
     known = repo.find_version(repository, export_id=contract.export_id)

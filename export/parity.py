@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from export.errors import ExportError
 from gigapath_contract.reference import Arrays, Case, Gate, Gates, ParityRow, compare
 
-_HALF = Gate(float("inf"), 0.999)
-GATES = {"fp32": Gate(1e-4, 0.99999), "fp16": _HALF, "fp16-mixed": _HALF}
+_HALF = Gate(float("inf"), 0.999, 0.05)
+GATES = {"fp32": Gate(1e-4, 0.99999, 1e-3), "fp16": _HALF, "fp16-mixed": _HALF}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ The export checks its graphs against them, `client verify` a running server. The
 | `contract` | str | the export's contract, JSON |
 | `gate.<model>.max_abs` | float64 | the largest difference that passes (inf: any) |
 | `gate.<model>.min_cosine` | float64 | the smallest cosine that passes |
+| `gate.<model>.max_relative` | float64 | the same, over the output's largest magnitude |
 | `tiles` | uint8 [B,224,224,3] | real tiles: TILES of `tile_encoder` |
 | `tile_encoder.EMBEDDINGS` | float32 [B,D] | what PyTorch (float32) returns for them |
 | `rows`, `columns` | float32 [61,D], [67,D] | EMBEDDINGS of a slide: `rows[i%61] + columns[i%67]`, i < N |
@@ -22,7 +23,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,14 @@ Gates = dict[str, "Gate"]
 
 @dataclass(frozen=True)
 class Gate:
-    """The largest absolute difference and the smallest cosine that pass."""
+    """What passes: the largest absolute difference, the smallest cosine, the largest relative difference.
+
+    A cosine does not see scale: the relative difference does.
+    """
 
     max_abs: float
     min_cosine: float
+    max_relative: float
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def read_reference(path: Path) -> tuple[Reference, Contract, Gates]:
         embeddings = arrays["tile_encoder.EMBEDDINGS"]
         reference = Reference(arrays["tiles"], embeddings, arrays["rows"], arrays["columns"], slides)
         gates = {
-            model: Gate(*(float(arrays[f"gate.{model}.{name}"]) for name in ("max_abs", "min_cosine")))
+            model: Gate(*(float(arrays[f"gate.{model}.{field.name}"]) for field in fields(Gate)))
             for model in {case.model for case in reference.cases()}
         }
     except KeyError as error:
@@ -160,33 +165,42 @@ def _under(arrays: Arrays, prefix: str) -> Arrays:
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One output of one request; the cosine is the smallest over its vectors (the last axis)."""
+    """One output of one request; see `distance` for its three measures."""
 
     model: str
     case: str
     output: str
     max_abs: float
     min_cosine: float
+    max_relative: float
     passed: bool
 
 
 def compare(case: Case, answers: Mapping[str, Array], gate: Gate) -> Iterator[ParityRow]:
     """Compare `answers` with the case's outputs, one row per output."""
     for output, expected in case.outputs.items():
-        max_abs, min_cosine = distance(answers[output], expected)
+        max_abs, min_cosine, relative = distance(answers[output], expected)
         # Written so that NaN fails.
-        passed = max_abs <= gate.max_abs and min_cosine >= gate.min_cosine
-        yield ParityRow(case.model, case.name, output, max_abs, min_cosine, passed)
+        passed = max_abs <= gate.max_abs and min_cosine >= gate.min_cosine and relative <= gate.max_relative
+        yield ParityRow(case.model, case.name, output, max_abs, min_cosine, relative, passed)
 
 
-def distance(actual: Array, expected: Array) -> tuple[float, float]:
-    """Largest absolute difference, and the smallest cosine over the vectors of the last axis.
+def distance(actual: Array, expected: Array) -> tuple[float, float, float]:
+    """Largest absolute difference, smallest cosine over the vectors of the last axis, and the largest
+    difference over the largest magnitude of `expected`.
 
-    Infinite and -1 where the shapes differ; NaN where a value is, or where a vector is zero.
+    A vector of zeros, or of one element, has no direction: its cosine counts as 1. Infinite, -1 and infinite
+    where the shapes differ; NaN where a value is.
     """
     if actual.shape != expected.shape:
-        return float("inf"), -1.0
+        return float("inf"), -1.0, float("inf")
     a, b = actual.astype(np.float64), expected.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.abs(a - b).max()), float(((a * b).sum(axis=-1) / norms).min())
+        cosines = np.where((norms == 0) | (b.shape[-1] == 1), 1.0, (a * b).sum(axis=-1) / norms)
+        largest, scale = float(np.abs(a - b).max()), float(np.abs(b).max())
+    return (
+        largest,
+        float(cosines.min()),
+        largest / scale if scale else (0.0 if largest == 0 else float("inf")),
+    )

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "tests"
 """Exports that outlive a run; `make clean` removes them."""
 
-# In the client's environment (make setup ROOMS=client) files that import PyTorch are left out.
+# In the client's environment (make setup ROOMS=client) files that import PyTorch or onnx are left out.
 WITHOUT_TORCH = find_spec("torch") is None
 collect_ignore = [
     str(path)
     for path in Path(__file__).parent.rglob("test_*.py")
-    if WITHOUT_TORCH and re.search(r"^(import|from) torch\b", path.read_text(), re.MULTILINE)
+    if WITHOUT_TORCH and re.search(r"^(import|from) (torch|onnx)\b", path.read_text(), re.MULTILINE)
 ]
 
 

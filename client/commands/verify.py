@@ -15,7 +15,7 @@ from ..files import make_folder, write_text
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
-from ..triton.parity import load_reference, verify
+from ..triton.parity import TF32, load_reference, looks_like_tf32, verify
 from . import options
 
 
@@ -41,9 +41,8 @@ def command(
     if report:
         make_folder(report.parent)
     console = Console(highlight=False)
-    table = Table(
-        "model", "input", "output", "max-abs", "min cosine", "", title="Parity with PyTorch float32"
-    )
+    columns = ("model", "input", "output", "max-abs", "relative", "min cosine", "")
+    table = Table(*columns, title="Parity with PyTorch float32")
     rows = []
     with Connection(endpoint) as connection, options.console.status("verifying"):
         contract = read_contract(connection)
@@ -52,7 +51,7 @@ def command(
         for row in verify(connection, stored, gates, contract):
             rows.append(row)
             verdict = "[green]ok" if row.passed else "[red]FAILED"
-            numbers = f"{row.max_abs:.1e}", f"{row.min_cosine:.7f}"
+            numbers = f"{row.max_abs:.1e}", f"{row.max_relative:.1e}", f"{row.min_cosine:.7f}"
             table.add_row(row.model, row.case, row.output, *numbers, verdict)
     console.print(table)
     if report:
@@ -60,5 +59,7 @@ def command(
     failed = sum(not row.passed for row in rows)
     console.print(f"export {contract.export_id}, version {contract.version}: ", end="")
     console.print(f"[red]{failed} of {len(rows)} failed" if failed else f"[green]all {len(rows)} pass")
+    if looks_like_tf32(rows, contract):
+        console.print(f"[red]{TF32}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gigapath_contract.reference import Gates, ParityRow, Reference, compare, read_reference
@@ -10,6 +10,14 @@ from gigapath_contract.schema import Contract
 
 from ..errors import ClientError, ContractMismatch
 from .connection import Connection
+
+TF32 = (
+    "the server computes float32 products in TF32: the differences are those of a 10-bit mantissa. Turn it "
+    "off: export again (its configurations set use_tf32 to 0, and its engines are built without TF32), or "
+    "start the server with NVIDIA_TF32_OVERRIDE=0"
+)
+_TF32_RELATIVE = (2.0**-15, 2.0**-8)
+"""Largest differences over an output's scale: a product's factors are rounded to 2^-11, and errors add up."""
 
 
 def load_reference(path: Path, contract: Contract) -> tuple[Reference, Gates]:
@@ -34,6 +42,18 @@ def load_reference(path: Path, contract: Contract) -> tuple[Reference, Gates]:
             f"(version {contract.version}): give its reference with --reference"
         )
     return reference, gates
+
+
+def looks_like_tf32(rows: Sequence[ParityRow], contract: Contract) -> bool:
+    """Whether float32 rows failed, all by about as much as TF32 changes them."""
+    exact = {"slide_occlusion"} if contract.occlusion.precision == "fp32" else set()
+    if contract.precision == "fp32":
+        exact |= {"tile_encoder", "slide_encoder"}
+    failed = [row for row in rows if row.model in exact and not row.passed]
+    least, most = _TF32_RELATIVE
+    return bool(failed) and all(
+        least <= row.max_relative <= most and row.min_cosine > 0.999 for row in failed
+    )
 
 
 def verify(

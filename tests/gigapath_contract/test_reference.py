@@ -20,9 +20,9 @@ from gigapath_contract.reference import (
 from gigapath_contract.schema import Contract
 
 GATES = {
-    "tile_encoder": Gate(1e-4, 0.999),
-    "slide_encoder": Gate(float("inf"), 0.99),
-    "slide_occlusion": Gate(1e-3, 0.9),
+    "tile_encoder": Gate(1e-4, 0.999, 1e-3),
+    "slide_encoder": Gate(float("inf"), 0.99, 0.05),
+    "slide_occlusion": Gate(1e-3, 0.9, float("inf")),
 }
 
 
@@ -99,10 +99,29 @@ def test_a_file_that_is_damaged_or_something_else_is_a_value_error(path: Path, t
 
 def test_distance_by_hand() -> None:
     expected = np.array([[1, 0], [3, 4]], np.float32)
-    assert distance(expected, expected) == pytest.approx((0, 1))
-    largest, cosine = distance(np.array([[1, 1], [3, 4]], np.float32), expected)
-    assert (largest, cosine) == pytest.approx((1, 0.5**0.5))
-    assert distance(expected[:1], expected) == (float("inf"), -1)
+    assert distance(expected, expected) == pytest.approx((0, 1, 0))
+    largest, cosine, relative = distance(np.array([[1, 1], [3, 4]], np.float32), expected)
+    assert (largest, cosine, relative) == pytest.approx((1, 0.5**0.5, 0.25))
+    assert distance(expected[:1], expected) == (float("inf"), -1, float("inf"))
+
+
+def test_what_has_no_direction_is_judged_by_its_differences() -> None:
+    zeros = np.zeros(2, np.float32)
+    assert distance(zeros, zeros) == (0, 1, 0)
+    assert distance(np.array([0, 0.5], np.float32), zeros) == (0.5, 1, float("inf"))
+    logits = np.array([[2], [1e-6]], np.float32)
+    flipped = np.array([[2], [-1e-6]], np.float32)
+    assert distance(flipped, logits) == pytest.approx((2e-6, 1, 1e-6))
+
+
+def test_a_wrong_scale_fails_although_no_direction_changes() -> None:
+    expected = np.array([3, 4], np.float32)
+    case = Case("slide_encoder", "N=1", {}, {"SLIDE": expected})
+    gate = Gate(float("inf"), 0.999, 0.05)
+    (right,), (wrong,) = (compare(case, {"SLIDE": scale * expected}, gate) for scale in (1.01, 1.1))
+    assert right.passed
+    assert wrong.min_cosine == pytest.approx(1)
+    assert not wrong.passed
 
 
 @pytest.mark.parametrize(
@@ -111,5 +130,5 @@ def test_distance_by_hand() -> None:
 )
 def test_a_row_passes_within_its_gate_alone(answer: list[float], passed: bool) -> None:
     case = Case("slide_encoder", "N=1", {}, {"SLIDE": np.array([3, 4], np.float32)})
-    (row,) = compare(case, {"SLIDE": np.array(answer, np.float32)}, Gate(0.1, 0.999))
+    (row,) = compare(case, {"SLIDE": np.array(answer, np.float32)}, Gate(0.1, 0.999, 1.0))
     assert (row.model, row.case, row.output, row.passed) == ("slide_encoder", "N=1", "SLIDE", passed)
