@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from benchmarks.common import fail, run_driver
+from benchmarks.common import run_driver
+from gigapath_contract.command_line import fail
 
 BENCHMARKS = {
     "attribution": (15, "occlusion masks through the server against one PyTorch forward per mask"),

@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +20,7 @@ from client.benchmark.report import cpu_name
 from client.errors import ClientError
 from client.slides.slide import open_slide
 from export.errors import ExportError
+from gigapath_contract.command_line import run
 from server.errors import ServerError
 from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
@@ -43,16 +43,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def run_driver(main: Callable[..., None]) -> None:
     """Run a driver's command line; a mistake is one line, and exit code 1."""
-    try:
-        typer.run(main)
-    except (ClientError, ExportError, ServerError, TrainingError, OSError) as error:
-        fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    """End with one line on standard error and exit code 1."""
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(1)
+    run(lambda: typer.run(main), ClientError, ExportError, ServerError, TrainingError)
 
 
 def write_page(path: Path, text: str, *, passed: bool = True) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
+from gigapath_contract.command_line import fail
 from gigapath_contract.errors import ContractError
 
 from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify
@@ -81,13 +81,4 @@ def main() -> None:
         app(standalone_mode=True)
     except (ClientError, ContractError, OSError) as error:
         logger.debug("traceback of the error", exc_info=error)
-        console.print(
-            f"error: {_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(1)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or error}: check the path, its permissions and the disk"
-    return " ".join(str(error).split())
+        fail(error)

@@ -22,6 +22,7 @@ from rich.table import Table
 from client.outputs.hdf5 import read_features
 from client.outputs.layout import find_features
 from demo.planted import planted_auroc, planted_tiles, read_csv
+from gigapath_contract import command_line
 from server.errors import ServerError
 from server.local import run_triton
 
@@ -33,14 +34,6 @@ HELD_OUT = ("test-24A", "test-24B", "test-25B")  # no lesion, a contiguous and a
 console = Console(highlight=False)
 
 
-class StepFailed(Exception):
-    """A step's command ended with this exit code, and has printed the reason."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"exit code {code}")
-        self.code = code
-
-
 def demo(
     slide: Annotated[Path, typer.Option(help="The slide.")] = ROOT / "build" / "CMU-1-Small-Region.svs",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
@@ -48,27 +41,26 @@ def demo(
     """Export the `demo` model, serve it with a local Triton, score slides, and attribute their scores."""
     seconds: dict[str, float] = {}
     h5 = out / f"{slide.stem}.h5"
-    with exit_on_failure():
-        with timed(seconds, "export"):
-            run("export", "run")
-        with timed(seconds, "draw slides"):
-            named = [argument for name in HELD_OUT for argument in ("--only", name)]
-            run("training", "make-cohort", "--out", str(COHORT), *named)
-        with ExitStack() as stack:
-            with timed(seconds, "start Triton"):
-                server = stack.enter_context(run_triton(REPOSITORY, log=ROOT / "build" / "log" / "demo.log"))
-            with timed(seconds, "score"):
-                run("client", "score", str(slide), "--out", str(out), "--url", server.url)
-                manifest = str(COHORT / "labels.csv")
-                run("client", "batch", manifest, "--out", str(out / "cohort"), "--url", server.url)
-            with timed(seconds, "attribute"):
-                run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
-                scores = read_csv(out / "cohort" / "scores.csv")
-                for row in (row for row in scores if row["label"] == "lesion"):
-                    source = COHORT / "slides" / f"{row['slide_id']}.tiff"
-                    cohort = (str(out / "cohort"), "--slide-id", row["slide_id"])
-                    about = (*cohort, "--slide", str(source), "--target", "lesion")
-                    run("client", "attribute", *about, "--out", str(out), "--url", server.url)
+    with timed(seconds, "export"):
+        run("export", "run")
+    with timed(seconds, "draw slides"):
+        named = [argument for name in HELD_OUT for argument in ("--only", name)]
+        run("training", "make-cohort", "--out", str(COHORT), *named)
+    with ExitStack() as stack:
+        with timed(seconds, "start Triton"):
+            server = stack.enter_context(run_triton(REPOSITORY, log=ROOT / "build" / "log" / "demo.log"))
+        with timed(seconds, "score"):
+            run("client", "score", str(slide), "--out", str(out), "--url", server.url)
+            manifest = str(COHORT / "labels.csv")
+            run("client", "batch", manifest, "--out", str(out / "cohort"), "--url", server.url)
+        with timed(seconds, "attribute"):
+            run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
+            scores = read_csv(out / "cohort" / "scores.csv")
+            for row in (row for row in scores if row["label"] == "lesion"):
+                source = COHORT / "slides" / f"{row['slide_id']}.tiff"
+                cohort = (str(out / "cohort"), "--slide-id", row["slide_id"])
+                about = (*cohort, "--slide", str(source), "--target", "lesion")
+                run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     report(h5, seconds)
     report_held_out(scores, out)
 
@@ -107,23 +99,11 @@ def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
 
 
 def run(*arguments: str) -> None:
-    """Show and run `python -m ...`; raises StepFailed if it fails."""
+    """Show and run `python -m ...`; where it fails, this process ends with the same exit code."""
     console.print(f"\n[bold]$ python -m {shlex.join(arguments)}")
     code = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=False).returncode
     if code:
-        raise StepFailed(code)
-
-
-@contextmanager
-def exit_on_failure() -> Iterator[None]:
-    """End the process where a step or the server fails, with the step's exit code or one line and 1."""
-    try:
-        yield
-    except StepFailed as failure:
-        sys.exit(failure.code)
-    except ServerError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(code)
 
 
 @contextmanager
@@ -135,4 +115,4 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    typer.run(demo)
+    command_line.run(lambda: typer.run(demo), ServerError)

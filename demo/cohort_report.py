@@ -20,8 +20,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from client.outputs.layout import find_features
-from demo.__main__ import ROOT, console, exit_on_failure, run
+from demo.__main__ import ROOT, console, run
 from demo.planted import planted_auroc, planted_tiles, read_csv
+from gigapath_contract import command_line
+from server.errors import ServerError
 from server.local import run_triton
 
 WORK = ROOT / "build" / "cohort-report"
@@ -46,14 +48,13 @@ class AttributedSlide:
 def main() -> None:
     """Run everything, write the page; exit 1 with the step's own message where one fails."""
     start = time.monotonic()
-    with exit_on_failure():
-        shutil.rmtree(WORK, ignore_errors=True)
-        WORK.mkdir(parents=True)
-        run("training", "make-cohort", "--out", str(COHORT))
-        repository = new_repository()
-        features = embed(repository)
-        fine_tune(features)
-        served, attributed = serve(repository)
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    run("training", "make-cohort", "--out", str(COHORT))
+    repository = new_repository()
+    features = embed(repository)
+    fine_tune(features)
+    served, attributed = serve(repository)
     report = make_report(served, attributed)
     page = page_of(report, time.monotonic() - start)
     PAGE.write_text(page, encoding="utf-8")
@@ -208,4 +209,4 @@ def page_of(report: Report, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, ServerError)

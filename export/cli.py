@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +15,7 @@ from export.export import ExportResult, export_preset
 from export.fingerprint import ROOT
 from export.parity import ParityError, Report
 from export.repository import list_versions, remove_version, serve_version
+from gigapath_contract.command_line import run
 from gigapath_contract.schema import Contract
 from training.errors import TrainingError
 
@@ -202,16 +202,12 @@ def check_engines_command(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    run(_app_with_parity, ExportError, TrainingError)
+
+
+def _app_with_parity() -> None:
     try:
         app()
-    except (ExportError, TrainingError) as error:
-        if isinstance(error, ParityError):
-            console.print(parity_table(error.report))
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    stderr.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
-    sys.exit(1)
+    except ParityError as error:
+        console.print(parity_table(error.report))
+        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from gigapath_contract.command_line import run
 from server.assemble import ROOT
 from server.diagnosis import diagnose
 from server.errors import ServerError
@@ -86,11 +86,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
-    try:
-        app()
-    except ServerError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run(app, ServerError)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

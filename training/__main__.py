@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 
-from rich.console import Console
-
+from gigapath_contract.command_line import run
 from training.cli import app
 from training.errors import TrainingError
 
@@ -14,12 +12,7 @@ from training.errors import TrainingError
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        app()
-    except TrainingError as error:
-        stderr = Console(stderr=True, highlight=False)
-        stderr.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
+    run(app, TrainingError)
 
 
 if __name__ == "__main__":
