@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,55 +33,38 @@ from ..triton.endpoint import Endpoint
 from . import options
 from .view import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
 
-_METHOD, _INSIDE = "Method", "Inside tiles (needs the slide)"
+_method, _inside = (
+    functools.partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Method", "Inside tiles (needs the slide)")
+)
 
 
 def method_settings(
     method: Annotated[
         Method,
-        typer.Option(
+        _method(
             help="Attribution method: Owen values (partition_shap), what the score needs (occlusion), each "
             "tile alone (keep_one), Shapley values of at most 300 tiles or groups, with standard errors "
-            "(shapley_regression).",
-            rich_help_panel=_METHOD,
+            "(shapley_regression)."
         ),
     ] = "partition_shap",
     occluder: Annotated[
         OccluderName,
-        typer.Option(
-            help="How occluded tiles are replaced: masked in place, mean or medoid embedding.",
-            rich_help_panel=_METHOD,
-        ),
+        _method(help="How occluded tiles are replaced: masked in place, mean or medoid embedding."),
     ] = "in_place",
     bank: Annotated[
-        Path | None,
-        typer.Option(
-            help="H5 of benign tiles to draw replacements from, instead of --occluder.",
-            rich_help_panel=_METHOD,
-        ),
+        Path | None, _method(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
     ] = None,
     group: Annotated[
         Group,
-        typer.Option(
-            help="Group tiles by look (embedding) or by place; auto: as explains the score better.",
-            rich_help_panel=_METHOD,
-        ),
+        _method(help="Group tiles by look (embedding) or by place; auto: as explains the score better."),
     ] = "auto",
     max_evals: Annotated[
-        int,
-        typer.Option(
-            min=2,
-            help="Largest number of masks for partition_shap and shapley_regression.",
-            rich_help_panel=_METHOD,
-        ),
+        int, _method(min=2, help="Largest number of masks for partition_shap and shapley_regression.")
     ] = 512,
-    region: Annotated[
-        int, typer.Option(min=1, help="Side of occlusion's windows, in tiles.", rich_help_panel=_METHOD)
-    ] = 4,
-    stride: Annotated[
-        int, typer.Option(min=1, help="Step of occlusion's windows, in tiles.", rich_help_panel=_METHOD)
-    ] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=_METHOD)] = 0,
+    region: Annotated[int, _method(min=1, help="Side of occlusion's windows, in tiles.")] = 4,
+    stride: Annotated[int, _method(min=1, help="Step of occlusion's windows, in tiles.")] = 2,
+    seed: Annotated[int, _method(min=0, help="Random seed.")] = 0,
 ) -> Settings:
     """Build the Settings from the command line."""
     return Settings(
@@ -104,19 +88,12 @@ class TileMaps:
 
 
 def tile_map_options(
-    tile_maps: Annotated[
-        int, typer.Option(min=0, help="Map this many of the strongest tiles.", rich_help_panel=_INSIDE)
-    ] = 0,
+    tile_maps: Annotated[int, _inside(min=0, help="Map this many of the strongest tiles.")] = 0,
     tile_score: Annotated[
         TileScore,
-        typer.Option(
-            help="Explain the slide's score with the tile in its place, or the tile's embedding.",
-            rich_help_panel=_INSIDE,
-        ),
+        _inside(help="Explain the slide's score with the tile in its place, or the tile's embedding."),
     ] = "slide",
-    fill: Annotated[
-        Fill, typer.Option(help="Fill used to occlude patches within a tile.", rich_help_panel=_INSIDE)
-    ] = "blur",
+    fill: Annotated[Fill, _inside(help="Fill used to occlude patches within a tile.")] = "blur",
 ) -> TileMaps:
     """Build the TileMaps from the command line."""
     return TileMaps(tile_maps, tile_score, fill)

@@ -26,49 +26,31 @@ WsiDir = Annotated[
     typer.Option("--wsi-dir", "--wsi_dir", help="Folder of a manifest's slides [default: the manifest's]."),
 ]
 
-_SERVER, _SPEED, _TILES = "Server", "Speed", "Tiles"
+_server, _speed, _tiles = (
+    functools.partial(typer.Option, rich_help_panel=panel) for panel in ("Server", "Speed", "Tiles")
+)
 
 
 def endpoint(
     url: Annotated[
         str,
-        typer.Option(
-            help="host:port of Triton's gRPC, several with commas, or dns:///name:port.",
-            envvar="TRITON_URL",
-            rich_help_panel=_SERVER,
+        _server(
+            help="host:port of Triton's gRPC, several with commas, or dns:///name:port.", envvar="TRITON_URL"
         ),
     ] = DEFAULT_URL,
-    tls: Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=_SERVER)] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option(help="CA certificate to trust (PEM); implies --tls.", rich_help_panel=_SERVER),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Client certificate (PEM), for mutual TLS.", rich_help_panel=_SERVER)
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="Client private key (PEM).", rich_help_panel=_SERVER)
-    ] = None,
+    tls: Annotated[bool, _server("--tls", help="Use TLS.")] = False,
+    tls_ca: Annotated[Path | None, _server(help="CA certificate to trust (PEM); implies --tls.")] = None,
+    tls_cert: Annotated[Path | None, _server(help="Client certificate (PEM), for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, _server(help="Client private key (PEM).")] = None,
     header: Annotated[
-        list[str] | None,
-        typer.Option(help="name=value sent with every request; may be repeated.", rich_help_panel=_SERVER),
+        list[str] | None, _server(help="name=value sent with every request; may be repeated.")
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Deadline of one request, in seconds.", rich_help_panel=_SERVER)
-    ] = 300.0,
+    timeout: Annotated[float, _server(help="Deadline of one request, in seconds.")] = 300.0,
     retry_for: Annotated[
-        float,
-        typer.Option(
-            help="Seconds to retry a request while the server is unavailable.", rich_help_panel=_SERVER
-        ),
+        float, _server(help="Seconds to retry a request while the server is unavailable.")
     ] = 30.0,
     shared_memory: Annotated[
-        bool,
-        typer.Option(
-            "--shared-memory",
-            help="Send through system shared memory: one server, on this host.",
-            rich_help_panel=_SERVER,
-        ),
+        bool, _server("--shared-memory", help="Send through system shared memory: one server, on this host.")
     ] = False,
 ) -> Endpoint:
     """Build the Endpoint from the command line."""
@@ -78,32 +60,17 @@ def endpoint(
 
 
 def throughput(
-    workers: Annotated[
-        int, typer.Option(min=1, help="Decoding threads per slide.", rich_help_panel=_SPEED)
-    ] = min(8, os.cpu_count() or 1),
-    chunk: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Tiles per request (at most the model's batch size).", rich_help_panel=_SPEED
-        ),
-    ] = 64,
-    in_flight: Annotated[
-        int,
-        typer.Option(min=1, help="Requests in flight per server.", rich_help_panel=_SPEED),
-    ] = 4,
+    workers: Annotated[int, _speed(min=1, help="Decoding threads per slide.")] = min(8, os.cpu_count() or 1),
+    chunk: Annotated[int, _speed(min=1, help="Tiles per request (at most the model's batch size).")] = 64,
+    in_flight: Annotated[int, _speed(min=1, help="Requests in flight per server.")] = 4,
 ) -> Throughput:
     """Build the Throughput from the command line."""
     return Throughput(workers, chunk, in_flight)
 
 
 def tiling(
-    min_tissue: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Fraction of a tile that must be tissue.", rich_help_panel=_TILES),
-    ] = 0.1,
-    all_tiles: Annotated[
-        bool, typer.Option("--all-tiles", help="Keep tiles without tissue too.", rich_help_panel=_TILES)
-    ] = False,
+    min_tissue: Annotated[float, _tiles(min=0, max=1, help="Fraction of a tile that must be tissue.")] = 0.1,
+    all_tiles: Annotated[bool, _tiles("--all-tiles", help="Keep tiles without tissue too.")] = False,
 ) -> TilingOptions:
     """Build the TilingOptions from the command line."""
     return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue)
