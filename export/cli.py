@@ -113,13 +113,10 @@ def versions_command(repository: Repository = DEFAULT_REPOSITORY) -> None:
     """List the installed versions; the one served is marked."""
     table = Table("", "version", "export", "preset", "precision", "trained", "GiB")
     for version in list_versions(repository):
+        contract = version.contract
         table.add_row(
-            "[green]served" if version.served else "",
-            str(version.number),
-            version.export_id,
-            version.preset,
-            version.precision,
-            "yes" if version.trained else "no",
+            *("[green]served" if version.served else "", str(version.number)),
+            *(contract.export_id, contract.preset, contract.precision, "yes" if contract.trained else "no"),
             f"{version.size_bytes / 2**30:.2f}",
         )
     console.print(table)

@@ -43,10 +43,7 @@ class Version:
 
     number: int
     served: bool
-    export_id: str
-    preset: str
-    precision: str
-    trained: bool
+    contract: Contract
     size_bytes: int
 
 
@@ -71,18 +68,8 @@ def list_versions(repository: Path) -> list[Version]:
     for number in _installed(repository):
         folders = [repository / model / str(number) for model in MODELS]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        contract = read_contract(repository, number)
-        versions.append(
-            Version(
-                number=number,
-                served=number == current,
-                export_id=contract.export_id,
-                preset=contract.preset,
-                precision=contract.precision,
-                trained=contract.trained,
-                size_bytes=sum(path.stat().st_size for path in files),
-            )
-        )
+        size = sum(path.stat().st_size for path in files)
+        versions.append(Version(number, number == current, read_contract(repository, number), size))
     return versions
 
 

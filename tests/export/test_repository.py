@@ -61,7 +61,7 @@ def test_a_version_is_installed_listed_and_served(empty_repository: Path) -> Non
     assert install(empty_repository) == 1
     assert install(empty_repository) == 2
     versions = repo.list_versions(empty_repository)
-    assert [(v.number, v.served, v.preset, v.trained) for v in versions] == [
+    assert [(v.number, v.served, v.contract.preset, v.contract.trained) for v in versions] == [
         (1, False, "demo", False),
         (2, True, "demo", False),
     ]
