@@ -19,6 +19,11 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console()
+RunFolder = Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Override, such as seed=1; repeatable.")]
+Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
+Source = Annotated[Path, typer.Option(help="Real slide to take the tissue from.")]
+REAL_SLIDE = Path("build/CMU-1-Small-Region.svs")
 
 
 def _bar(quiet: bool = False) -> Progress:
@@ -30,9 +35,7 @@ def _bar(quiet: bool = False) -> Progress:
 def make_cohort_command(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("build/cohort"),
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
-    source: Annotated[Path, typer.Option(help="Real slide to take the tissue from.")] = Path(
-        "build/CMU-1-Small-Region.svs"
-    ),
+    source: Source = REAL_SLIDE,
     patients: Annotated[
         tuple[int, int, int], typer.Option(help="Patients in train, val and test, with two slides each.")
     ] = (20, 4, 12),
@@ -63,15 +66,12 @@ def make_cohort_command(
 @app.command("finetune")
 def finetune_command(
     config: Annotated[Path, typer.Option(help="A YAML file such as training/configs/panda.yaml.")],
-    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")],
+    out: RunFolder,
     features: Annotated[Path | None, typer.Option(help="Folder of <slide>.h5 (data.features).")] = None,
     labels: Annotated[Path | None, typer.Option(help="Table of labels (data.labels).")] = None,
     splits: Annotated[Path | None, typer.Option(help="Folder of train_0.csv … (data.splits).")] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override, such as optim.epochs=10; repeatable."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    change: Changes = None,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a slide encoder and a head on slides' embeddings, then export with CHECKPOINT=<out>.
 
@@ -122,11 +122,9 @@ def _number(value: float | None) -> str:
 def tiles_command(
     data: Annotated[Path, typer.Option(help="Folder SPLIT/CLASS/*.png, or a CSV: see docs/training.md.")],
     config: Annotated[Path, typer.Option(help="A YAML file such as training/configs/tile-probe.yaml.")],
-    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, such as blocks=2; repeatable.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    out: RunFolder,
+    change: Changes = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train at the tile level: a linear probe, or the tile encoder's last blocks.
 
@@ -148,13 +146,11 @@ def tiles_command(
 def train_demo_command(
     cohort: Annotated[Path, typer.Option(help="Cohort folder; made if missing.")] = Path("build/cohort"),
     work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("build/demo-training"),
-    source: Annotated[Path, typer.Option(help="Real slide to make the cohort from.")] = Path(
-        "build/CMU-1-Small-Region.svs"
-    ),
+    source: Source = REAL_SLIDE,
     check: Annotated[
         bool, typer.Option("--check", help="Compare with the packaged weights; don't replace them.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the demo preset from a random initialisation on the cohort, and package the weights.
 

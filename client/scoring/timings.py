@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 STAGES = {
     "hash": "hash the slide's content",
@@ -75,15 +75,8 @@ class StageTimer:
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """JSON-able: {stage: {seconds, bytes, calls}} in the order of `STAGES`."""
-        return {
-            name: {
-                "seconds": round(self.stages[name].seconds, 4),
-                "bytes": self.stages[name].bytes,
-                "calls": self.stages[name].calls,
-            }
-            for name in STAGES
-            if name in self.stages
-        }
+        found = {name: asdict(self.stages[name]) for name in STAGES if name in self.stages}
+        return {name: {**stage, "seconds": round(stage["seconds"], 4)} for name, stage in found.items()}
 
 
 def total(timings: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from training.data.tables import LabelledSlide, Table
+from training.data.tables import SPLITS, LabelledSlide, Table
 from training.errors import TrainingError
 from training.task import Task
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

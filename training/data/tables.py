@@ -19,6 +19,8 @@ from gigapath_contract.tables import (
 from training.errors import TrainingError
 from training.task import Task
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class LabelledSlide:

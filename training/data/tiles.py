@@ -16,12 +16,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.data.tables import Table
+from training.data.tables import SPLITS, Table
 from training.errors import TrainingError
 from training.models.tile_encoder import TILE_SIZE, centre_crop
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

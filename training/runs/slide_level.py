@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from gigapath_contract.probabilities import probabilities
 from training.config import RANDOM_INIT, TrainingConfig
 from training.data.dataset import DistributedShard, EpochOrder, SlideBags, SlideSample
-from training.data.folds import SPLITS, Fold, check_fold, make_folds, read_presplit, read_split_column
+from training.data.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.data.h5_features import check_bags
-from training.data.tables import LabelledSlide, Table, read_slides
+from training.data.tables import SPLITS, LabelledSlide, Table, read_slides
 from training.errors import TrainingError
 from training.loops.metrics import indicator
 from training.loops.optim import freeze, freeze_unreached

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from gigapath_contract.files import file_sha256
 from gigapath_contract.probabilities import probabilities
 from training.config import RANDOM_INIT
-from training.data.tiles import SPLITS, Tile, TileImages
+from training.data.tables import SPLITS
+from training.data.tiles import Tile, TileImages
 from training.errors import TrainingError
 from training.files import atomic_path
 from training.loops.tile_level import TileConfig, TileOrder, TileTuner
