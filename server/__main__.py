@@ -19,7 +19,7 @@ from server.ports import is_loopback
 
 LOG = ROOT / "build" / "log" / "triton.log"
 SETTLED = 60
-"""A server that served for so many seconds before it died is started again without a pause."""
+"""Seconds that a server must have served for to be started again without a pause when it dies."""
 LONGEST_PAUSE = 30
 
 

@@ -27,8 +27,8 @@ NEVER_SEEN = ("test-24A", "test-24B", "test-25B")  # no lesion, a contiguous and
 def facts() -> dict[str, Any]:
     files = packaged_weights("demo")
     assert files is not None, "the demo has no packaged weights: run `make demo-weights`"
-    told: dict[str, Any] = json.loads(files.facts.read_text())
-    return told
+    facts: dict[str, Any] = json.loads(files.facts.read_text())
+    return facts
 
 
 def test_packaged_weights_tell_held_out_slides_apart_and_are_small(facts: dict[str, Any]) -> None:

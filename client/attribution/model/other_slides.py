@@ -17,7 +17,7 @@ def level_elsewhere(h5: Path, slide_id: str, target: str, score: Score, full: fl
     """Median output `score` of the class `target` over a batch's slides that were not called it.
 
     h5: the slide's features in the folder of a batch; its `scores.csv` is read.
-    full: this slide's own output, by which another model's table is told.
+    full: this slide's own output, by which another model's table is recognised.
 
     Returns None where it can't be known: no batch, no other slide, another model, or another output.
 

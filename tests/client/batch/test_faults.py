@@ -57,7 +57,7 @@ def status(out: Path) -> dict[str, dict[str, str]]:
 
 @contextmanager
 def suspended(server: RunningServer, model: str) -> Iterator[None]:
-    """Stop the process that computes a model; the server itself goes on answering."""
+    """Stop the process that computes a model; the server itself continues to answer."""
     (stub,) = (p for p in psutil.Process(server.pid).children() if f"{model}_0_0" in p.cmdline())
     stub.suspend()
     try:
