@@ -49,12 +49,14 @@ class Deployment:
     metrics_address: str
     pid: int
     """Process number of tritonserver itself."""
+    models: Path
 
     def probe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run probe.py against this server."""
         metrics = f"http://{self.metrics_address}/metrics"
         command = [sys.executable, str(BASE / "probe.py"), *arguments, "--url", self.http_url]
-        return subprocess.run([*command, "--metrics-url", metrics], capture_output=True, text=True)
+        command += ["--metrics-url", metrics, "--models", str(self.models)]
+        return subprocess.run(command, capture_output=True, text=True)
 
 
 @contextmanager
@@ -84,6 +86,7 @@ def _deployed(repository: Path, log: Path, settings: dict[str, str]) -> Iterator
         http_url=f"http://{LOOPBACK}:{ports['http']}",
         metrics_address=f"{LOOPBACK}:{ports['metrics']}",
         pid=int(process.stdout.readline()),
+        models=Path(environment["MODELS"]),
     )
     try:
         deadline = time.monotonic() + 120

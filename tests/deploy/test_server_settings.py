@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from server.local import run_triton
 from server.ports import free_port
+from tests.deploy.conftest import Deployment
 
 ADMIN = {"triton-grpc-protocol-admin": "token-of-the-tests"}
 START = Path(__file__).resolve().parents[2] / "deploy" / "base" / "start.sh"
@@ -213,6 +216,40 @@ def test_the_probe_takes_a_busy_server_for_one_that_serves(
     assert took > 4 * one
     assert waiting > 0, "the queue was empty before the probe gave up"
     assert [answers.get(timeout=120) for _ in range(12)] == [None] * 12
+
+
+@pytest.mark.parametrize(("model", "output"), [("tile_encoder", "EMBEDDINGS"), ("slide_encoder", "SLIDE")])
+def test_the_probe_finds_a_server_that_computes_wrong_numbers(
+    demo_repository: Path, tmp_path: Path, model: str, output: str
+) -> None:
+    """Its weights are off by a thousandth, as in another precision; every answer is finite."""
+    models = shutil.copytree(demo_repository, tmp_path / "models", symlinks=True)
+    path = models / model / "1" / "model.onnx"
+    graph = onnx.load(path)
+    for tensor in graph.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor)
+            noise = np.random.default_rng(0).normal(1, 1e-3, values.shape)
+            tensor.CopyFrom(onnx.numpy_helper.from_array((values * noise).astype(np.float32), tensor.name))
+    onnx.save(graph, path)
+    port = free_port("127.0.0.1")
+    with run_triton(models, log=tmp_path / "log", http_port=port) as server:
+        served = Deployment(
+            url=server.url,
+            http_url=f"http://127.0.0.1:{port}",
+            metrics_address=server.metrics_url.split("/")[2],
+            pid=server.pid,
+            models=models,
+        )
+        found = served.probe("infer")
+        assert found.returncode == 1
+        assert found.stderr.startswith(
+            f"probe: {model} computes wrong numbers: {output} differs from the export's"
+        )
+        assert found.stderr.count("\n") == 1
+        unknown = dataclasses.replace(served, models=tmp_path).probe("infer")
+        assert unknown.returncode == 0
+        assert "the numbers are not compared" in unknown.stderr
 
 
 def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
