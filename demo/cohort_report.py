@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import typer
 from sklearn.metrics import roc_auc_score
 
 from client.outputs.layout import find_features
@@ -209,4 +210,4 @@ def page_of(report: Report, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, ServerError)
+    command_line.run(lambda: typer.run(main), ServerError)
