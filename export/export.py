@@ -126,9 +126,13 @@ def _build(
     )
     if not report.passed:
         worst = report.worst()
+        remedy = (
+            ": choose --precision fp16-mixed" if precision == "fp16" and worst.model == "tile_encoder" else ""
+        )
         raise ParityError(
             f"{worst.model}, {worst.case}: {worst.output} differs from PyTorch by {worst.max_abs:.2g} "
-            f"({worst.max_relative:.1%} of its scale, cosine {worst.min_cosine:.6f}): nothing was installed",
+            f"({worst.max_relative:.1%} of its scale, cosine {worst.min_cosine:.6f}): nothing was installed"
+            f"{remedy}",
             report,
         )
     known = repo.find_version(repository, export_id=contract.export_id)
