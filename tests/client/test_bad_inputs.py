@@ -189,7 +189,11 @@ COMMANDS: dict[str, tuple[list[object], int, str]] = {
         1,
         "no answer|refused",
     ),
-    "one server of two is dead": (["batch", "good.tif", "--url", "{url}," + DEAD], 1, f"no answer .*{DEAD}"),
+    "one server of two is dead": (
+        ["batch", "good.tif", "--url", "{url}," + DEAD, "--retry-for", 0],
+        1,
+        f"no answer .*{DEAD}",
+    ),
     "an unknown layout": (["batch", "good.tif", "--layout", "mine"], 1, "trident or clam"),
     "a header without a value": (["score", "good.tif", "--header", "secret"], 1, "--header takes name=value"),
     "a certificate that is missing": (["score", "good.tif", "--tls-ca", "none.pem"], 1, r"none\.pem"),
