@@ -52,7 +52,7 @@ serve: $(ALL) $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
 	$(BIN)/python -m server
 
 ##@ Checks
-.PHONY: lint types pytest
+.PHONY: lint types pytest cve
 lint: $(READY)  ## ruff, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,6 +66,10 @@ types: $(READY)  ## mypy alone
 # One worker per core, so one thread each.
 pytest: $(ALL) $(FOR_TESTS)  ## all tests (real slide, real Triton, no GPU)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+cve: $(ALL) $(FETCHED)  ## published weaknesses, tried on servers started here (docs/security.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/deploy/test_cve.py tests/deploy/test_server_settings.py \
+	    tests/deploy/test_tls.py tests/server/test_request_limits.py
 
 ##@ Training
 .PHONY: demo-weights check-demo-weights cohort-report
