@@ -45,7 +45,10 @@ def read_scale(attributes: Mapping[str, Any]) -> LevelZeroScale:
             if not (width.is_integer() and height.is_integer() and min(width, height) >= 1):
                 raise ValueError(f"tile size {size} px")
             size = (int(width), int(height))
-        return LevelZeroScale(size, None if x is None or y is None else (float(x), float(y)))
+        mpp = None if x is None or y is None else (float(x), float(y))
+        if mpp is not None and not (np.isfinite(mpp).all() and min(mpp) > 0):
+            raise ValueError(f"mpp {mpp[0]:g} x {mpp[1]:g}")
+        return LevelZeroScale(size, mpp)
     except (TypeError, ValueError) as error:
         raise CoordinateError(f"the tiles' scale makes no sense ({error}): embed the slide again") from error
 

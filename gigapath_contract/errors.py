@@ -11,5 +11,9 @@ class CoordinateError(ContractError):
     """An unknown rule, a scale that the rule needs and lacks, or a tile outside the position grid."""
 
 
+class FeatureFileError(ContractError):
+    """A file that holds no usable tile embeddings; the message is the reason alone."""
+
+
 class TableError(ContractError):
     """A file that is not a table in UTF-8; the message is the reason alone."""

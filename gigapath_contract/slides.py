@@ -19,3 +19,20 @@ def slide_id(name: str) -> str:
     """
     path = PurePath(name)
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | {FEATURES_SUFFIX} else name
+
+
+LONGEST_ID = 180
+"""Bytes in UTF-8: file systems allow names of 255, and outputs append up to 75."""
+
+
+def is_file_name(slide_id: str) -> bool:
+    """Whether an id can name a slide's outputs, and stand in a table that a spreadsheet opens.
+
+    It can't where it is empty, hidden, too long or not printable, holds a slash, or begins like a formula.
+    """
+    return (
+        slide_id.isprintable()
+        and "/" not in slide_id
+        and not slide_id.startswith((".", "=", "+", "-", "@"))
+        and 0 < len(slide_id.encode(errors="replace")) <= LONGEST_ID
+    )

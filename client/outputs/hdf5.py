@@ -6,7 +6,7 @@ The same results give the same bytes: a file holds no time, path or duration.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gigapath_contract.errors import FeatureFileError
+from gigapath_contract.features import TileFeatures, read_tile_features
 from gigapath_contract.schema import Contract
 
-from ..arrays import Array, Bool, Float32, Int64
+from ..arrays import Array
 from ..errors import ClientError
 from ..files import atomic_path
 from ..scoring.score import ScoredSlide
@@ -92,52 +94,25 @@ def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provena
         _write_slide_arrays(file, scored, provenance, "features", path.parent.name)
 
 
-@dataclass(frozen=True, eq=False)
-class StoredFeatures:
-    """The contents of a feature file: N tiles with embeddings of width D.
-
-    Attributes:
-        embeddings: [N, D]; NaN in the rows of tiles that are not valid.
-        coords: [N, 2] level-0 pixels of the tiles' top-left corners.
-        valid: [N], False where a tile could not be decoded.
-        tissue: [N] fraction of each tile that is tissue.
-        coords_attributes, attributes: the HDF5 attributes of `coords` and of `features`.
-    """
-
-    embeddings: Float32
-    coords: Int64
-    valid: Bool
-    tissue: Float32
-    coords_attributes: Mapping[str, Any]
-    attributes: Mapping[str, Any]
+StoredFeatures = TileFeatures
 
 
 def read_features(path: Path) -> StoredFeatures:
     """Read a feature file; in one of another tool `valid` is all True and `tissue` NaN.
 
     Raises:
-        ClientError: no such file, not HDF5, or without `features` and `coords` of the same length.
+        ClientError: no such file, not HDF5, or not what `gigapath_contract.features` lets pass.
     """
     try:
         with h5py.File(path, "r") as file:
-            features, coords = file["features"], file["coords"]
-            if features.ndim != 2 or len(features) != len(coords):
-                raise ClientError(
-                    f"{path}: holds no row of features per tile (features {features.shape}, coords "
-                    f"{coords.shape}): give a file of tile features, or a batch's folder with --slide-id"
-                )
-            return StoredFeatures(
-                features[:],
-                coords[:],
-                file["valid"][:] if "valid" in file else np.ones(len(features), np.bool_),
-                file["tissue"][:] if "tissue" in file else np.full(len(features), np.nan, np.float32),
-                dict(coords.attrs),
-                dict(features.attrs),
-            )
+            return read_tile_features(file)
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
-    except KeyError as error:
-        raise ClientError(f"{path}: holds no features and coords; score the slide first") from error
+    except FeatureFileError as error:
+        raise ClientError(
+            f"{path}: {error}: give a file of tile features, or a batch's folder with --slide-id; "
+            "score the slide again if it is one"
+        ) from error
 
 
 @contextmanager

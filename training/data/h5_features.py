@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gigapath_contract.coordinates import CoordinateRule, grid_coordinates, read_scale
-from gigapath_contract.errors import CoordinateError
+from gigapath_contract.errors import CoordinateError, FeatureFileError
+from gigapath_contract.features import read_tile_features
 from gigapath_contract.files import file_sha256
 from training.errors import TrainingError
 
@@ -36,28 +37,20 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
     """
     try:
         with h5py.File(path, "r") as file:
-            if missing := {"features", "coords"} - set(file):
-                raise TrainingError(f"{path} lacks {' and '.join(sorted(missing))}: embed the slide again")
-            features, coords = file["features"][:], file["coords"][:]
-            valid = file["valid"][:].astype(bool) if "valid" in file else np.ones(len(features), bool)
-            attributes = {**file["coords"].attrs, **file["features"].attrs}
+            stored = read_tile_features(file)
     except OSError as error:
         reason = "no such file" if not path.exists() else "not a readable HDF5 file"
         raise TrainingError(f"{path}: {reason}: embed the slide, or take it out of the splits") from error
-    if features.ndim != 2 or coords.shape != (len(features), 2) or len(valid) != len(features):
-        shapes = f"features {features.shape} and coords {coords.shape}"
-        raise TrainingError(f"{path}: {shapes} are not [N, D] and [N, 2]: embed the slide again")
-    features, coords = features[valid].astype(np.float32), coords[valid]
+    except FeatureFileError as error:
+        raise TrainingError(f"{path}: {error}: embed the slide again") from error
+    features, coords = stored.embeddings[stored.valid].astype(np.float32), stored.coords[stored.valid]
     if len(features) == 0:
         raise TrainingError(f"{path} holds no tile: take the slide out of the splits or check its tissue")
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        tile = int(np.flatnonzero(~finite)[0])
-        raise TrainingError(f"{path}: tile {tile} has a NaN or infinite feature: embed the slide again")
+    scale = {**stored.coords_attributes, **stored.attributes}
     row_major = np.lexsort((coords[:, 0], coords[:, 1]))
     features, coords = features[row_major], coords[row_major]
     try:
-        return Bag(features, grid_coordinates(coords, rule, read_scale(attributes)))
+        return Bag(features, grid_coordinates(coords, rule, read_scale(scale)))
     except CoordinateError as error:
         raise TrainingError(f"{path}: {error}") from error
 

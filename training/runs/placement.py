@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gigapath_contract.coordinates import CELL, LevelZeroScale, grid_coordinates, read_scale
-from gigapath_contract.errors import CoordinateError
+from gigapath_contract.errors import CoordinateError, FeatureFileError
+from gigapath_contract.features import read_tile_features
 from training.runs.layout import DATA, ENVIRONMENT, METADATA, config_path
 
 VERSION_FIELD = "coordinate_rule_version"
@@ -72,11 +73,11 @@ def _misplaced(folder: Path, rule: str) -> tuple[list[int], bool]:
     for name in names:
         try:
             with h5py.File(features / name, "r") as file:
-                scale = read_scale({**file["coords"].attrs, **file["features"].attrs})
-                coords = file["coords"][:]
+                stored = read_tile_features(file)
+            scale, coords = read_scale({**stored.coords_attributes, **stored.attributes}), stored.coords
             now = grid_coordinates(coords, rule, scale, grid=np.iinfo(np.int32).max) // CELL
             before = float_coordinates(coords, rule, scale) // CELL
-        except (OSError, KeyError, CoordinateError):
+        except (OSError, FeatureFileError, CoordinateError):
             unknown = True
             continue
         for axis in np.flatnonzero((before != now).any(axis=0)):

@@ -13,6 +13,7 @@ import numpy as np
 from gigapath_contract.coordinates import LevelZeroScale, read_scale
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
+from gigapath_contract.slides import is_file_name
 
 from ...arrays import Float32, Int64
 from ...errors import ClientError, ContractMismatch
@@ -117,10 +118,9 @@ def read_bank(path: Path) -> Float32:
         ClientError: no such file, not HDF5, or no valid tile.
     """
     stored = read_features(path)
-    valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)
-    if not valid.any():
+    if not stored.valid.any():
         raise ClientError(f"{path}: holds no valid tile to draw from")
-    return stored.embeddings[valid].astype(np.float32)
+    return stored.embeddings[stored.valid].astype(np.float32)
 
 
 def read_embedded(path: Path) -> EmbeddedSlide:
@@ -130,8 +130,7 @@ def read_embedded(path: Path) -> EmbeddedSlide:
         ClientError: no such file, not HDF5, no valid tile, no size of the tiles, or an unreadable contract.
     """
     stored = read_features(path)
-    valid = stored.valid & np.isfinite(stored.embeddings).all(axis=1)
-    rows = np.flatnonzero(valid)
+    rows = np.flatnonzero(stored.valid)
     if not len(rows):
         raise ClientError(f"{path}: holds no valid tile, so there is nothing to explain")
     coords = stored.coords[rows].astype(np.int64)
@@ -144,13 +143,22 @@ def read_embedded(path: Path) -> EmbeddedSlide:
     if scale.tile_size is None:
         raise ClientError(f"{path}: `coords` has no attribute patch_size_level0, so tiles have no size")
     tile_size = scale.tile_size
-    overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
+    try:
+        overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
+        width, height = (int(about.get(f"level0_{side}", 0)) for side in ("width", "height"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ClientError(f"{path}: the attributes of `coords` make no sense ({error})") from error
+    if not 0 <= overlap < 1:
+        raise ClientError(f"{path}: the tiles overlap by {overlap:g} of their size, which no tiles do")
+    slide_id = str(about.get("name", path.stem))
+    if not is_file_name(slide_id):
+        raise ClientError(f"{path}: its name {slide_id[:50]!r} can't name files: correct it in `coords`")
     features = stored.attributes
     encoder, origin = features.get("encoder_sha256"), _origin(path, features)
     if origin is not None and str(encoder) != origin.tile_encoder.weights_sha256:
         raise ClientError(f"{path}: names another tile encoder than its contract does: score the slide again")
     return EmbeddedSlide(
-        slide_id=str(about.get("name", path.stem)),
+        slide_id=slide_id,
         embeddings=stored.embeddings[rows][order].astype(np.float32),
         coords=coords[order],
         rows=rows[order].astype(np.int64),
@@ -158,11 +166,7 @@ def read_embedded(path: Path) -> EmbeddedSlide:
         tile_size=tile_size,
         step=(max(1, round(tile_size[0] * (1 - overlap))), max(1, round(tile_size[1] * (1 - overlap)))),
         mpp_level0=scale.mpp,
-        dimensions=(
-            (int(about["level0_width"]), int(about["level0_height"]))
-            if "level0_width" in about and "level0_height" in about
-            else None
-        ),
+        dimensions=(width, height) if width > 0 and height > 0 else None,
         encoder_sha256=None if encoder is None else str(encoder),
         origin=origin,
     )

@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gigapath_contract.features import check_self_contained
+
 from ...arrays import Float64
 from ...errors import ClientError
 from ...outputs.hdf5 import new_file
@@ -62,6 +64,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
     # A new file and not a changed one: the same results give the same bytes, and no space is lost.
     with old, new_file(path) as new:
+        check_self_contained(old)  # a copy would take the linked file's content in
         new.attrs.update(old.attrs)
         for name in old:
             if name not in datasets and name not in earlier:

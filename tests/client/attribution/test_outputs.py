@@ -51,6 +51,7 @@ def write_h5(path: Path, embeddings: Float32, coords: Int64, **attributes: objec
     about = {"patch_size": 256, "patch_size_level0": TILE[0], "level0_width": 2220, "level0_height": 2967}
     with h5py.File(path, "w") as file:
         file["features"], file["coords"] = embeddings, coords
+        file["valid"] = np.isfinite(embeddings).all(axis=1)
         file["coords"].attrs.update(about | {"name": path.stem} | attributes)
     return path
 
