@@ -18,10 +18,12 @@ import torch
 from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
-from export import longnet
+from export import longnet, merged_attention
 from export.attention import scaled_dot_product_attention
 from export.lengths import require_one_length
 from export.schedule import pool_before_next_layer
+from export.ways import by_length
+from training.models.dilated_attention import AttentionBackend
 from training.models.slide_model import SlideModel
 
 op: Any = onnxscript.opset18
@@ -71,18 +73,26 @@ def slide_graph(model: SlideModel) -> Graph:
     return Graph(SlideGraph(_traceable(model)), _slide(model), outputs, ({0: "N"}, {0: "N"}))
 
 
-def occlusion_graph(model: SlideModel) -> Graph:
-    """The graph of `slide_occlusion`."""
+def occlusion_graph(model: SlideModel) -> onnx_ir.Model:
+    """The graph of `slide_occlusion`, traced."""
+    branches, merged = (
+        _trace(_occlusion_graph(model, attention))
+        for attention in (longnet.OperatorAttention, merged_attention.OperatorMergedAttention)
+    )
+    return by_length(branches, merged, min(model.encoder.config.segment_lengths))
+
+
+def _occlusion_graph(model: SlideModel, attention: AttentionBackend) -> Graph:
     inputs = _slide(model)
     inputs["KEEP"] = torch.ones(3, len(inputs["COORDS"]), dtype=torch.bool)
     outputs = ("SLIDE",) if model.head is None else ("SLIDE", "LOGITS")
-    return Graph(OcclusionGraph(_traceable(model)), inputs, outputs, ({0: "N"}, {0: "N"}, {0: "M", 1: "N"}))
+    module = OcclusionGraph(_traceable(model, attention))
+    return Graph(module, inputs, outputs, ({0: "N"}, {0: "N"}, {0: "M", 1: "N"}))
 
 
-def _traceable(model: SlideModel) -> SlideModel:
-    """The same weights with the attention backend that is exported as ONNX operators."""
-    encoder = model.encoder.with_attention(longnet.OperatorAttention)
-    return SlideModel(encoder, model.head, model.variant)
+def _traceable(model: SlideModel, attention: AttentionBackend = longnet.OperatorAttention) -> SlideModel:
+    """The same weights with an attention backend that is exported as ONNX operators."""
+    return SlideModel(model.encoder.with_attention(attention), model.head, model.variant)
 
 
 def _slide(model: SlideModel, tiles: int = 40) -> dict[str, Tensor]:
@@ -118,6 +128,7 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.div.Tensor_mode: _floor_divide,
     torch.ops.aten.div.Scalar_mode: _floor_divide,
     **longnet.TRANSLATIONS,
+    **merged_attention.TRANSLATIONS,
 }
 
 

@@ -8,18 +8,42 @@ from typing import Any
 import onnx
 from onnx import NodeProto, helper
 
+from export.ways import BRANCHES
+
 
 def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` without `SkipLayerNormalization`, `QuickGelu` and biases of `MultiHeadAttention`.
 
-    `MultiHeadAttention` itself stays: TensorRT parses it into its own attention, if it adds no biases.
+    `MultiHeadAttention` itself stays: TensorRT parses it into its own attention, if it adds no biases. Of the
+    two ways of `export.ways` the branches are left, whose shapes depend on those of the inputs alone.
     """
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     del plain.graph.node[:]
-    for node in model.graph.node:
+    for node in _one_way(model.graph):
         plain.graph.node.extend(_EXPANSIONS.get(node.op_type, _unchanged)(node))
+    used = {name for node in plain.graph.node for name in node.input}
+    weights = [weight for weight in plain.graph.initializer if weight.name in used]
+    del plain.graph.initializer[:]
+    plain.graph.initializer.extend(weights)
     return plain
+
+
+def _one_way(graph: onnx.GraphProto) -> list[NodeProto]:
+    """The nodes of `graph`, or of its way by branches, with the graph's own outputs."""
+    chosen = next((node for node in graph.node if node.name == BRANCHES), None)
+    if chosen is None:
+        return list(graph.node)
+    way = _attributes(chosen)["then_branch"]
+    names = {inner.name: outer for inner, outer in zip(way.output, chosen.output, strict=True)}
+    nodes = []
+    for node in way.node:
+        renamed = NodeProto()
+        renamed.CopyFrom(node)
+        for tensors in (renamed.input, renamed.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+        nodes.append(renamed)
+    return nodes
 
 
 def _unchanged(node: NodeProto) -> Iterator[NodeProto]:

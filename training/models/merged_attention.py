@@ -24,8 +24,10 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 NO_KEY = -1e20
@@ -47,29 +49,32 @@ class Overlaps:
     """
 
     period: int
-    covers: Tensor
-    queries: Tensor
-    keys: Tensor
+    covers: NDArray[np.bool_]
+    queries: NDArray[np.float32]
+    keys: NDArray[np.float32]
 
 
 @cache
 def overlaps(dilations: tuple[int, ...], heads: int) -> Overlaps:
-    """The overlaps of branches of these dilations. Made once; do not modify."""
+    """The overlaps of branches of these dilations."""
     period = math.lcm(*dilations)
-    position, head = torch.arange(period)[:, None], torch.arange(heads)
-    covers = torch.stack([position % r == head // -(-heads // r) for r in dilations], dim=2)
+    position, head = np.arange(period)[:, None], np.arange(heads)
+    covers = np.stack([position % r == head // -(-heads // r) for r in dilations], axis=2)
     queries, keys = [], []
-    for of_head in covers.float().unbind(1):
-        classes, of_position = torch.unique(of_head, dim=0, return_inverse=True)
-        log_counts = (classes @ classes.T).log().clamp(min=NO_KEY)
-        told_apart = log_counts.any(dim=0)  # keys of the other classes count once for every query
-        queries.append(log_counts[of_position][:, told_apart])
-        keys.append(F.one_hot(of_position, len(classes))[:, told_apart].float())
+    for number in range(heads):
+        classes, of_position = np.unique(covers[:, number], axis=0, return_inverse=True)
+        counts = classes.astype(np.float64) @ classes.T
+        log_counts = np.log(counts, out=np.full_like(counts, NO_KEY), where=counts > 0)
+        told_apart = log_counts.any(axis=0)  # keys of the other class count once for every query
+        queries.append(log_counts[of_position.ravel()][:, told_apart])
+        keys.append(np.eye(len(classes))[of_position.ravel()][:, told_apart])
     width = max(table.shape[1] for table in keys)
-    queries, keys = (
-        [F.pad(table, (0, width - table.shape[1])) for table in tables] for tables in (queries, keys)
-    )
-    return Overlaps(period, covers, torch.stack(queries, dim=1), torch.stack(keys, dim=1))
+
+    def stacked(tables: list[NDArray[np.float64]]) -> NDArray[np.float32]:
+        padded = [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+        return np.stack(padded, axis=1).astype(np.float32)
+
+    return Overlaps(period, covers, stacked(queries), stacked(keys))
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,13 @@ def plan_merged(tokens: int, dilations: tuple[int, ...], heads: int, device: tor
     """Lay out `tokens` tokens that lie in one segment of every branch."""
     table = overlaps(dilations, heads)
     rows = torch.arange(tokens) % table.period
-    covers = table.covers[rows]
+    covers, of_queries, of_keys = (
+        torch.from_numpy(x)[rows] for x in (table.covers, table.queries, table.keys)
+    )
     padding = torch.stack([padding_keys(tokens, r, heads) for r in dilations], dim=1)
     shared = (covers * padding).sum(dim=2, keepdim=True)
-    queries = torch.cat([table.queries[rows], shared.log().clamp(min=NO_PADDING)], dim=2)
-    keys = F.pad(F.pad(table.keys[rows], (0, 1)), (0, 0, 0, 0, 0, 1))
+    queries = torch.cat([of_queries, shared.log().clamp(min=NO_PADDING)], dim=2)
+    keys = F.pad(F.pad(of_keys, (0, 1)), (0, 0, 0, 0, 0, 1))
     keys[-1, :, -1] = 1
     values = F.pad(F.pad(covers.float(), (1, 0)), (0, 0, 0, 0, 0, 1))
     values[-1, :, 0] = 1

@@ -123,6 +123,6 @@ def test_the_channels_multiply_to_the_logarithm_of_the_counts(dilations: tuple[i
         for head in range(heads):
             covered = torch.arange(table.period) % r == head // -(-heads // r)
             counts[head] += covered[:, None] & covered
-    logs = torch.einsum("phc,qhc->hpq", table.queries, table.keys)
+    logs = torch.einsum("phc,qhc->hpq", torch.from_numpy(table.queries), torch.from_numpy(table.keys))
     assert torch.equal(logs.exp().round(decimals=5), counts)
     assert table.keys.shape[2] <= 6, "few classes, so few channels"
