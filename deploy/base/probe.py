@@ -125,13 +125,15 @@ def compare(
     reference: zipfile.ZipFile, model: str, name: str, found: Sequence[float], true: Sequence[float]
 ) -> None:
     """Raise ValueError unless the answer passes its model's gate."""
-    (largest,), (smallest,) = (
-        read_array(reference, f"gate.{model}.{key}") for key in ("max_abs", "min_cosine")
+    (largest,), (smallest,), (relative,) = (
+        read_array(reference, f"gate.{model}.{key}") for key in ("max_abs", "min_cosine", "max_relative")
     )
     difference = max(abs(a - b) for a, b in zip(found, true, strict=True))
+    scale = max(map(abs, true))
     norms = math.sqrt(math.fsum(a * a for a in found) * math.fsum(b * b for b in true))
-    cosine = math.fsum(a * b for a, b in zip(found, true, strict=True)) / norms if norms else -1.0
-    if difference > largest or cosine < smallest:
+    dot = math.fsum(a * b for a, b in zip(found, true, strict=True))
+    cosine = dot / norms if norms and len(found) > 1 else 1.0  # zeros, or one number, have no direction
+    if difference > min(largest, relative * scale) or cosine < smallest:
         raise ValueError(
             f"{model} computes wrong numbers: {name} differs from the export's reference by {difference:.2g} "
             f"(cosine {cosine:.6f})"
