@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from client.outputs.layout import find_features
 from demo.__main__ import ROOT, console, run
-from demo.planted import planted_auroc, planted_tiles, read_csv
+from demo.planted import answered_tiles, planted_auroc, planted_tiles, read_csv
 from gigapath_contract import command_line
 from server.errors import ServerError
 from server.local import run_triton
@@ -32,18 +32,25 @@ COHORT = ROOT / "build" / "cohort"
 PAGE = ROOT / "docs" / "cohort.md"
 METHODS = ("partition_shap", "keep_one")
 PATTERNS = ("contiguous", "scattered")
+LEAST_AUROC = 0.99
+"""Of the planted tiles that the model answers to, by the values of the default method."""
 
 
 @dataclass(frozen=True)
 class AttributedSlide:
-    """One positive held-out slide: the AUROC of its planted tiles by each method's values."""
+    """One positive held-out slide: the AUROC of its planted tiles by each method's values.
+
+    `answered`: number of planted tiles that the model answers to; `answered_auroc`: their AUROC.
+    """
 
     slide_id: str
     pattern: str
     mpp: float
     tiles: int
     planted: int
+    answered: int
     auroc: dict[str, float]
+    answered_auroc: dict[str, float]
 
 
 def main() -> None:
@@ -123,9 +130,18 @@ def attribute(row: dict[str, str], out: Path, url: str) -> AttributedSlide:
     run("client", "attribute", *about, "--out", str(WORK / "maps"), "--url", url)
     h5 = find_features(out, name)
     truth = planted_tiles(COHORT, h5)
-    auroc = {method: planted_auroc(truth, h5, method) for method in METHODS}
+    answered = answered_tiles(truth, h5, url)
     return AttributedSlide(
-        name, row["pattern"], float(row["scanner_mpp"]), len(truth), int(truth.sum()), auroc
+        slide_id=name,
+        pattern=row["pattern"],
+        mpp=float(row["scanner_mpp"]),
+        tiles=len(truth),
+        planted=int(truth.sum()),
+        answered=int(answered.sum()),
+        auroc={method: planted_auroc(truth, h5, method) for method in METHODS},
+        answered_auroc={
+            method: planted_auroc(truth, h5, method, among=answered | ~truth) for method in METHODS
+        },
     )
 
 
@@ -141,9 +157,11 @@ class Report:
     furthest: float  # largest difference of a slide's probability, trained and served
     attributed: list[AttributedSlide]
 
-    def mean(self, pattern: str, method: str) -> float:
-        """Mean AUROC of planted tiles over the slides of a pattern."""
-        return float(np.mean([each.auroc[method] for each in self.attributed if each.pattern == pattern]))
+    def mean(self, pattern: str, method: str) -> tuple[float, float]:
+        """Mean AUROC over the slides of a pattern, of all planted tiles and of those that are answered."""
+        slides = [each for each in self.attributed if each.pattern == pattern]
+        everything = np.mean([each.auroc[method] for each in slides])
+        return float(everything), float(np.nanmean([each.answered_auroc[method] for each in slides]))
 
     def failures(self) -> list[str]:
         """What falls short of what the project promises."""
@@ -152,9 +170,11 @@ class Report:
             found.append(f"served AUROC {self.served_auroc:.4f} is not training's {self.trained_auroc:.4f}")
         if self.served_auroc < 0.95:
             found.append(f"held-out AUROC {self.served_auroc:.3f} is under 0.95")
-        means = {name: self.mean(name, METHODS[0]) for name in PATTERNS}
+        means = {name: self.mean(name, METHODS[0])[1] for name in PATTERNS}
         return found + [
-            f"AUROC of {p} planted tiles {m:.3f} is under 0.9" for p, m in means.items() if m < 0.9
+            f"AUROC of answered {pattern} tiles {mean:.3f} is under {LEAST_AUROC}"
+            for pattern, mean in means.items()
+            if mean < LEAST_AUROC
         ]
 
 
@@ -179,6 +199,7 @@ def page_of(report: Report, seconds: float) -> str:
     """docs/cohort.md."""
     low, high = report.interval
     apart = abs(report.served_auroc - report.trained_auroc)
+    columns = [name for method in METHODS for name in (method, f"{method}, answered")]
     lines = [
         "# From labels to maps on the synthetic cohort",
         "",
@@ -197,15 +218,22 @@ def page_of(report: Report, seconds: float) -> str:
         "AUROC of the planted tiles among a positive slide's tiles, by the values that `attribute` gives",
         f"them (default settings: {METHODS[0]}, 512 masks; with {METHODS[1]}):",
         "",
-        "| slide | lesion | mpp | tiles | planted | " + " | ".join(METHODS) + " |",
-        "|---|---|---|---|---|" + "---|" * len(METHODS),
+        "A planted tile is answered if it raises the log-odds by 0.3 when it joins the slide's benign tiles.",
+        "What the model ignores, no faithful map shows: the report fails if the mean AUROC among answered",
+        f"tiles is under {LEAST_AUROC}, and gives that of all planted tiles as well.",
+        "",
+        "| slide | lesion | mpp | tiles | planted | answered | " + " | ".join(columns) + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(columns),
     ]
     for each in report.attributed:
-        row = [each.slide_id, each.pattern, f"{each.mpp:g}", str(each.tiles), str(each.planted)]
-        lines.append("| " + " | ".join([*row, *(f"{each.auroc[method]:.3f}" for method in METHODS)]) + " |")
+        row = [each.slide_id, each.pattern, f"{each.mpp:g}", each.tiles, each.planted, each.answered]
+        for method in METHODS:
+            row += [f"{each.auroc[method]:.3f}", f"{each.answered_auroc[method]:.3f}"]
+        lines.append("| " + " | ".join(map(str, row)) + " |")
     for pattern in PATTERNS:
-        cells = " | ".join(f"**{report.mean(pattern, method):.3f}**" for method in METHODS)
-        lines.append(f"| **mean** | **{pattern}** | | | | {cells} |")
+        means = [mean for method in METHODS for mean in report.mean(pattern, method)]
+        cells = " | ".join(f"**{mean:.3f}**" for mean in means)
+        lines.append(f"| **mean** | **{pattern}** | | | | | {cells} |")
     return "\n".join([*lines, ""])
 
 

@@ -10,6 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
+from client.attribution.methods.model_outputs import ModelOutputs
+from client.attribution.model.embedded import read_embedded
+from client.attribution.model.served import ServedForward
+from client.triton.connection import Connection
+from client.triton.contract import read_contract
+from client.triton.endpoint import Endpoint
+
 LESION = 1  # its index among the classes of the demo's head
 
 
@@ -30,7 +37,39 @@ def planted_tiles(cohort: Path, h5: Path) -> npt.NDArray[np.bool_]:
         return np.array([tuple(place) in planted for place in file["coords"][:].tolist()])
 
 
-def planted_auroc(truth: npt.NDArray[np.bool_], h5: Path, method: str = "partition_shap") -> float:
-    """AUROC of the planted tiles by the values that `client attribute` left in `h5` for the lesion."""
+def planted_auroc(
+    truth: npt.NDArray[np.bool_],
+    h5: Path,
+    method: str = "partition_shap",
+    among: npt.NDArray[np.bool_] | None = None,
+) -> float:
+    """AUROC of the planted tiles by the values that `client attribute` left in `h5` for the lesion.
+
+    among: the tiles that count, all by default. NaN if none of them is planted.
+    """
+    inside = np.ones_like(truth) if among is None else among
+    if not truth[inside].any():
+        return float("nan")
     with h5py.File(h5) as file:
-        return float(roc_auc_score(truth, file[f"attribution_{method}"][:, LESION]))
+        return float(roc_auc_score(truth[inside], file[f"attribution_{method}"][:][inside, LESION]))
+
+
+def answered_tiles(
+    truth: npt.NDArray[np.bool_], h5: Path, url: str, *, least: float = 0.3
+) -> npt.NDArray[np.bool_]:
+    """The planted tiles that the served model answers to, bool [N].
+
+    Each of them alone raises the log-odds of a lesion by `least`, when it joins the slide's benign tiles.
+    What the model ignores, no faithful map can show.
+    """
+    slide = read_embedded(h5)
+    planted = np.flatnonzero(truth[slide.rows])
+    keep = np.repeat(~truth[slide.rows][None], 1 + len(planted), axis=0)
+    keep[np.arange(1, len(keep)), planted] = True
+    with Connection(Endpoint(url)) as connection:
+        contract = read_contract(connection)
+        scores = ServedForward(connection, contract)(slide.embeddings, slide.model_coords(contract), keep)
+    gain = ModelOutputs(("benign", "lesion"))(scores)[:, LESION]
+    answered = np.zeros_like(truth)
+    answered[slide.rows[planted]] = gain[1:] - gain[0] >= least
+    return answered
