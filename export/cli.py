@@ -84,6 +84,12 @@ def show(result: ExportResult) -> None:
     contract = Contract.parse(result.contract)
     if result.report is not None:
         console.print(parity_table(result.report))
+        if tensor := result.report.tightest():
+            console.print(
+                f"largest of {len(result.report.half)} float16 tensors: {tensor.name} of {tensor.model} with "
+                f"{tensor.largest:.3g}; 65,504 is {tensor.margin:.3g} times that",
+                soft_wrap=True,
+            )
     made = "exported" if result.report is not None else "unchanged"
     console.print(
         f"[bold]{made}[/]: {contract.preset} {contract.precision}, export {contract.export_id}, "

@@ -124,6 +124,14 @@ def _build(
         versions=versions,
         progress=progress,
     )
+    overflow = report.overflow()
+    if overflow and not report.passed:
+        raise ParityError(
+            f"{overflow.model}: {overflow.name} (layer {overflow.layer or overflow.name}) reaches "
+            f"{overflow.largest:.2g} and float16 ends at 65,504: choose another precision; "
+            "nothing was installed",
+            report,
+        )
     if not report.passed:
         worst = report.worst()
         remedy = (
