@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,9 +174,8 @@ def cohort_tiles(folder: Path) -> CohortTiles:
 
 
 def _kinds(path: Path) -> dict[tuple[str, int, int], str]:
-    from demo.planted import read_csv
-
-    return {(row["slide_id"], int(row["x"]), int(row["y"])): row["kind"] for row in read_csv(path)}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(row["slide_id"], int(row["x"]), int(row["y"])): row["kind"] for row in csv.DictReader(file)}
 
 
 def _cases(
