@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from training.config import ResourceSection, SelectSection
 from training.errors import TrainingError
+from training.models.weights import UNREADABLE
 
 CHECKPOINTS, LAST, BEST = "checkpoints", "last", "best"
 
@@ -75,13 +76,14 @@ def fit(
 ) -> None:
     """Train, resuming after the last whole epoch of an interrupted run; then load the epoch to keep.
 
-    The sampler of `train` needs `set_epoch`. Raises TrainingError if the user interrupts.
+    The sampler of `train` needs `set_epoch`. Raises TrainingError if the user interrupts, or a
+    checkpoint can't be loaded.
     """
     last = folder / CHECKPOINTS / f"{LAST}.ckpt"
     if last.exists():
         # Lightning asks for the resumed epoch's order before it says which epoch that is.
         train.sampler.set_epoch(_load(last)["epoch"] + 1)  # type: ignore[attr-defined]
-    trainer.fit(module, train, val, ckpt_path=last if last.exists() else None, weights_only=False)
+    trainer.fit(module, train, val, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise TrainingError("interrupted: run the same command to resume after the last whole epoch")
     if select.epoch == "best":
@@ -99,9 +101,21 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """One of our own checkpoints, with optimiser and loop state in addition to the weights."""
-    found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-    return found
+    """One of our own checkpoints, with optimiser and loop state in addition to the weights.
+
+    Raises:
+        TrainingError: it holds anything else than tensors and plain values, or is damaged.
+    """
+    try:
+        # Only tensors and plain values: a checkpoint that someone else made must not run code.
+        found: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(found["epoch"], int) or not isinstance(found["state_dict"], dict):
+            raise ValueError("no epoch and weights in it")
+    except (*UNREADABLE, TypeError) as error:
+        raise TrainingError(
+            f"{path} is no checkpoint of this program, or damaged: delete {path.parent} to start over"
+        ) from error
+    return dict(found)
 
 
 def _checkpoint(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,48 @@ def test_a_cut_off_run_ends_like_an_undisturbed_one(
     run_tiles(wanted, tiles, tmp_path / "cut")
     for name in (TILE_MODEL, "tile_head.safetensors", "predictions_test.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+class Code:
+    """Unpickled, it makes a folder, as it could do anything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_strangers_checkpoint_runs_no_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, wanted, tiles = tmp_path / "run", config(blocks=3, epochs=3), list_tiles(folder)
+
+    def stop(self: TileTuner) -> None:
+        if self.current_epoch == 1:
+            raise ConnectionAbortedError
+
+    monkeypatch.setattr(TileTuner, "on_train_epoch_start", stop, raising=False)
+    with pytest.raises(ConnectionAbortedError):
+        run_tiles(wanted, tiles, out)
+    monkeypatch.undo()
+    last, made = out / "checkpoints" / "last.ckpt", tmp_path / "made"
+    strangers: tuple[Any, ...] = (
+        {**torch.load(last, weights_only=True), "more": Code(made)},
+        {"more": 1},
+        [],
+        b"",
+    )
+    for strange in strangers:
+        torch.save(strange, last)
+        with pytest.raises(TrainingError, match=r"last\.ckpt is no checkpoint of this program") as caught:
+            run_tiles(wanted, tiles, out)
+        assert "\n" not in str(caught.value)
+        assert not made.exists()
+        if isinstance(strange, dict) and "epoch" in strange:
+            torch.load(last, weights_only=False)
+            assert made.exists()
+            made.rmdir()
 
 
 def test_a_place_in_a_slide_is_the_same_tissue_whatever_the_scanner(real_slide: Path, tmp_path: Path) -> None:
