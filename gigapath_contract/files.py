@@ -44,9 +44,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table, whole or not at all; None is an empty cell."""
+    """Write a table, whole or not at all; None is an empty cell.
+
+    A text that a spreadsheet would run (it begins with = + - @ and is no number) gets a ' before it.
+    """
     with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        csv.writer(file, lineterminator="\n").writerows(
+            [_defused(cell) for cell in row] for row in (header, *rows)
+        )
+
+
+def _defused(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def file_sha256(path: Path) -> str:

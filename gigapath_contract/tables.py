@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from gigapath_contract.errors import TableError
 from gigapath_contract.slides import slide_id
@@ -55,12 +56,26 @@ def read_table(path: Path) -> Table:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(",\t;", key=first.count))
-            rows = [Row(reader.line_num, tuple(cell.strip() for cell in line)) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+            reader = csv.reader(file, delimiter=max(",\t;", key=first.count), strict=True)
+            rows = [Row(reader.line_num, tuple(cell.strip() for cell in line)) for line in _records(reader)]
+    except UnicodeDecodeError as error:
         raise TableError(str(error)) from error
     rows = [row for row in rows if any(row.cells)]
     return Table(rows[0].cells, tuple(rows[1:])) if rows else Table((), ())
+
+
+def _records(reader: Any) -> Iterator[list[str]]:
+    """The records of a csv.reader; a TableError names the line on which one that can't be read begins."""
+    while True:
+        began = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+            raise TableError(f"line {began}: {reason}") from error
+        yield record
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:

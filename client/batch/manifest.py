@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.errors import TableError
-from gigapath_contract.slides import SLIDE_SUFFIXES
+from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
 from gigapath_contract.tables import (
     ID_COLUMNS,
     MASK_COLUMNS,
@@ -77,9 +77,10 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
             bad.append(
                 BadRow(slide_id, str(row.path), f"slide id {slide_id} is already {other}: make ids unique")
             )
-        elif not (readable := _is_utf8(row.path)) or not slide_id or slide_id[0] == "." or "/" in slide_id:
+        elif not (readable := _is_utf8(row.path)) or not is_file_name(slide_id):
             name = str(row.path) if readable else ascii(str(row.path))
-            bad.append(BadRow(ascii(slide_id)[1:-1], name, f"{slide_id!a} can't name files: rename it"))
+            shown = slide_id if len(slide_id) <= 60 else f"{slide_id[:60]}…"
+            bad.append(BadRow(ascii(shown)[1:-1], name, f"{shown!a} can't name files: rename it"))
         else:
             slides[slide_id], columns[slide_id] = row, further
     if not slides and not bad:

@@ -9,6 +9,7 @@ import pytest
 
 from client.batch.manifest import read_work_list
 from client.errors import ManifestError
+from client.files import write_csv
 
 
 @pytest.fixture
@@ -32,6 +33,21 @@ def manifest(folder: Path, text: str, name: str = "m.csv") -> Path:
     path = folder.parent / name
     path.write_text(text)
     return path
+
+
+def test_a_cell_holds_what_is_no_line_break_to_csv(folder: Path) -> None:
+    text = 'slide_id,path,note\ns1,s1.svs,"two\nlines"\ns2,s2.tiff,a\u2028b\x0cc\x85d\n'
+    work_list = read_work_list(manifest(folder, text), folder)
+    assert {name: columns["note"] for name, columns in work_list.columns.items()} == {
+        "s1": "two\nlines",
+        "s2": "a\u2028b\x0cc\x85d",
+    }
+
+
+def test_a_spreadsheet_runs_nothing_out_of_a_table(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["a", "b", "c"], [["=cmd|' /C calc'!A0", "-1.5", -2], ["@x", " +y", "a=b"]])
+    text = (tmp_path / "t.csv").read_text()
+    assert text == "a,b,c\n'=cmd|' /C calc'!A0,-1.5,-2\n'@x,' +y,a=b\n"
 
 
 def test_a_folder_with_its_subfolders(folder: Path) -> None:
@@ -94,9 +110,20 @@ def test_bad_rows_leave_the_others_alone(folder: Path) -> None:
         assert re.search(part, bad.reason), bad
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "=1+1", "+s", "-s", "@s", "a\u2028b", "ä" * 91])
+def test_an_id_that_cannot_name_files_is_found_before_any_work(folder: Path, name: str) -> None:
+    work_list = read_work_list(manifest(folder, f"slide_id,path\n{name},s1.svs\ns2,s2.tiff\n"), folder)
+    assert [slide.slide_id for slide in work_list.slides] == ["s2"]
+    [bad] = work_list.bad
+    assert "can't name files" in bad.reason
+    assert len(bad.reason) < 600
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('slide_id,path\ns1,s1.svs\ns2,"s2.tiff\ns3,s3.ndpi\n', "line 3: a quote is not closed"),
+        ("slide_id,path\ns1,s1.svs\ns2," + "x" * 200_000 + "\n", "line 3: field larger"),
         ("", "is empty"),
         ("slide_id,path\n", "holds no slides"),
         ("name,age\na,1\n", "no column names the slides .has name, age."),
