@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.errors import TableError
-from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
+from gigapath_contract.slides import LONGEST_ID, SLIDE_SUFFIXES, is_file_name
 from gigapath_contract.tables import (
     ID_COLUMNS,
     MASK_COLUMNS,
@@ -80,7 +80,9 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
         elif not (readable := _is_utf8(row.path)) or not is_file_name(slide_id):
             name = str(row.path) if readable else ascii(str(row.path))
             shown = slide_id if len(slide_id) <= 60 else f"{slide_id[:60]}…"
-            bad.append(BadRow(ascii(shown)[1:-1], name, f"{shown!a} can't name files: rename it"))
+            size = len(slide_id.encode(errors="replace"))
+            why = f" (File name too long: {size} bytes, at most {LONGEST_ID})" if size > LONGEST_ID else ""
+            bad.append(BadRow(ascii(slide_id)[1:-1], name, f"{shown!a} can't name files{why}: rename it"))
         else:
             slides[slide_id], columns[slide_id] = row, further
     if not slides and not bad:
