@@ -1,6 +1,20 @@
 """`python -m client`."""
 
-from .cli import main
+import signal
+import threading
+
+# Ctrl-C while the packages are imported ends the process as it ends any other, without a traceback.
+_STARTING = (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _STARTING:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from .cli import main  # noqa: E402
+
+if _STARTING:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     main()

@@ -22,6 +22,7 @@ from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.render.evidence import evidence_lines
 from ..attribution.tile import Fill, TileScore
+from ..files import check_folder
 from ..outputs.layout import find_features
 from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
@@ -154,6 +155,7 @@ def command(
 
     `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
     """
+    check_folder(out or Path("out"))
     console = Console()
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))

@@ -14,6 +14,7 @@ from ..batch.manifest import read_work_list
 from ..batch.pools import LocalPool, Pool, RayPool
 from ..batch.run import exclusive_output, run_batch
 from ..errors import ClientError
+from ..files import check_folder
 from ..outputs.formats import check_dependencies
 from ..outputs.records import FAILED
 from ..scoring.embedding import Throughput
@@ -74,6 +75,7 @@ def command(
     )
     check_dependencies(kinds)
     work_list = read_work_list(source, wsi_dir)
+    check_folder(out)
     with Connection(endpoint) as connection:
         contract = read_contract(connection)
     console = options.console

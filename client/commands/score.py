@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gigapath_contract.schema import Contract
 
+from ..files import check_folder
 from ..outputs.records import SlideRecord
 from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
@@ -41,6 +42,7 @@ def command(
 
     Example: `python -m client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
+    check_folder(out)
     console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection)

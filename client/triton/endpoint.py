@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from ..errors import ClientError
 
 DEFAULT_URL = "127.0.0.1:8001"
 _LARGEST_MESSAGE = 2**31 - 1  # the server's own limit, 14,266 tiles
+
+_LONGEST_S = 30 * 24 * 3600
+_HEADER_NAME, _HEADER_VALUE = re.compile("[0-9a-z_.-]+"), re.compile("[ -~]*")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,22 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.servers:
             raise ClientError("no server: --url takes host:port, host:port,host:port or dns:///name:port")
-        if self.timeout <= 0 or self.retry_for < 0:
-            raise ClientError("--timeout must be positive and --retry-for must not be negative")
+        for server in self.servers:
+            _check_port(server)
+        if not 0 < self.timeout <= _LONGEST_S or not 0 <= self.retry_for <= _LONGEST_S:
+            raise ClientError(
+                "--timeout must be positive and --retry-for must not be negative, and both at most "
+                f"{_LONGEST_S} seconds"
+            )
+        for name, value in self.headers:
+            if (
+                not _HEADER_NAME.fullmatch(name)
+                or name.endswith("-bin")
+                or not _HEADER_VALUE.fullmatch(value)
+            ):
+                raise ClientError(
+                    f"--header {name!a} can't be sent: gRPC takes name=value in printable ASCII"
+                )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ClientError("--tls-cert and --tls-key belong together: give both or neither")
         if self.shared_memory and (len(self.servers) > 1 or self.balanced_by_grpc):
@@ -100,3 +118,12 @@ class Endpoint:
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
+
+
+def _check_port(server: str) -> None:
+    """Refuse an address without a port, or with one that doesn't exist; gRPC takes it modulo 65,536."""
+    if server.startswith(("unix:", "unix-abstract:")):
+        return
+    port = server.rpartition(":")[2]
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+        raise ClientError(f"--url {server}: has no port from 1 to 65535: give host:port")

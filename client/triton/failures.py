@@ -51,7 +51,7 @@ def to_client_error(
     if "protocol is restricted" in message.lower():
         return RequestRefused(f"{server} wants a header for this{of_model}: {message}; give it with --header")
     if status == "UNAVAILABLE" or _is_unloading(error):
-        hint = "is it running, with this TLS?" if endpoint.secure else "is it running, at this --url?"
+        hint = _hint(message.lower(), endpoint)
         return ServerUnavailable(f"no answer from the Triton server at {server}{of_model}: {message}; {hint}")
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(
@@ -60,3 +60,17 @@ def to_client_error(
     return RequestRefused(
         f"the Triton server at {server} refused the request{of_model}: {message} [{status}]"
     )
+
+
+def _hint(message: str, endpoint: Endpoint) -> str:
+    """What to look at where no connection comes about."""
+    closed = (
+        "all backends failing" in message and "socket closed" in message
+    )  # on a handshake, without a word
+    if not endpoint.secure:
+        return "does it want TLS? give --tls-ca or --tls" if closed else "is it running, at this --url?"
+    if "wrong_version_number" in message:
+        return "is it running, with this TLS? it answers in plain text: leave --tls and --tls-ca out"
+    if closed and endpoint.tls_cert is None:
+        return "does it want a client's certificate? give --tls-cert and --tls-key"
+    return "is it running, with this TLS?"

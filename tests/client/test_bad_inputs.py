@@ -184,16 +184,25 @@ COMMANDS: dict[str, tuple[list[object], int, str]] = {
     "a manifest that is no text": (["batch", "binary.csv"], 1, "not a readable CSV"),
     "a folder without slides": (["batch", "nothing"], 1, "holds no slides"),
     "a dead server": (["score", "good.tif", "--url", DEAD, "--retry-for", 0], 1, f"no answer .*{DEAD}"),
-    "a server that is none of Triton's": (
+    "a server without a port": (
         ["score", "good.tif", "--url", "localhost:nonsense"],
         1,
-        "no answer|refused",
+        "localhost:nonsense: has no port",
     ),
     "one server of two is dead": (
         ["batch", "good.tif", "--url", "{url}," + DEAD, "--retry-for", 0],
         1,
         f"no answer .*{DEAD}",
     ),
+    "a device for a folder": (["score", "good.tif", "--out", "/dev/null", "--url", DEAD], 1, "not a folder"),
+    "a device for a batch": (["batch", "good.tif", "--out", "/dev/null", "--url", DEAD], 1, "not a folder"),
+    "a timeout that is no number": (
+        ["score", "good.tif", "--timeout", "nan"],
+        1,
+        "--timeout must be positive",
+    ),
+    "a port that does not exist": (["score", "good.tif", "--url", "127.0.0.1:99999"], 1, "no port from 1"),
+    "a header that is not ASCII": (["score", "good.tif", "--header", "a=ü"], 1, "printable ASCII"),
     "an unknown layout": (["batch", "good.tif", "--layout", "mine"], 1, "trident or clam"),
     "a header without a value": (["score", "good.tif", "--header", "secret"], 1, "--header takes name=value"),
     "a certificate that is missing": (["score", "good.tif", "--tls-ca", "none.pem"], 1, r"none\.pem"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,18 @@ def level_kept() -> Any:
     """Put the client's log level back after a test."""
     yield
     logging.getLogger("client").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("loaded", ["_multiarray_umath", "cygrpc", "openslide"])
+def test_ctrl_c_while_starting_leaves_no_traceback(loaded: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "client", "timings", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while process.poll() is None and loaded not in maps.read_text():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
 
 
 def test_the_version(run_client: Run) -> None:

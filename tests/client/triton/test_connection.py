@@ -274,6 +274,23 @@ def test_a_restricted_protocol_asks_for_its_header(guarded: Endpoint) -> None:
         assert embed(connection).shape[0] == 7
 
 
+def test_what_the_server_wants_of_tls_is_named(guarded: Endpoint, triton_url: str) -> None:
+    for endpoint, hint in (
+        (Endpoint(guarded.url, retry_for=0.2), "does it want TLS. give --tls-ca or --tls$"),
+        (
+            replace(guarded, tls_cert=None, tls_key=None, retry_for=0.2),
+            "does it want a client's certificate. give --tls-cert and --tls-key$",
+        ),
+        (
+            replace(guarded, url=triton_url, retry_for=0.2),
+            "answers in plain text: leave --tls and --tls-ca out",
+        ),
+        (Endpoint(DEAD, retry_for=0.2), "is it running, at this --url.$"),
+    ):
+        with Connection(endpoint) as connection, pytest.raises(ServerUnavailable, match=hint):
+            embed(connection)
+
+
 def test_a_server_of_another_authority_is_refused_at_once(guarded: Endpoint, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     began = time.monotonic()
@@ -288,6 +305,14 @@ def test_a_server_of_another_authority_is_refused_at_once(guarded: Endpoint, tmp
     [
         ({"url": ""}, "no server"),
         ({"timeout": 0}, "--timeout must be positive"),
+        ({"timeout": float("nan")}, "--timeout must be positive"),
+        ({"timeout": float("inf")}, "at most 2592000 seconds"),
+        ({"retry_for": float("nan")}, "--retry-for must not be negative"),
+        ({"url": "127.0.0.1:99999"}, "127.0.0.1:99999: has no port from 1 to 65535"),
+        ({"url": "a:8001,b"}, "--url b: has no port"),
+        ({"url": "a:" + "9" * 5000}, "has no port"),
+        ({"headers": (("name", "ü"),)}, "--header 'name' can't be sent"),
+        ({"headers": (("n\u00e4me", "x"),)}, "--header 'n.*me' can't be sent"),
         ({"tls_cert": Path("c.pem")}, "--tls-key belong together"),
         ({"url": "a:1,b:1", "shared_memory": True}, "--shared-memory needs one server"),
         ({"url": "dns:///a:1", "shared_memory": True}, "--shared-memory needs one server"),
