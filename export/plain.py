@@ -20,7 +20,7 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     del plain.graph.node[:]
-    for node in _one_way(model.graph):
+    for node in one_way(model.graph):
         plain.graph.node.extend(_EXPANSIONS.get(node.op_type, _unchanged)(node))
     used = {name for node in plain.graph.node for name in node.input}
     weights = [weight for weight in plain.graph.initializer if weight.name in used]
@@ -29,8 +29,8 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     return plain
 
 
-def _one_way(graph: onnx.GraphProto) -> list[NodeProto]:
-    """The nodes of `graph`, or of its way by branches, with the graph's own outputs."""
+def one_way(graph: onnx.GraphProto) -> list[NodeProto]:
+    """The nodes of `graph`, or of its way by branches with what that needs, with the graph's own outputs."""
     chosen = next((node for node in graph.node if node.name == BRANCHES), None)
     if chosen is None:
         return list(graph.node)
@@ -43,7 +43,13 @@ def _one_way(graph: onnx.GraphProto) -> list[NodeProto]:
         for tensors in (renamed.input, renamed.output):
             tensors[:] = [names.get(name, name) for name in tensors]
         nodes.append(renamed)
-    return nodes
+    needed = {name for node in nodes for name in node.input}
+    before: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if node.name != BRANCHES and not needed.isdisjoint(node.output):
+            before.insert(0, node)
+            needed.update(node.input)
+    return [*before, *nodes]
 
 
 def _unchanged(node: NodeProto) -> Iterator[NodeProto]:
