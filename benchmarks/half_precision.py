@@ -2,22 +2,26 @@
 
 A few channels of a trained ViT's tokens may be hundreds of times as large as the others ("massive
 activations"). They are simulated: the bias of a block in the first third adds an amplitude to three channels,
-and that of the last block takes it away again. Each graph is computed operator by operator, as a GPU rounds
-(`export.true_half`).
+and that of the last block takes it away again. Each graph is computed operator by operator in true half
+(`export.half_gate`).
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
 from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, Pages, console, run_driver, table, write_page
+from export.graphs import write_graph
+from export.half_gate import TrueHalf
 from export.precision import PRECISIONS
 from export.samples import real_tiles
 from export.tile_graph import tile_graph
-from export.true_half import run_rounded
 from training.models.build import build_models
 from training.models.tile_encoder import TileEncoder
 
@@ -34,15 +38,28 @@ def make_massive(encoder: TileEncoder, amplitude: float) -> None:
             block.mlp.fc2.bias[channel] += sign * amplitude / block.ls2.gamma[channel]
 
 
-def measure(preset: str, amplitude: float, tiles: torch.Tensor) -> list[str]:
+def run_half(
+    encoder: TileEncoder, precision: str, tiles: np.ndarray
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Embeddings of uint8 `tiles` in true half, and every float16 tensor's largest magnitude by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tile_encoder" / "model.onnx"
+        path.parent.mkdir()
+        write_graph(tile_graph(encoder, PRECISIONS[precision]), path)
+        run = TrueHalf(Path(folder))
+        found = torch.from_numpy(run("tile_encoder", {"TILES": tiles})["EMBEDDINGS"])
+    return found, {tensor.name: tensor.largest for tensor in run.tensors()}
+
+
+def measure(preset: str, amplitude: float, tiles: np.ndarray) -> list[str]:
     """A row for each half precision: the least cosine and largest difference to float32, the largest half."""
     encoder = build_models(preset).tile
     make_massive(encoder, amplitude)
     with torch.no_grad():
-        exact = encoder(tiles)
+        exact = encoder(torch.from_numpy(tiles))
     rows = []
     for precision in ("fp16", "fp16-mixed"):
-        found, largest = run_rounded(tile_graph(encoder, PRECISIONS[precision]), tiles)
+        found, largest = run_half(encoder, precision, tiles)
         cosine = torch.nn.functional.cosine_similarity(found.double(), exact.double()).min().item()
         difference = (found - exact).abs().max().item()
         rows.append(
@@ -58,7 +75,7 @@ def main(
     pages: Pages = PAGES,
 ) -> None:
     """Compare both half precisions with float32, without and with massive activations."""
-    tiles = torch.from_numpy(real_tiles(REAL_SLIDE))
+    tiles = real_tiles(REAL_SLIDE)
     chosen = presets or ["demo", "gigapath-flash"]
     rows = [row for preset in chosen for size in AMPLITUDES for row in measure(preset, size, tiles)]
     write_page(pages / "half-precision.md", _page(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.half_precision import make_massive
-from export.precision import PRECISIONS
+from benchmarks.half_precision import make_massive, run_half
+from export.parity import LARGEST_HALF
 from export.samples import real_tiles
-from export.tile_graph import tile_graph
-from export.true_half import run_rounded
 from training.models.build import build_models
 
 
@@ -31,7 +28,7 @@ def lost(found: Tensor, exact: Tensor) -> float:
 @torch.no_grad()
 def test_in_float32_it_is_pytorchs_model(tiles: Tensor) -> None:
     encoder = build_models("demo").tile
-    found, largest = run_rounded(tile_graph(encoder, PRECISIONS["fp32"]), tiles)
+    found, largest = run_half(encoder, "fp32", tiles.numpy())
     torch.testing.assert_close(found, encoder(tiles), atol=1e-5, rtol=0)
     assert not largest
 
@@ -44,7 +41,7 @@ def test_massive_activations_need_a_residual_in_float32(tiles: Tensor) -> None:
         make_massive(encoder, amplitude)
         exact = encoder(tiles)
         for precision in ("fp16", "fp16-mixed"):
-            found, largest = run_rounded(tile_graph(encoder, PRECISIONS[precision]), tiles)
+            found, largest = run_half(encoder, precision, tiles.numpy())
             costs[amplitude, precision] = lost(found, exact)
             assert max(largest.values()) < 2000
     assert costs[0, "fp16"] < 1e-5
@@ -63,7 +60,9 @@ def test_an_overflow_is_found_and_named(tiles: Tensor, precision: str) -> None:
     hidden = mlp.fc2.in_features
     mlp.fc1.bias[0] = mlp.fc1.bias[hidden] = 400
     mlp.fc2.weight[:, 0] = 0
-    found, largest = run_rounded(tile_graph(encoder, PRECISIONS[precision]), tiles)
+    found, largest = run_half(encoder, precision, tiles.numpy())
     assert encoder(tiles).isfinite().all()
     assert not found.isfinite().all()
-    assert next(name for name, size in largest.items() if math.isinf(size)) == "blocks.1.mlp.gated"
+    name, size = next((name, size) for name, size in largest.items() if not size <= LARGEST_HALF)
+    assert name == "blocks.1.mlp.gated"
+    assert size == pytest.approx(1.6e5, rel=0.1), "the product, had it not been rounded"
