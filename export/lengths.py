@@ -5,8 +5,9 @@ That a dimension of two inputs has one name, N, makes TensorRT compare their len
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir
+
+from export.node_maker import NodeMaker
 
 
 def require_one_length(model: onnx_ir.Model) -> None:
@@ -19,44 +20,22 @@ def require_one_length(model: onnx_ir.Model) -> None:
     inputs = {value.name: value for value in model.graph.inputs}
     if "COORDS" not in inputs:
         return
-    zero, unit, pair, impossible = (
-        _constant(model, f"length_{name}", values)
-        for name, values in (("zero", [0]), ("unit", [1, 0]), ("pair", [0, 2]), ("impossible", [-2, -2]))
-    )
-    count = onnx_ir.node("Shape", [inputs["EMBEDDINGS"]], {"start": 0, "end": 1})
-    some = onnx_ir.node("Greater", [count.outputs[0], zero])
-    rows = onnx_ir.node("Mul", [count.outputs[0], unit])
-    shape = onnx_ir.node("Add", [rows.outputs[0], pair])
-    chosen = onnx_ir.node("Where", [some.outputs[0], shape.outputs[0], impossible])
-    # An error of ONNX Runtime names the node that failed.
-    checked = onnx_ir.node(
-        "Reshape", [inputs["COORDS"], chosen.outputs[0]], name="as_many_COORDS_as_EMBEDDINGS"
-    )
-    _check(model, inputs["COORDS"], [count, some, rows, shape, chosen, checked])
+    uses = {name: tuple(value.uses()) for name, value in inputs.items()}
+    make = NodeMaker(model.graph, "lengths")
+    unit = make.constant([1, 0])
+    count = make("Shape", [inputs["EMBEDDINGS"]], start=0, end=1)
+    some = make("Greater", [count, make.constant([0])])
+    shape = make("Add", [make("Mul", [count, unit]), make.constant([0, 2])])
+    shape = make("Where", [some, shape, make.constant([-2, -2])])
+    checked = {"COORDS": make("Reshape", [inputs["COORDS"], shape])}
     if "KEEP" in inputs:
-        last = _constant(model, "length_last", [0, 1])
-        size = onnx_ir.node("Shape", [inputs["KEEP"]])
-        masks = onnx_ir.node("Mul", [size.outputs[0], unit])
-        columns = onnx_ir.node("Mul", [count.outputs[0], last])
-        shape = onnx_ir.node("Add", [masks.outputs[0], columns.outputs[0]])
-        checked = onnx_ir.node("Reshape", [inputs["KEEP"], shape.outputs[0]], name="KEEP_for_all_EMBEDDINGS")
-        _check(model, inputs["KEEP"], [size, masks, columns, shape, checked], after=count)
-
-
-def _check(
-    model: onnx_ir.Model, value: onnx_ir.Value, nodes: list[onnx_ir.Node], after: onnx_ir.Node | None = None
-) -> None:
-    """Put `nodes` first, or behind `after`, and use what the last of them returns in place of `value`."""
-    uses = [use for use in value.uses() if use.node not in nodes]
-    if after is None:
-        model.graph.insert_before(model.graph[0], nodes)
-    else:
-        model.graph.insert_after(after, nodes)
-    for use in uses:
-        use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
-
-
-def _constant(model: onnx_ir.Model, name: str, values: list[int]) -> onnx_ir.Value:
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.array(values, np.int64), name=name))
-    model.graph.register_initializer(value)
-    return value
+        masks = make("Mul", [make("Shape", [inputs["KEEP"]]), unit])
+        shape = make("Add", [masks, make("Mul", [count, make.constant([0, 1])])])
+        checked["KEEP"] = make("Reshape", [inputs["KEEP"], shape])
+    model.graph.insert_before(model.graph[0], make.nodes)
+    for name, value in checked.items():
+        node = value.producer()
+        assert node is not None
+        node.name = f"as_many_{name}_as_EMBEDDINGS"  # an error of ONNX Runtime names the node that failed
+        for use in uses[name]:
+            use.node.replace_input_with(use.idx, value)

@@ -13,12 +13,12 @@ of like size are computed together, as many as keep activations small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
+
+from export.node_maker import NodeMaker
 
 CHUNK_TOKENS = 8192
 """Tokens that are computed together: enough to fill a GPU, few enough for a CPU's caches."""
@@ -51,7 +51,7 @@ def by_length(branches: ir.Model, merged: ir.Model, shortest_segment: int) -> ir
     for value in slow:
         value.name = f"branches.{value.name}"
     then, results = _loop(fast_nodes, masked, inputs["KEEP"], graph)
-    nothing, passed, outer = _Maker(graph, "nothing"), _Maker(graph, "passed"), _Maker(graph, "ways")
+    nothing, passed, outer = NodeMaker(graph, "nothing"), NodeMaker(graph, "passed"), NodeMaker(graph, "ways")
     nan = ir.tensor(np.array([np.nan], np.float32))
     nans = [nothing("ConstantOfShape", [nothing.constant([1, 1])], value=nan) for _ in results]
     tiles = outer("Shape", [inputs["COORDS"]], start=0, end=1)
@@ -71,39 +71,6 @@ def by_length(branches: ir.Model, merged: ir.Model, shortest_segment: int) -> ir
     passes.DeduplicateInitializersPass(size_limit=1 << 62)(branches)
     passes.NameFixPass()(branches)
     return branches
-
-
-class _Maker:
-    """Makes nodes with one output, in order, and initialisers of the outer graph."""
-
-    def __init__(self, graph: ir.Graph, prefix: str) -> None:
-        self.nodes: list[ir.Node] = []
-        self._graph = graph
-        self._prefix = prefix
-        self._constants = 0
-
-    def __call__(self, operator: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        node = ir.node(operator, inputs, attributes)
-        node.outputs[0].name = f"{self._prefix}.{operator}.{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def sort(self, values: ir.Value, count: ir.Value, largest: int) -> tuple[ir.Value, ir.Value]:
-        """All `count` values in order, the largest or the smallest first, and where they were."""
-        node = ir.node("TopK", [values, count], {"axis": 0, "largest": largest}, num_outputs=2)
-        ranked, order = node.outputs
-        ranked.name, order.name = (f"{self._prefix}.{name}.{len(self.nodes)}" for name in ("ranked", "order"))
-        self.nodes.append(node)
-        return ranked, order
-
-    def constant(self, value: Any, dtype: type = np.int64) -> ir.Value:
-        array: NDArray[Any] = np.array(value, dtype)
-        name = f"{self._prefix}.constant.{self._constants}"
-        self._constants += 1
-        made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        made.shape, made.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        self._graph.register_initializer(made)
-        return made
 
 
 def _taken_apart(graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -137,7 +104,7 @@ def _loop(
 
     What does not depend on the masks is computed once, before the loop.
     """
-    before, step, after = _Maker(graph, "before"), _Maker(graph, "step"), _Maker(graph, "after")
+    before, step, after = NodeMaker(graph, "before"), NodeMaker(graph, "step"), NodeMaker(graph, "after")
     masks = before("Shape", [keep], start=0, end=1)
     shown = before("Cast", [keep], to=ir.DataType.FLOAT)
     sizes = before("ReduceSum", [shown, before.constant([1])], keepdims=0)
