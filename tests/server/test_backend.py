@@ -134,10 +134,10 @@ def test_a_stub_that_dies_ends_the_server_at_once(toy_repository: Path, tmp_path
     with run_triton(toy_repository, log=tmp_path / "log", grace=30) as server:
         regions = set(regions_of(server))
         assert len(regions) == 3
-        stub = stub_of(server, "tile_encoder")
+        stub, triton = stub_of(server, "tile_encoder"), psutil.Process(server.pid)
         began = time.monotonic()
         stub.kill()
-        psutil.wait_procs([psutil.Process(server.pid)], timeout=20)
+        psutil.wait_procs([triton], timeout=20)
         assert time.monotonic() - began < 5, "it waits neither for requests nor for models to unload"
     lines = [line for line in server.log.read_text().splitlines() if "died" in line]
     assert lines == [
