@@ -195,13 +195,14 @@ def test_the_probe_takes_a_busy_server_for_one_that_serves(
     deployment: Any, client: triton.InferenceServerClient
 ) -> None:
     """A queue at the second step delays the probe beyond its patience, while requests get done."""
+    tiles = 2000  # so that a request takes long against the probe's own start
     width = client.get_model_config("slide_encoder").config.input[0].dims[1]
     inputs = [
-        triton.InferInput("EMBEDDINGS", [500, width], "FP32"),
-        triton.InferInput("COORDS", [500, 2], "INT64"),
+        triton.InferInput("EMBEDDINGS", [tiles, width], "FP32"),
+        triton.InferInput("COORDS", [tiles, 2], "INT64"),
     ]
-    inputs[0].set_data_from_numpy(np.zeros((500, width), np.float32))
-    inputs[1].set_data_from_numpy(np.zeros((500, 2), np.int64))
+    inputs[0].set_data_from_numpy(np.zeros((tiles, width), np.float32))
+    inputs[1].set_data_from_numpy(np.zeros((tiles, 2), np.int64))
     client.infer("slide_encoder", inputs)
     began = time.perf_counter()
     client.infer("slide_encoder", inputs)
