@@ -131,13 +131,13 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-has
        --no-annotate --custom-compile-command "make lock"
 WITHIN_ALL := -c requirements/all.txt
 lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
-	$(LOCK) pyproject.toml --extra ray \
+	$(LOCK) pyproject.toml --extra ray --extra view \
 	    $(addprefix --group ,training export server check-engines dev deploy) -o requirements/all.txt
 	$(LOCK) pyproject.toml $(WITHIN_ALL) -o requirements/client.txt
-	$(LOCK) pyproject.toml --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
+	$(LOCK) pyproject.toml --extra view --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt
 	$(LOCK) --group uv $(WITHIN_ALL) -o requirements/uv.txt
-	for group in slide triton oldest-onnxruntime; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
+	for group in slide triton oldest-onnxruntime openseadragon; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
 
 triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
