@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -13,11 +14,13 @@ from gigapath_contract.slides import slide_id
 
 # TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva use these names; they are compared without case.
 ID_COLUMNS = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")
-PATH_COLUMNS = ("image_path", "path", "file_name", "wsi")
+PATH_COLUMNS = ("image_path", "path", "slide_path", "wsi_path", "filepath", "file_path", "file_name", "wsi")
 PATIENT_COLUMNS = ("pat_id", "case_id", "patient_id", "patient")
 LABEL_COLUMNS = ("label", "isup_grade", "target")
 MPP_COLUMNS = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
 MASK_COLUMNS = ("mask_path",)
+
+_NAMELESS = re.compile(r"|Unnamed: \d+")  # pandas reads "" as "Unnamed: 0"
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The header in lower case."""
-        return tuple(name.lower() for name in self.header)
+        """The header in lower case; a nameless column, such as an index that pandas wrote, is ""."""
+        return tuple("" if _NAMELESS.fullmatch(name) else name.lower() for name in self.header)
 
     def values(self, row: Row) -> dict[str, str]:
-        """The cells of `row` by column in lower case; a missing cell is left out, one too many is ignored."""
-        return dict(zip(self.columns, row.cells, strict=False))
+        """The cells of `row` by column in lower case; nameless columns and surplus cells are left out."""
+        return {name: cell for name, cell in zip(self.columns, row.cells, strict=False) if name}
 
 
 def read_table(path: Path) -> Table:

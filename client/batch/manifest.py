@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from gigapath_contract.tables import (
 from ..errors import ManifestError
 from ..scoring.score import SlideSource
 from ..slides.mpp import PLAUSIBLE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,20 +120,28 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
     ]
     if id_name is None and path_name is None:
         raise ManifestError(
-            f"{manifest}: no column names the slides (has {', '.join(table.header)}): "
+            f"{manifest}: no column names the slides (has {', '.join(filter(None, table.columns))}): "
             f"call one {', '.join(ID_COLUMNS)} or {', '.join(PATH_COLUMNS)}"
         )
+    for name, why in _unread(table.columns, used):
+        logger.warning("%s: column %s is not read: %s", manifest, name, why)
     by_name = {} if path_name else {key: p for p in _find(folder) for key in (p.stem, p.name)}
     for row in table.rows:
         values, where = table.values(row), f"line {row.line} of {manifest}"
+        if values.get("process") in ("0", "0.0"):  # CLAM's process_list: leave this slide out
+            continue
         named = values.get(path_name or "", "") or values.get(id_name or "", "")
         slide_id = id_in(values, id_name, path_name)
         if len(row.cells) != len(table.header):
             yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
             continue
-        path = folder / named if path_name else by_name.get(named, folder / named)
+        path = folder / named if path_name else by_name.get(named) or by_name.get(slide_id, folder / named)
         mpp, mask = values.get(mpp_name or "", ""), values.get(mask_name or "", "")
-        further = {name: values[name.lower()] for name in table.header if name.lower() not in used}
+        further = {
+            name: values[key]
+            for name, key in zip(table.header, table.columns, strict=True)
+            if key and key not in used
+        }
         try:
             scale = _mpp(mpp) if mpp else None
         except ValueError:
@@ -138,6 +150,17 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
             yield slide_id, further, BadRow(slide_id, named, reason)
             continue
         yield slide_id, further, SlideSource(path, slide_id, scale, folder / mask if mask else None)
+
+
+def _unread(columns: Sequence[str], used: Sequence[str | None]) -> Iterator[tuple[str, str]]:
+    """The columns that nothing reads though their names say the same as a known column's, and why."""
+    roles = (ID_COLUMNS, PATH_COLUMNS, MPP_COLUMNS, MASK_COLUMNS)
+    for names, found, hint in zip(
+        roles, used, (r"slide_?name", r"slide_?file", r"mpp|micron|spacing", "mask"), strict=True
+    ):
+        for column in filter(None, columns):
+            if column not in used and (column in names or re.search(hint, column)):
+                yield column, f"{found} is" if found else f"to have it read call it {names[0]}"
 
 
 def _is_utf8(path: Path) -> bool:

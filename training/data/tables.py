@@ -61,7 +61,8 @@ class Table:
         """The first of `names` that is a column; a TrainingError lists the columns that there are."""
         found = find_column(self.columns, names)
         if found is None:
-            raise TrainingError(f"{self.path} has no column {' or '.join(names)}: {', '.join(self.columns)}")
+            present = ", ".join(filter(None, self.columns))
+            raise TrainingError(f"{self.path} has no column {' or '.join(names)}: {present}")
         return found
 
     def slide_ids(self) -> list[str]:

@@ -70,12 +70,40 @@ def test_a_folder_with_its_subfolders(folder: Path) -> None:
         "\ufeffSlide_ID;Path\ns1;s1.svs\n",  # Excel
         "slide_id\tpath\ns1\ts1.svs\n",
         "file_name\ns1.svs\n\n",
+        ",slide_id,path\n7,s1,s1.svs\n",  # pandas with its index
+        "Unnamed: 0,slide_id,label\n7,s1.svs,x\n",  # prov-gigapath's splits, read and written again
+        "PATIENT,FILENAME\np,s1.h5\n",  # STAMP, of features
+        "slide_id,slide_path\ns1,s1.svs\n",
+        "filepath\ns1.svs\n",
+        "wsi_path\ns1.svs\n",
+        "slide_id,process,status\ns2.tiff,0,tbp\ns1.svs,1,tbp\n",  # CLAM's process_list
     ],
 )
 def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
     work_list = read_work_list(manifest(folder, text), folder)
     assert [(slide.slide_id, slide.path) for slide in work_list.slides] == [("s1", folder / "s1.svs")]
+    assert not work_list.bad
     assert work_list.slides[0].mpp == (0.25 if "0.25" in text else None)
+    assert work_list.slides[0].mask is None
+    assert not {"", "unnamed: 0"} & {name.lower() for name in work_list.columns["s1"]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("slide_id,filename", "column filename is not read: slide_id is"),
+        ("slide_id,path,image_path", "column path is not read: image_path is"),
+        ("slide_id,mpp_x", "column mpp_x is not read: to have it read call it mpp"),
+        ("slide_id,tissue_mask", "column tissue_mask is not read: to have it read call it mask_path"),
+        ("slide_id,side,stage,patient", None),
+    ],
+)
+def test_a_column_that_looks_like_ours_is_named(
+    folder: Path, caplog: pytest.LogCaptureFixture, header: str, said: str | None
+) -> None:
+    cells = ",".join(["s1.svs"] * header.count(","))
+    read_work_list(manifest(folder, f"{header}\ns1,{cells}\n"), folder)
+    assert [record.message.rpartition("m.csv: ")[2] for record in caplog.records] == [said] * bool(said)
 
 
 def test_a_slide_named_by_id_is_found_below_the_folder(folder: Path) -> None:
