@@ -32,7 +32,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
+from .display import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)

@@ -24,7 +24,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import BatchView, warn_untrained
+from .display import BatchView, warn_untrained
 
 
 @options.shares(

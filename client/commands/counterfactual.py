@@ -25,7 +25,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import warn, warn_untrained
+from .display import warn, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint)

@@ -21,7 +21,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .view import tile_progress, warn_untrained
+from .display import tile_progress, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
