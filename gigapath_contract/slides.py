@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-# What OpenSlide opens, see https://openslide.org/formats/
+# What OpenSlide opens, see https://openslide.org/formats/, and further names of pyramidal TIFFs
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"}
+    | {".qptiff", ".ptif", ".btf", ".tf8"}
 )
 FEATURES_SUFFIX = ".h5"
 

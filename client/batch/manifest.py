@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gigapath_contract.tables import (
 
 from ..errors import ManifestError
 from ..scoring.score import SlideSource
+from ..slides.detect import has_slide_content, is_slide, read_instance
 from ..slides.mpp import PLAUSIBLE
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,15 @@ class BadRow:
 
 @dataclass(frozen=True)
 class WorkList:
-    """The slides of a manifest or folder, the unusable rows, and each slide's further columns."""
+    """The slides of a manifest or folder, the unusable rows, and each slide's further columns.
+
+    `left_out` are the files of a folder that are no slides.
+    """
 
     slides: list[SlideSource]
     bad: list[BadRow]
     columns: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    left_out: list[Path] = dataclasses.field(default_factory=list)
 
 
 def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
@@ -58,8 +64,11 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
         ManifestError: it is missing, unreadable or empty, or no column names slides.
     """
     if source.is_dir():
-        return _checked(((p.stem, {}, SlideSource(p, p.stem)) for p in _find(source)), source)
-    if source.suffix.lower() in SLIDE_SUFFIXES:
+        found = _find(source)
+        rows: list[ManifestRow] = [(p.stem, {}, SlideSource(p, p.stem)) for p in found.slides]
+        rows += [(p.stem, {}, BadRow(_shown(p.stem), _shown(p), _dead_link(p))) for p in found.dead]
+        return dataclasses.replace(_checked(rows, source), left_out=found.others)
+    if is_slide(source):
         return _checked([(source.stem, {}, SlideSource(source, source.stem))], source)
     return _checked(_manifest_rows(source, slides or source.parent), source)
 
@@ -81,12 +90,13 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
             bad.append(
                 BadRow(slide_id, str(row.path), f"slide id {slide_id} is already {other}: make ids unique")
             )
-        elif not (readable := _is_utf8(row.path)) or not is_file_name(slide_id):
-            name = str(row.path) if readable else ascii(str(row.path))
+        elif not _is_utf8(row.path) or not is_file_name(slide_id):
             shown = slide_id if len(slide_id) <= 60 else f"{slide_id[:60]}…"
             size = len(slide_id.encode(errors="replace"))
             why = f" (File name too long: {size} bytes, at most {LONGEST_ID})" if size > LONGEST_ID else ""
-            bad.append(BadRow(ascii(slide_id)[1:-1], name, f"{shown!a} can't name files{why}: rename it"))
+            bad.append(
+                BadRow(ascii(slide_id)[1:-1], _shown(row.path), f"{shown!a} can't name files{why}: rename it")
+            )
         else:
             slides[slide_id], columns[slide_id] = row, further
     if not slides and not bad:
@@ -94,14 +104,57 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
     return WorkList(list(slides.values()), bad, columns)
 
 
-def _find(folder: Path) -> list[Path]:
-    """Slide files in a folder and below, sorted; of a DICOM series the first file."""
-    found: dict[object, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SLIDE_SUFFIXES and not hidden and path.is_file():
-            found.setdefault(path.parent if path.suffix.lower() == ".dcm" else path, path)
-    return list(found.values())
+@dataclass(frozen=True)
+class _Found:
+    slides: list[Path]
+    dead: list[Path]  # links of a slide's name to nothing
+    others: list[Path]
+
+
+def _find(folder: Path) -> _Found:
+    """The slides in a folder and below, by their name or content, sorted; of a DICOM series the first level.
+
+    Links are followed, and a folder that several lead to is searched once. What is hidden is passed over.
+    """
+    slides: dict[object, Path] = {}
+    dead, others = [], []
+    for path in sorted(_files(folder)):
+        suffix = path.suffix.lower()
+        if not path.is_file():
+            if path.is_symlink() and not path.exists() and suffix in SLIDE_SUFFIXES:
+                dead.append(path)
+        elif instance := read_instance(path):
+            if instance.is_level:
+                slides.setdefault((path.parent, instance.series), path)
+            else:
+                others.append(path)
+        elif suffix in SLIDE_SUFFIXES or has_slide_content(path):
+            # A .dcm that can't be read may belong to any series: one of the folder is tried, and says why.
+            slides.setdefault(path.parent if suffix == ".dcm" else path, path)
+        else:
+            others.append(path)
+    return _Found(list(slides.values()), dead, others)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        about = Path(place).stat()
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _dead_link(path: Path) -> str:
+    return f"{_shown(path)}: a link to {_shown(path.readlink())}, which is not there: mount or restore it"
+
+
+def _shown(path: Path | str) -> str:
+    """A path as tables and records can hold it."""
+    return str(path) if _is_utf8(path) else ascii(str(path))
 
 
 def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
@@ -125,7 +178,10 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         )
     for name, why in _unread(table.columns, used):
         logger.warning("%s: column %s is not read: %s", manifest, name, why)
-    by_name = {} if path_name else {key: p for p in _find(folder) for key in (p.stem, p.name)}
+    by_name: dict[str, set[Path]] = {}
+    for path in [] if path_name else _find(folder).slides:
+        for key in (path.stem, path.name):
+            by_name.setdefault(key, set()).add(path)
     for row in table.rows:
         values, where = table.values(row), f"line {row.line} of {manifest}"
         if values.get("process") in ("0", "0.0"):  # CLAM's process_list: leave this slide out
@@ -135,7 +191,13 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         if len(row.cells) != len(table.header):
             yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
             continue
-        path = folder / named if path_name else by_name.get(named) or by_name.get(slide_id, folder / named)
+        candidates = sorted(by_name.get(named) or by_name.get(slide_id) or {folder / named})
+        if len(candidates) > 1:
+            some = ", ".join(map(str, candidates[:3]))
+            reason = f"{where}: {named} is the name of {len(candidates)} slides ({some}): add a column `path`"
+            yield slide_id, {}, BadRow(slide_id, named, reason)
+            continue
+        path = candidates[0]
         mpp, mask = values.get(mpp_name or "", ""), values.get(mask_name or "", "")
         further = {
             name: values[key]
@@ -163,7 +225,7 @@ def _unread(columns: Sequence[str], used: Sequence[str | None]) -> Iterator[tupl
                 yield column, f"{found} is" if found else f"to have it read call it {names[0]}"
 
 
-def _is_utf8(path: Path) -> bool:
+def _is_utf8(path: Path | str) -> bool:
     """Whether tables and records can hold a path: Python reads foreign bytes in names as lone surrogates."""
     try:
         str(path).encode()

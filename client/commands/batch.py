@@ -80,6 +80,9 @@ def command(
         contract = read_contract(connection)
     console = options.console
     warn_untrained(console, contract)
+    if left_out := [path.name for path in work_list.left_out]:
+        some = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        console.print(f"left out: {len(left_out)} files that are no slides ({some})", markup=False)
     job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
     with exclusive_output(out), BatchView(console, work_list.slides) as view:
         pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.progress_for)

@@ -10,17 +10,33 @@ from typing import Any
 from gigapath_contract.files import file_sha256
 
 from ..errors import SlideError
+from .detect import first_bytes, is_dicom, read_instance
+
+_LONGEST_INDEX = 1 << 20  # bytes of Hamamatsu's index; real ones have some kilobytes
 
 
 def slide_files(path: Path) -> list[Path]:
-    """Every file that makes up a slide: with a MIRAX index its folder, with a DICOM instance its series."""
-    match path.suffix.lower():
-        case ".mrxs":
-            return [path, *sorted(p for p in path.with_suffix("").glob("*") if p.is_file())]
-        case ".dcm":
-            return sorted(path.parent.glob("*.dcm"))
-        case _:
-            return [path]
+    """Every file that makes up a slide.
+
+    With a MIRAX index that is its folder; with Hamamatsu's, the files it names; with a DICOM instance, all
+    instances of the same series in its folder, whatever they are called.
+    """
+    if path.suffix.lower() == ".mrxs":
+        return [path, *sorted(p for p in path.with_suffix("").glob("*") if p.is_file())]
+    head = first_bytes(path)
+    if is_dicom(head) and (instance := read_instance(path)):
+        beside = sorted(other for other in path.parent.iterdir() if other.is_file())
+        return [other for other in beside if _series(other) == instance.series]
+    if head.startswith(b"[") and b"Virtual Microscope Specimen]" in head:
+        lines = first_bytes(path, _LONGEST_INDEX).decode(errors="replace").splitlines()
+        named = {name.strip() for line in lines if (name := line.partition("=")[2].strip())}
+        return [path, *sorted(p for name in named if "/" not in name and (p := path.parent / name).is_file())]
+    return [path]
+
+
+def _series(path: Path) -> str | None:
+    instance = read_instance(path)
+    return instance.series if instance else None
 
 
 def file_fingerprint(path: Path) -> list[list[Any]]:
@@ -38,11 +54,11 @@ def file_fingerprint(path: Path) -> list[list[Any]]:
 
 
 def slide_sha256(path: Path) -> str:
-    """The digest of all bytes of a slide; of a slide of several files, of their names and digests."""
+    """The digest of all bytes of a slide; of one of several files, of their digests, whatever their names."""
     try:
-        digests = [(file.name, file_sha256(file)) for file in slide_files(path)]
+        digests = sorted(file_sha256(file) for file in slide_files(path))
     except OSError as error:
         raise SlideError(f"{path}: {error.strerror or error}: check the file and its permissions") from error
     if len(digests) == 1:
-        return digests[0][1]
+        return digests[0]
     return hashlib.sha256(repr(digests).encode()).hexdigest()

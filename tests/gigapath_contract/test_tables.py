@@ -15,7 +15,8 @@ from training.data.tables import Table
 from training.errors import TrainingError
 
 NAMES = {
-    f"{letter}{suffix}": letter for letter, suffix in zip("abcdefghijkl", sorted(SLIDE_SUFFIXES), strict=True)
+    f"{letter}{suffix}": letter
+    for letter, suffix in zip("abcdefghijklmnop", sorted(SLIDE_SUFFIXES), strict=True)
 }
 IDS = NAMES | {
     "sub/g.svs": "g",

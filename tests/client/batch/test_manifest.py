@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from client.arrays import Pixels
 from client.batch.manifest import read_work_list
 from client.errors import ManifestError
 from client.files import write_csv
+from tests.support.dicom import write_segmentation, write_series
+from training.cohort.pyramid import write_pyramid
 
 
 @pytest.fixture
@@ -55,6 +58,47 @@ def test_a_folder_with_its_subfolders(folder: Path) -> None:
     assert [slide.slide_id for slide in work_list.slides] == ["s1", "s2", "1", "s3"]
     assert not work_list.bad
     assert read_work_list(folder / "s1.svs").slides[0].path == folder / "s1.svs"
+    assert [path.name for path in work_list.left_out] == ["note.txt"]
+
+
+def test_every_dicom_series_of_a_folder_is_a_slide(tmp_path: Path, picture: Pixels) -> None:
+    for number, stem in enumerate(("b", "c")):
+        write_series(tmp_path, stem, picture[number * 512 :][:512, :512], levels=(1, 2))
+    write_segmentation(tmp_path / "a.dcm", "segments")
+    write_series(tmp_path, "aa", picture[:256, :256], levels=(1,), flavour="LABEL")
+    work_list = read_work_list(tmp_path)
+    assert [slide.slide_id for slide in work_list.slides] == ["b-1", "c-1"]
+    assert [path.name for path in work_list.left_out] == ["a.dcm", "aa-1.dcm"]
+
+
+def test_links_are_followed_and_content_is_looked_at(tmp_path: Path, picture: Pixels) -> None:
+    folder, elsewhere = tmp_path / "slides", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    for name in ("a.tif", "b.qptiff", "c.unknown", "d"):
+        write_pyramid(elsewhere / name, picture[:256, :256])
+    (elsewhere / "e.tmp").write_bytes(b"II*\0 and no more")
+    for name in ("one", "two"):  # the same folder twice, and a way back up
+        (folder / name).symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(folder)
+    (folder / "gone.svs").symlink_to(tmp_path / "unmounted" / "gone.svs")
+    work_list = read_work_list(folder)
+    assert [slide.path for slide in work_list.slides] == [
+        folder / "one" / name for name in ("a.tif", "b.qptiff", "c.unknown", "d")
+    ]
+    assert [path.name for path in work_list.left_out] == ["e.tmp"]
+    [bad] = work_list.bad
+    assert re.search(r"gone\.svs: a link to .*unmounted/gone\.svs, which is not there", bad.reason)
+    assert read_work_list(elsewhere / "d").slides[0].path == elsewhere / "d"
+
+
+def test_an_id_that_two_files_have_is_refused(folder: Path) -> None:
+    (folder / "sub" / "s1.svs").touch()
+    work_list = read_work_list(manifest(folder, "slide_id\ns1\ns2\ns1.svs\n"), folder)
+    assert [slide.slide_id for slide in work_list.slides] == ["s2"]
+    assert [bad.slide_id for bad in work_list.bad] == ["s1", "s1"]
+    assert "s1 is the name of 2 slides" in work_list.bad[0].reason
+    assert "add a column `path`" in work_list.bad[0].reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""What a file is, by its content: a slide, an instance of a DICOM series, or neither."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import openslide
+
+from gigapath_contract.slides import SLIDE_SUFFIXES
+
+# TIFF and BigTIFF in both byte orders, Zeiss CZI, Hamamatsu's two indices.
+_MAGIC = (
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"ZISRAWFILE"),
+    *(b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]"),
+)
+_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_SOP_CLASS, _IMAGE_TYPE, _SERIES = 0x00080016, 0x00080008, 0x0020000E
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A DICOM file: its series, and whether it may be a level of a slide (no label, overview or mask)."""
+
+    series: str
+    is_level: bool
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file's name or else its content says that it is a slide."""
+    return path.suffix.lower() in SLIDE_SUFFIXES or has_slide_content(path)
+
+
+def has_slide_content(path: Path) -> bool:
+    """Whether OpenSlide recognises a file; other files are told from slides by their first bytes."""
+    head = first_bytes(path)
+    if not (head.startswith(_MAGIC) or is_dicom(head)):
+        return False
+    return openslide.OpenSlide.detect_format(path) is not None
+
+
+def first_bytes(path: Path, count: int = 132) -> bytes:
+    """The first bytes of a file; none of one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM."""
+    return head[128:132] == b"DICM"
+
+
+def read_instance(path: Path) -> Instance | None:
+    """What a DICOM file says of itself; None where it is no DICOM file or cannot be read."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return _read_instance(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _read_instance(path: Path, size: int, modified: int) -> Instance | None:
+    if not is_dicom(first_bytes(path)):
+        return None
+    # pydicom takes longer to import than the other readers, and most folders hold no DICOM.
+    import pydicom
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+    from pydicom.filereader import read_partial
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # else it warns of odd values
+    damage = (InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError)
+    try:
+        with path.open("rb") as file:
+            header = read_partial(file, stop_when=lambda tag, _vr, _length: tag > _SERIES)
+            found = [header[tag].value if tag in header else "" for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES)]
+    except (OSError, EOFError, NotImplementedError, *damage):
+        return None
+    kind, flavours, series = found
+    is_level = kind == _WHOLE_SLIDE and not {"LABEL", "OVERVIEW", "THUMBNAIL"} & set(flavours or ())
+    return Instance(str(series), is_level)

@@ -1,0 +1,78 @@
+"""The identity of a slide: the content of exactly the files that make it up, whatever they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.arrays import Pixels
+from client.slides.detect import has_slide_content, read_instance
+from client.slides.fingerprint import file_fingerprint, slide_files, slide_sha256
+from client.slides.slide import open_slide
+from tests.support.dicom import write_segmentation, write_series
+from training.cohort.pyramid import write_pyramid
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".DCM", ""])
+def test_a_dicom_slide_is_its_series_and_nothing_else(tmp_path: Path, picture: Pixels, suffix: str) -> None:
+    one = write_series(tmp_path, "one", picture[1000:1512, 700:1212], levels=(1, 2), suffix=suffix)
+    other = write_series(tmp_path, "other", picture[1500:2012, 700:1212], levels=(1, 2), suffix=suffix)
+    write_segmentation(tmp_path / f"0{suffix}", "segments")
+    (tmp_path / "note.dcm").write_text("not DICOM")
+    assert slide_files(one[0]) == slide_files(one[1]) == sorted(one)
+    digests = {path: slide_sha256(path) for path in one + other}
+    assert len(set(digests.values())) == 2
+    with open_slide(one[1]) as slide:
+        assert slide.dimensions == (512, 512)
+        assert slide.level_downsamples == (1.0, 2.0)
+    before = file_fingerprint(one[0])
+    with other[0].open("ab") as file:
+        file.write(b"\0\0")
+    assert file_fingerprint(one[0]) == before
+    assert slide_sha256(one[0]) == digests[one[0]]
+    assert slide_sha256(other[1]) != digests[other[1]]
+    for path in one:  # the same bytes elsewhere, by other names
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / "moved" / f"IM{path.stem[-1]}").write_bytes(path.read_bytes())
+    assert slide_sha256(tmp_path / "moved" / "IM1") == digests[one[0]]
+
+
+def test_labels_and_segmentations_are_no_levels(tmp_path: Path, picture: Pixels) -> None:
+    [label] = write_series(tmp_path, "label", picture[:256, :256], levels=(1,), flavour="LABEL")
+    write_segmentation(tmp_path / "seg.dcm", "segments")
+    instances = [read_instance(path) for path in (label, tmp_path / "seg.dcm")]
+    assert [instance and instance.is_level for instance in instances] == [False, False]
+    assert read_instance(Path(__file__)) is None
+
+
+@pytest.mark.parametrize("kind", ["Virtual Microscope Specimen", "Uncompressed Virtual Microscope Specimen"])
+def test_a_hamamatsu_slide_is_what_its_index_names(tmp_path: Path, kind: str) -> None:
+    index = tmp_path / "a.vms"
+    index.write_text(
+        f"[{kind}]\nImageFile=a.jpg\nImageFile(1,0)=b.jpg\nMapFile=../c.jpg\nMacroImage=gone.jpg\n"
+    )
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_text(name)
+    assert [path.name for path in slide_files(index)] == ["a.vms", "a.jpg", "b.jpg"]
+    digest = slide_sha256(index)
+    (tmp_path / "c.jpg").write_text("another")
+    assert slide_sha256(index) == digest
+    (tmp_path / "b.jpg").write_text("another")
+    assert slide_sha256(index) != digest
+
+
+def test_a_mirax_slide_is_its_index_and_its_folder(tmp_path: Path) -> None:
+    index, part = tmp_path / "A.MRXS", tmp_path / "A" / "Data0001.dat"
+    part.parent.mkdir()
+    index.write_text("index")
+    part.write_text("data")
+    digest = slide_sha256(index)
+    part.write_text("other")
+    assert slide_sha256(index) != digest
+
+
+def test_what_a_file_is_does_not_depend_on_its_name(tmp_path: Path, picture: Pixels) -> None:
+    assert has_slide_content(write_pyramid(tmp_path / "slide", picture[:256, :256]))
+    assert not has_slide_content(Path(__file__))
+    assert not has_slide_content(tmp_path / "missing")

@@ -1,0 +1,90 @@
+"""Write a slide as DICOM instances that OpenSlide reads: one file per level, tiled in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEGBaseline8Bit,
+    SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
+    generate_uid,
+)
+
+from training.cohort.pyramid import shrink, take
+
+TILE = 256
+
+
+def write_series(
+    folder: Path,
+    stem: str,
+    pixels: NDArray[np.uint8],
+    *,
+    mpp: float = 0.5,
+    levels: tuple[int, ...] = (1, 4),
+    flavour: str = "VOLUME",
+    suffix: str = ".dcm",
+) -> list[Path]:
+    """A series of RGB `pixels` uint8 [h, w, 3]: `folder/<stem>-<level><suffix>`."""
+    series, paths = generate_uid(entropy_srcs=[stem]), []
+    for number, factor in enumerate(levels):
+        picture = shrink(pixels, factor)
+        height, width = picture.shape[:2]
+        data = _instance(VLWholeSlideMicroscopyImageStorage, series, f"{stem} {factor}")
+        data.ImageType = ["ORIGINAL" if factor == 1 else "DERIVED", "PRIMARY", flavour, "NONE"]
+        data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = width, height
+        data.ImagedVolumeWidth, data.ImagedVolumeHeight = (
+            width * mpp * factor / 1000,
+            height * mpp * factor / 1000,
+        )
+        data.Rows = data.Columns = TILE
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit, data.PixelRepresentation = 7, 0
+        data.DimensionOrganizationType = "TILED_FULL"
+        data.TotalPixelMatrixFocalPlanes = 1
+        data.NumberOfOpticalPaths = 1
+        data.InstanceNumber = number + 1
+        measures, shared = Dataset(), Dataset()
+        measures.PixelSpacing = [mpp * factor / 1000] * 2
+        shared.PixelMeasuresSequence = [measures]
+        data.SharedFunctionalGroupsSequence = [shared]
+        padded = np.pad(picture, ((0, -height % TILE), (0, -width % TILE), (0, 0)))
+        frames = [
+            bytes(
+                imagecodecs.jpeg8_encode(
+                    take(padded, x, y, TILE), level=90, colorspace="RGB", outcolorspace="YCBCR"
+                )
+            )
+            for y in range(0, height, TILE)
+            for x in range(0, width, TILE)
+        ]
+        data.NumberOfFrames = len(frames)
+        data.PixelData = encapsulate(frames)
+        paths.append(folder / f"{stem}-{factor}{suffix}")
+        data.save_as(paths[-1], enforce_file_format=True)
+    return paths
+
+
+def write_segmentation(path: Path, series: str) -> None:
+    """What a viewer stores beside a slide: an instance of another kind, without pixels."""
+    _instance(SegmentationStorage, generate_uid(entropy_srcs=[series]), path.name).save_as(
+        path, enforce_file_format=True
+    )
+
+
+def _instance(kind: str, series: str, name: str) -> Dataset:
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.SOPClassUID, data.SOPInstanceUID = kind, generate_uid(entropy_srcs=[series, name])
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(entropy_srcs=["study"]), series
+    data.FrameOfReferenceUID = generate_uid(entropy_srcs=[series, "frame"])
+    data.Modality = "SM"
+    return data
