@@ -327,11 +327,15 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     weight = op.Where(covered, op.Mul(weight, factor), 0.0)
     if half:
         weight = op.Cast(op.Min(weight, _float(HALF_LARGEST)), to=FLOAT16)
+        # The added channels would overflow in the product. In float32 they don't, and one slice is cheaper.
+        parts = [op.Slice(part, [0], [d], [3]) for part in parts]
     weights = op.Split(weight, axis=1, num_outputs=len(parts))
     merged, *others = (op.Mul(part, weight) for part, weight in zip(parts, weights, strict=True))
     for other in others:
         merged = op.Add(merged, other)
-    return op.Reshape(op.Slice(merged, [0], [d], [3]), [0, -1, heads, d])
+    if not half:
+        merged = op.Slice(merged, [0], [d], [3])
+    return op.Reshape(merged, [0, -1, heads, d])
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

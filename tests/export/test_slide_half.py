@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from export.graphs import slide_graph, write_graph
+from export.half_gate import TrueHalf
+from export.parity import LARGEST_HALF
 from export.precision import halve
 from export.samples import seeded_basis, seeded_coords
 from gigapath_contract.reference import seeded_embeddings
@@ -47,11 +49,18 @@ def test_it_is_as_near_as_pytorchs_own_half_precision(tiny: Preset, tmp_path: Pa
         exact = {tiles: model(*inputs).layers for tiles, inputs in slides.items()}
         halve(model.encoder)
         half = {tiles: model(*inputs).layers for tiles, inputs in slides.items()}
-    write_graph(slide_graph(model), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    graph = tmp_path / "slide_encoder" / "model.onnx"
+    graph.parent.mkdir()
+    write_graph(slide_graph(model), graph)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    true_half = TrueHalf(tmp_path)
     for tiles, (embeddings, coords) in slides.items():
         inputs = {"EMBEDDINGS": embeddings.numpy(), "COORDS": coords.numpy()}
-        layers = session.run(["LAYERS"], inputs)[0]
-        own, theirs = (np.abs(x - exact[tiles].numpy()).max() for x in (layers, half[tiles].numpy()))
-        assert 0 < own < 1.5 * theirs + 1e-3
-        assert own < 0.02
+        theirs = np.abs(half[tiles].numpy() - exact[tiles].numpy()).max()
+        for layers in (session.run(["LAYERS"], inputs)[0], true_half("slide_encoder", inputs)["LAYERS"]):
+            own = np.abs(layers - exact[tiles].numpy()).max()
+            assert 0 < own < 1.5 * theirs + 1e-3
+            assert own < 0.02
+    largest = {tensor.name: tensor.largest for tensor in true_half.tensors()}
+    assert len(largest) > 100
+    assert max(largest.values()) < LARGEST_HALF, "not even where no output looks"
