@@ -81,6 +81,7 @@ def attribute(
         ClientError: settings that do not fit each other or the slide, or the model fails.
     """
     settings = settings or Settings()
+    masked_slide.check_finite(np.ones((1, len(masked_slide.embeddings)), dtype=bool))  # all score the whole
     game = CoalitionGame(
         scorer_for(masked_slide, settings.occluder, settings.seed),
         outputs,

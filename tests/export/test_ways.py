@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from export.graphs import occlusion_graph, write_graph
 from export.plain import expanded
 from export.samples import seeded_basis, seeded_coords
 from gigapath_contract.reference import seeded_embeddings
+from tests.export.conftest import TINY
 from training.models.build import build_models
 from training.models.presets import Preset
 from training.models.slide_model import SlideModel
@@ -79,6 +81,14 @@ def published(
     )
 
 
+@pytest.fixture(scope="module")
+def small_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`slide_occlusion` of `small_model`."""
+    path = tmp_path_factory.mktemp("small") / "model.onnx"
+    write_graph(occlusion_graph(small_model(TINY)), path)
+    return path
+
+
 @pytest.fixture
 def published_encoder() -> Callable[..., tuple[Tensor, Tensor]]:
     from tests.training.models.conftest import _encoder
@@ -122,27 +132,41 @@ def test_the_published_quirk_takes_the_branches(
     assert ran_branches(session)
 
 
-def test_tensorrt_gets_the_branches_alone(tiny: Preset, tmp_path: Path) -> None:
-    write_graph(occlusion_graph(small_model(tiny)), tmp_path / "model.onnx")
-    both = onnx.load(tmp_path / "model.onnx")
+def test_a_tile_that_is_not_finite_touches_the_masks_that_keep_it(small_graph: Path, tmp_path: Path) -> None:
+    """On every way, and in what TensorRT gets."""
+    onnx.save(expanded(onnx.load(small_graph)), tmp_path / "plain.onnx")
+    for path, tiles in itertools.product((small_graph, tmp_path / "plain.onnx"), (5, 100)):
+        session, slide = onnxruntime.InferenceSession(path), inputs(tiles)
+        (want,) = session.run(["SLIDE"], slide)
+        slide["EMBEDDINGS"][3, 7] = np.nan
+        (got,) = session.run(["SLIDE"], slide)
+        kept = slide["KEEP"][:, 3].astype(np.bool_)
+        assert kept.any()
+        assert np.isnan(got[kept]).all()
+        np.testing.assert_allclose(got[~kept], want[~kept], atol=1e-5)
+
+
+def test_tensorrt_gets_the_branches_alone(small_graph: Path, tmp_path: Path) -> None:
+    both = onnx.load(small_graph)
     plain = expanded(both)
     assert {"If", "Loop"}.isdisjoint(node.op_type for node in plain.graph.node)
     assert {"If"} <= {node.op_type for node in both.graph.node}
     onnx.save(plain, tmp_path / "plain.onnx")
     for tiles in (5, 100):
         slide = inputs(tiles)
-        want, got = (session_of(tmp_path / f"{name}.onnx").run(None, slide) for name in ("model", "plain"))
+        want, got = (
+            onnxruntime.InferenceSession(path).run(None, slide)
+            for path in (small_graph, tmp_path / "plain.onnx")
+        )
         for one, other in zip(want, got, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_weights_are_stored_once(tiny: Preset, tmp_path: Path) -> None:
-    model = small_model(tiny)
-    write_graph(occlusion_graph(model), tmp_path / "model.onnx")
+def test_weights_are_stored_once(small_graph: Path) -> None:
     large = [
         math.prod(weight.dims)
-        for weight in onnx.load(tmp_path / "model.onnx").graph.initializer
+        for weight in onnx.load(small_graph).graph.initializer
         if math.prod(weight.dims) > 2000
     ]
-    unique = [p.numel() for p in model.parameters() if p.numel() > 2000]
+    unique = [p.numel() for p in small_model(TINY).parameters() if p.numel() > 2000]
     assert sum(large) <= sum(unique) + 1000 * 32 + 10_000, "the parameters, and the table of positions"

@@ -93,6 +93,18 @@ def test_numbers_that_are_not_finite_are_refused_by_tile(
     assert "EMBEDDINGS of tile 3 are not finite" in refusal(infer, triton_url, inputs)
 
 
+def test_a_tile_that_no_mask_keeps_can_be_anything(triton_url: str, infer: Infer, width: int) -> None:
+    inputs = slide(5, width, masks=2)
+    inputs["EMBEDDINGS"][:] = np.random.default_rng(0).normal(size=(5, width))
+    inputs["KEEP"][:, 3] = False
+    want = infer(triton_url, "slide_occlusion", **inputs)
+    inputs["EMBEDDINGS"][3] = np.nan
+    for name, values in infer(triton_url, "slide_occlusion", **inputs).items():
+        np.testing.assert_array_equal(values, want[name])
+    inputs["KEEP"][1, 3] = True
+    assert "EMBEDDINGS of tile 3 are not finite" in refusal(infer, triton_url, inputs)
+
+
 @pytest.mark.parametrize("place", [(-1, 0), (0, 256_000), (1 << 62, 0), (-(1 << 63), 0)])
 def test_a_place_outside_the_grid_is_refused_by_tile(
     triton_url: str, infer: Infer, width: int, place: tuple[int, int]

@@ -8,6 +8,7 @@ load.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -170,8 +171,7 @@ class LongNetSlideEncoder(nn.Module):
         Raises:
             TrainingError: shapes or types that don't fit, no tile, or a tile outside the position grid.
         """
-        tokens, visible, attention = self._embed(embeddings, coords, keep)
-        parts = [self._states(tokens, masks, attention) for masks in one_by_one(visible)]
+        parts = [self._states(*part) for part in self._embed(embeddings, coords, keep)]
         layers, encoder_norm = (torch.cat(states) for states in zip(*parts, strict=True))
         return (
             SlideOutput(layers, encoder_norm) if keep is not None else SlideOutput(layers[0], encoder_norm[0])
@@ -185,13 +185,11 @@ class LongNetSlideEncoder(nn.Module):
         Blocks beyond the variant's layer aren't computed, and for CLS pooling the last block has the one
         query. Arguments and errors as for `forward`; the numbers are the same.
         """
-        tokens, visible, attention = self._embed(embeddings, coords, keep)
-        vectors = torch.cat([self._vector(tokens, m, attention, variant) for m in one_by_one(visible)])
+        vectors = torch.cat([self._vector(*part, variant) for part in self._embed(embeddings, coords, keep)])
         return vectors if keep is not None else vectors[0]
 
     def _states(self, tokens: Tensor, visible: Tensor, attention: DilatedAttention) -> tuple[Tensor, Tensor]:
-        """The output [M, ...], from h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens, visible, attention = _computed(tokens, visible, attention)
+        """The output [M, ...], from h_0 `tokens` [M, K, E] under `visible` [M, K]."""
         tokens = self.dropout(tokens)
         pooled = [_pool(tokens, visible)]
         for block in self.encoder.layers:
@@ -203,8 +201,7 @@ class LongNetSlideEncoder(nn.Module):
     def _vector(
         self, tokens: Tensor, visible: Tensor, attention: DilatedAttention, variant: EmbeddingVariant
     ) -> Tensor:
-        """The variant's vectors [M, E] of h_0 `tokens` [T, E] under `visible` [M, T]."""
-        tokens, visible, attention = _computed(tokens, visible, attention)
+        """The variant's vectors [M, E] of h_0 `tokens` [M, K, E] under `visible` [M, K]."""
         tokens = self.dropout(tokens)
         blocks = list(self.encoder.layers[: variant.layer])
         last = blocks.pop() if blocks and variant.pooling == "cls" else None
@@ -220,21 +217,31 @@ class LongNetSlideEncoder(nn.Module):
 
     def _embed(
         self, embeddings: Tensor, coords: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, DilatedAttention]:
-        """Tokens h_0 [T, E], which of them each mask sees [M, T], and attention over T = N + 1 tokens."""
+    ) -> Iterator[tuple[Tensor, Tensor, DilatedAttention]]:
+        """For each mask, or all in an export: tokens h_0 [M, K, E] of the K to compute, which of them are
+        seen [M, K], and attention over them.
+
+        A token that is not seen and not finite is replaced by zeros: its attention weight is 0, and 0 times
+        NaN is NaN.
+        """
         config = self.config
         if not torch.compiler.is_exporting():
             self._check(embeddings, coords, keep)
-        if keep is None:
-            keep = embeddings.new_ones((1, embeddings.shape[0]), dtype=torch.bool)
+        kept = embeddings.new_ones((1, embeddings.shape[0]), dtype=torch.bool) if keep is None else keep
         tiles = self.patch_embed(embeddings) + embed_positions(coords, self.position_table, config.tile_size)
         # The class token's place is all zeros.
         tokens = torch.cat([self.cls_token[0], tiles])
-        visible = F.pad(keep, (1, 0), value=True)
+        visible = F.pad(kept, (1, 0), value=True)
         attention = self.attention(
             embeddings.shape[0] + 1, config.segment_lengths, config.dilations, config.heads, embeddings.device
         )
-        return tokens, visible, attention
+        for masks in one_by_one(visible):
+            rows, seen, among = attention.among(masks)
+            h = tokens.expand(masks.shape[0], -1, -1) if rows is None else tokens[rows]
+            if keep is not None:
+                finite = (h * 0).sum(dim=-1) == 0
+                h = torch.where((seen | finite).unsqueeze(-1), h, 0)
+            yield h, seen, among
 
     def _check(self, embeddings: Tensor, coords: Tensor, keep: Tensor | None) -> None:
         """Raise a `TrainingError` for what can't be a slide."""
@@ -262,14 +269,6 @@ def one_by_one(rows: Tensor) -> tuple[Tensor, ...]:
     bits whatever the other masks of the request are. It also keeps memory independent of M.
     """
     return (rows,) if torch.compiler.is_exporting() else rows.unsqueeze(1).unbind()
-
-
-def _computed(
-    tokens: Tensor, visible: Tensor, attention: DilatedAttention
-) -> tuple[Tensor, Tensor, DilatedAttention]:
-    """Of `tokens` [T, E] those to compute [M, K, E], which of them a mask sees [M, K], and attention."""
-    rows, seen, among = attention.among(visible)
-    return (tokens.expand(visible.shape[0], -1, -1) if rows is None else tokens[rows]), seen, among
 
 
 def _mean(tokens: Tensor, visible: Tensor) -> Tensor:

@@ -52,18 +52,15 @@ class MaskedSlide:
         """`model_coords` are `coords` if None; `model` tells one model's scores in `cache` from another's.
 
         Raises:
-            ClientError: no tiles, or an embedding that is not finite.
+            ClientError: no tiles; from the scorers, as `check_finite` does.
         """
         if not len(embeddings):
             raise ClientError("nothing to explain: the slide has no tiles")
-        if not np.isfinite(embeddings).all():
-            raise ClientError(
-                "some embeddings are NaN or infinite: leave those tiles out or score the slide again"
-            )
         self.forward = forward
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.coords = coords
         self.model_coords = coords if model_coords is None else model_coords
+        self._wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         self._cache = cache or ScoreCache()
         self._key = cache_key(model, self.embeddings, self.model_coords).hex()
         self._whole: list[CachedScorer] = []
@@ -113,6 +110,19 @@ class MaskedSlide:
 
         return self._cached(score, f"shift{positions}", self._whole)
 
+    def check_finite(self, keep: KeepMask) -> None:
+        """Refuse masks `keep` bool [M, N] of which one keeps a tile whose embedding is not finite.
+
+        Raises:
+            ClientError: one does; the tile is named.
+        """
+        kept = self._wrong[keep[:, self._wrong].any(axis=0)]
+        if len(kept):
+            raise ClientError(
+                f"the embedding of tile {kept[0]} is NaN or infinite: leave the tile out or score the slide "
+                "again"
+            )
+
     @property
     def cost(self) -> Cost:
         """Of the masks of the whole sequence that were scored and not found in the cache."""
@@ -126,7 +136,12 @@ class MaskedSlide:
     def _cached(self, scorer: Scorer, occluder: str, scorers: list[CachedScorer]) -> Scorer:
         cached = CachedScorer(scorer, self._cache, cache_key(self._key, occluder))
         scorers.append(cached)
-        return cached
+
+        def score(keep: KeepMask) -> Scores:
+            self.check_finite(keep)
+            return cached(keep)
+
+        return score
 
 
 def _sum(scorers: list[CachedScorer]) -> Cost:

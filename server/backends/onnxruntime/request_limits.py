@@ -83,6 +83,8 @@ def check_limits(arrays: Arrays, limits: Limits) -> None:
             f"COORDS of tile {tile} are {tuple(coords[tile].tolist())}, out of data bounds: the grid goes "
             f"from 0 to {end - 1}"
         )
-    finite = np.isfinite(embeddings.sum(axis=1, dtype=np.float64))  # in float64 no sum of floats overflows
-    if not finite.all():
-        raise ValueError(f"EMBEDDINGS of tile {int(finite.argmin())} are not finite")
+    wrong = ~np.isfinite(embeddings.sum(axis=1, dtype=np.float64))  # in float64 no sum of floats overflows
+    if "KEEP" in arrays and wrong.any():
+        wrong &= arrays["KEEP"].any(axis=0)  # a tile that no mask keeps is not read
+    if wrong.any():
+        raise ValueError(f"EMBEDDINGS of tile {int(wrong.argmax())} are not finite")

@@ -176,13 +176,25 @@ def test_bad_input_is_one_line(tiles: tuple[Float32, Int64]) -> None:
     embeddings, coords = tiles
     with pytest.raises(ClientError, match="no tiles"):
         MaskedSlide(Counting(), embeddings[:0], coords[:0])
-    with pytest.raises(ClientError, match="NaN"):
-        MaskedSlide(Counting(), np.full_like(embeddings, np.nan), coords)
+    broken = MaskedSlide(Counting(), np.full_like(embeddings, np.nan), coords)
+    with pytest.raises(ClientError, match="tile 0 is NaN or infinite"):
+        attribute(broken, ModelOutputs(("a", "b")))
     scorer = MaskedSlide(Counting(), embeddings, coords).in_place()
     with pytest.raises(ClientError, match="without a gap"):
         CoalitionGame(scorer, ModelOutputs(("a", "b")), np.array([0, 2]))
     with pytest.raises(ClientError, match="at least 1"):
         CoalitionGame(scorer, ModelOutputs(("a", "b")), np.arange(30), perturbations_per_eval=0)
+
+
+def test_only_a_mask_that_keeps_it_minds_a_tile_that_is_not_finite(tiles: tuple[Float32, Int64]) -> None:
+    embeddings, coords = tiles[0].copy(), tiles[1]
+    embeddings[7] = np.nan
+    scorer = MaskedSlide(lambda *slide: Scores(LOGITS[:1], SLIDE[:1]), embeddings, coords).in_place()
+    keep = np.ones((1, len(coords)), dtype=bool)
+    with pytest.raises(ClientError, match="tile 7 is NaN or infinite"):
+        scorer(keep)
+    keep[:, 7] = False
+    np.testing.assert_array_equal(scorer(keep).logits, LOGITS[:1])
 
 
 def test_two_thousand_masks_of_twenty_thousand_tiles_take_little_memory() -> None:

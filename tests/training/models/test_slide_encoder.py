@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,24 @@ def test_a_masked_tile_can_be_anything(tiny: LongNetSlideEncoder) -> None:
         other = tiny(torch.where(keep[0, :, None], embeddings + 1, embeddings), coords, keep)
     assert (got.layers - want.layers).abs().max() < 1e-6
     assert (other.layers - want.layers).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("tiles", [7, 150])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_tile_that_is_not_finite_touches_the_masks_that_keep_it(tiles: int, value: float) -> None:
+    """With misaligned segments too, where masked tiles are computed; and under gradients."""
+    config = replace(TINY, fixed_segment_lengths=(8, 20, 50, 90, 400), dilations=(1, 8, 4, 8, 16))
+    for model in (seeded(TINY), seeded(config)):
+        embeddings, coords = slide(tiles, 12)
+        keep = torch.rand(4, tiles, generator=torch.Generator().manual_seed(2)) > 0.5
+        keep[:, 3] = torch.tensor([True, False, True, False])
+        broken = embeddings.clone()
+        broken[3] = value
+        layers = model(broken, coords, keep).layers
+        assert layers.isnan().flatten(1).any(dim=1).tolist() == keep[:, 3].tolist()
+        if model.config == TINY:
+            want = model(embeddings, coords, keep).layers[1::2]
+            torch.testing.assert_close(layers[1::2], want, atol=1e-6, rtol=0.0)
 
 
 def test_many_masks_embed_the_tiles_once(tiny: LongNetSlideEncoder) -> None:
