@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.errors import FeatureFileError
+from gigapath_contract.positions import level0_positions
 
 MOST_BYTES = 16 << 30
 """Of one dataset: ten times the largest slide that a contract allows, in float32."""
@@ -33,6 +35,8 @@ class TileFeatures:
     Attributes:
         embeddings: [N, D] float; finite in the rows of valid tiles.
         coords: [N, 2] level-0 pixels of the tiles' top-left corners.
+        scale: the tiles' size and the mpp of level 0, as far as they are known.
+        assumed: what the file does not say about `coords` and was assumed; empty where nothing was.
         valid: [N], False where a tile could not be decoded; all True where the file doesn't say.
         tissue: [N] fraction of each tile that is tissue; NaN where the file doesn't say.
         coords_attributes, attributes: the HDF5 attributes of `coords` and of `features`.
@@ -40,6 +44,8 @@ class TileFeatures:
 
     embeddings: NDArray[Any]
     coords: NDArray[Any]
+    scale: LevelZeroScale
+    assumed: str
     valid: NDArray[np.bool_]
     tissue: NDArray[np.float32]
     coords_attributes: Mapping[str, Any]
@@ -58,32 +64,49 @@ def one_line_errors() -> Iterator[None]:
         raise FeatureFileError(f"not a readable HDF5 file ({reason})") from error
 
 
-def read_tile_features(file: Any) -> TileFeatures:
+def read_tile_features(file: Any, *, tile_size: int | None = None, mpp: float | None = None) -> TileFeatures:
     """Check an open `h5py.File`, then read its tile embeddings.
+
+    Files of ours, TRIDENT's, CLAM's and STAMP's (`feats`) are read, and arrays with a leading axis of 1.
+
+    Args:
+        tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
 
     Raises:
         FeatureFileError: `features` [N, D] or `coords` [N, 2] are missing or of another kind, a valid tile's
             embedding is not finite, the file claims more than it holds or refers to other files.
+        CoordinateError: as `level0_positions` raises.
     """
     with one_line_errors():
         check_self_contained(file)
-        if missing := [name for name in ("features", "coords") if name not in file]:
+        name = "feats" if "feats" in file and "features" not in file else "features"
+        if missing := [each for each in (name, "coords") if each not in file]:
             raise FeatureFileError(f"lacks {' and '.join(sorted(missing))}")
-        features, coords = dataset(file, "features", "f"), dataset(file, "coords", "iuf")
-        if len(features.shape) != 2 or coords.shape != (features.shape[0], 2):
+        features, coords = dataset(file, name, "f"), dataset(file, "coords", "iuf")
+        shapes = [
+            each.shape[1:] if each.ndim == 3 and each.shape[0] == 1 else each.shape
+            for each in (features, coords)
+        ]
+        if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0], 2):
             raise FeatureFileError(
                 f"features {features.shape} and coords {coords.shape} are not [N, D] and [N, 2]"
             )
-        tiles = int(features.shape[0])
+        tiles = int(shapes[0][0])
         valid = _per_tile(file, "valid", "biu", np.ones(tiles)).astype(np.bool_)
         tissue = _per_tile(file, "tissue", "f", np.full(tiles, np.nan)).astype(np.float32)
-        embeddings, places = features[:], coords[:]
+        embeddings, places = features[:].reshape(shapes[0]), coords[:].reshape(shapes[1])
         wrong = valid & ~np.isfinite(embeddings).all(axis=1)
         if wrong.any():
             raise FeatureFileError(f"tile {int(wrong.argmax())} has a NaN or infinite feature")
         if not np.isfinite(places).all() or (np.abs(places.astype(np.float64)) > 2**31).any():
             raise FeatureFileError("holds coordinates that no slide has")
-        return TileFeatures(embeddings, places, valid, tissue, dict(coords.attrs), dict(features.attrs))
+        about, attributes = dict(coords.attrs), dict(features.attrs)
+        if name == "feats":
+            about = {**dict(file.attrs), **about}
+    found = level0_positions(places, {**attributes, **about}, tile_size=tile_size, mpp=mpp)
+    return TileFeatures(
+        embeddings, found.coords, found.scale, found.assumed, valid, tissue, about, attributes
+    )
 
 
 def check_self_contained(file: Any) -> None:

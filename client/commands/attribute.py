@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from ..attribution.explain import explain
 from ..attribution.look_groups import MOST_GROUPS
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import read_bank, read_embedded
+from ..attribution.model.embedded import own_copy, read_bank, read_embedded, results_folder
 from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.render.evidence import evidence_lines
@@ -112,7 +112,8 @@ def command(
         Path,
         typer.Argument(
             metavar="SLIDE_OR_H5_OR_FOLDER",
-            help="A slide, its H5 file, or the --out folder of a batch (with --slide-id).",
+            help="A slide, its H5 file (ours, TRIDENT's, CLAM's, STAMP's), or the --out folder of a batch "
+            "(with --slide-id).",
             show_default=False,
         ),
     ],
@@ -123,14 +124,16 @@ def command(
     throughput: Throughput,
     slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the outputs [default: that of SOURCE, for a slide out].")
+        Path | None,
+        typer.Option(
+            help="Folder for the outputs [default: that of SOURCE; for a slide or another tool's file out]."
+        ),
     ] = None,
     slide: Annotated[
         Path | None, typer.Option(help="Slide image to draw the map on; its tiles are not re-encoded.")
     ] = None,
-    mpp: Annotated[
-        float | None, typer.Option(help="Microns per level-0 pixel, where the slide lacks them.")
-    ] = None,
+    tile_size: options.TileSize = None,
+    mpp: options.Mpp = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Class to explain; may be repeated [default: the predicted one].")
     ] = None,
@@ -146,6 +149,8 @@ def command(
     checks: Annotated[bool, typer.Option(help="Measure the reliability of the map.")] = True,
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
+
+    Other tools' files are not changed: the arrays go to OUT/attribution/SLIDE.h5.
 
     Mask scores are stored in OUT/SLIDE-masks.sqlite, from which an interrupted run resumes.
 
@@ -165,15 +170,17 @@ def command(
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         if stored:
             h5 = find_features(source, slide_id)
-            folder = out or (source if source.is_dir() else h5.parent)
         else:
-            folder = out or Path("out")
-            outputs = SingleFile(folder)
+            outputs = SingleFile(out or Path("out"))
             h5 = outputs.paths(source.stem)[0]
             with tile_progress(source.name) as progress:
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
-        embedded = read_embedded(h5)
+        embedded = read_embedded(h5, tile_size, mpp)
+        if embedded.mpp_level0 is None and opened:
+            embedded = replace(embedded, mpp_level0=opened.mpp)
+        folder = out or results_folder(source, h5, embedded)
+        h5 = own_copy(h5, embedded, folder)
         cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
         # matplotlib takes longer to import than everything else: not for `--help`, errors and other commands.

@@ -14,7 +14,7 @@ from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_i
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
+from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded, results_folder
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
 from ..files import write_csv
@@ -34,7 +34,8 @@ def command(
         Path,
         typer.Argument(
             metavar="H5_OR_FOLDER",
-            help="The slide's H5 file, or the --out folder of a batch (with --slide-id).",
+            help="The slide's H5 file (ours, TRIDENT's, CLAM's, STAMP's), or the --out folder of a batch "
+            "(with --slide-id).",
             show_default=False,
         ),
     ],
@@ -54,7 +55,12 @@ def command(
         Path | None,
         typer.Option(help="The slide, for formats that QuPath crops to their bounds (MRXS and others)."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table [default: that of SOURCE].")] = None,
+    tile_size: options.TileSize = None,
+    mpp: options.Mpp = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the table [default: that of SOURCE; for another tool's file out]."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
     """Measure how a slide's score changes when areas are removed, kept alone or replaced by benign tiles.
@@ -64,13 +70,13 @@ def command(
     Example: `python -m client counterfactual out/S.h5 S.geojson --area tumour --change remove`
     """
     h5 = find_features(source, slide_id)
-    embedded = read_embedded(h5)
+    embedded = read_embedded(h5, tile_size, mpp)
     origin = (0, 0)
     if slide:
         with open_slide(slide) as opened:
             origin = opened.bounds[:2]
     regions = _regions(embedded, annotations, area, origin)
-    folder = out or (source if source.is_dir() else h5.parent)
+    folder = out or results_folder(source, h5, embedded)
     with Connection(endpoint) as connection, open_cache(folder, embedded.slide_id) as cache:
         contract = read_contract(connection)
         masked_slide = MaskedSlide.from_embedded(

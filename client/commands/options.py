@@ -26,6 +26,15 @@ WsiDir = Annotated[
     typer.Option("--wsi-dir", "--wsi_dir", help="Folder of a manifest's slides [default: the manifest's]."),
 ]
 
+TileSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Side of the tiles in level-0 px, where the H5 file lacks it (CLAM's)."),
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(help="Microns per level-0 pixel, where the slide or the H5 file lacks them (STAMP's)."),
+]
+
 _server, _speed, _tiles = (
     functools.partial(typer.Option, rich_help_panel=panel) for panel in ("Server", "Speed", "Tiles")
 )

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gigapath_contract.errors import FeatureFileError
+from gigapath_contract.errors import CoordinateError, FeatureFileError
 from gigapath_contract.features import TileFeatures, read_tile_features
 from gigapath_contract.schema import Contract
 
@@ -97,17 +97,21 @@ def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provena
 StoredFeatures = TileFeatures
 
 
-def read_features(path: Path) -> StoredFeatures:
+def read_features(path: Path, tile_size: int | None = None, mpp: float | None = None) -> StoredFeatures:
     """Read a feature file; in one of another tool `valid` is all True and `tissue` NaN.
+
+    tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
 
     Raises:
         ClientError: no such file, not HDF5, or not what `gigapath_contract.features` lets pass.
     """
     try:
         with h5py.File(path, "r") as file:
-            return read_tile_features(file)
+            return read_tile_features(file, tile_size=tile_size, mpp=mpp)
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    except CoordinateError as error:
+        raise ClientError(f"{path}: {error}") from error
     except FeatureFileError as error:
         raise ClientError(
             f"{path}: {error}: give a file of tile features, or a batch's folder with --slide-id; "

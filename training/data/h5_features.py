@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +13,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gigapath_contract.coordinates import CoordinateRule, grid_coordinates, read_scale
+from gigapath_contract.coordinates import CoordinateRule, grid_coordinates
 from gigapath_contract.errors import CoordinateError, FeatureFileError
 from gigapath_contract.features import read_tile_features
 from gigapath_contract.files import file_sha256
 from training.errors import TrainingError
+
+logger = logging.getLogger(__name__)
 
 
 class Bag(NamedTuple):
@@ -35,22 +39,26 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
         TrainingError: no such file, not HDF5, arrays of another shape, a value that is not finite, no tile,
             or coordinates that the rule cannot convert.
     """
+    return _read(path, rule)[0]
+
+
+def _read(path: Path, rule: CoordinateRule) -> tuple[Bag, str]:
+    """The bag, and what was assumed about its coordinates."""
     try:
         with h5py.File(path, "r") as file:
             stored = read_tile_features(file)
     except OSError as error:
         reason = "no such file" if not path.exists() else "not a readable HDF5 file"
         raise TrainingError(f"{path}: {reason}: embed the slide, or take it out of the splits") from error
-    except FeatureFileError as error:
+    except (FeatureFileError, CoordinateError) as error:
         raise TrainingError(f"{path}: {error}: embed the slide again") from error
     features, coords = stored.embeddings[stored.valid].astype(np.float32), stored.coords[stored.valid]
     if len(features) == 0:
         raise TrainingError(f"{path} holds no tile: take the slide out of the splits or check its tissue")
-    scale = {**stored.coords_attributes, **stored.attributes}
     row_major = np.lexsort((coords[:, 0], coords[:, 1]))
     features, coords = features[row_major], coords[row_major]
     try:
-        return Bag(features, grid_coordinates(coords, rule, read_scale(scale)))
+        return Bag(features, grid_coordinates(coords, rule, stored.scale)), stored.assumed
     except CoordinateError as error:
         raise TrainingError(f"{path}: {error}") from error
 
@@ -63,22 +71,29 @@ def check_bags(
 ) -> dict[str, str]:
     """Read every bag once, before training starts; returns the files' SHA-256 by name.
 
+    A warning says what was assumed of files that do not say what their coordinates are.
+
     Raises:
         TrainingError: the first bag that `read_bag` refuses, or whose features aren't `width` wide.
     """
 
-    def check(path: Path) -> tuple[str, str]:
-        found = read_bag(path, rule).features.shape[1]
+    def check(path: Path) -> tuple[str, str, str]:
+        bag, assumed = _read(path, rule)
+        found = bag.features.shape[1]
         if found != width:
             raise TrainingError(
                 f"{path}: features are {found} wide and the slide encoder takes {width}: embed the slides "
                 "with the preset's own tile encoder"
             )
-        return path.name, file_sha256(path)
+        return path.name, file_sha256(path), assumed
 
-    digests = {}
+    digests, doubts = {}, Counter[str]()
     with ThreadPoolExecutor(4) as pool:
-        for name, digest in pool.map(check, paths):
+        for name, digest, assumed in pool.map(check, paths):
             digests[name] = digest
+            doubts[assumed] += 1
             progress(len(digests))
+    for assumed, files in doubts.items():
+        if assumed:
+            logger.warning("%d of %d feature files: %s", files, len(digests), assumed)
     return digests

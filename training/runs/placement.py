@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gigapath_contract.coordinates import CELL, LevelZeroScale, grid_coordinates, read_scale
+from gigapath_contract.coordinates import CELL, LevelZeroScale, grid_coordinates
 from gigapath_contract.errors import CoordinateError, FeatureFileError
 from gigapath_contract.features import read_tile_features
 from training.runs.layout import DATA, ENVIRONMENT, METADATA, config_path
@@ -74,7 +74,7 @@ def _misplaced(folder: Path, rule: str) -> tuple[list[int], bool]:
         try:
             with h5py.File(features / name, "r") as file:
                 stored = read_tile_features(file)
-            scale, coords = read_scale({**stored.coords_attributes, **stored.attributes}), stored.coords
+            scale, coords = stored.scale, stored.coords
             now = grid_coordinates(coords, rule, scale, grid=np.iinfo(np.int32).max) // CELL
             before = float_coordinates(coords, rule, scale) // CELL
         except (OSError, FeatureFileError, CoordinateError):

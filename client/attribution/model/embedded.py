@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from gigapath_contract.coordinates import LevelZeroScale, read_scale
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 from gigapath_contract.slides import is_file_name
 
 from ...arrays import Float32, Int64
 from ...errors import ClientError, ContractMismatch
-from ...outputs.hdf5 import read_features
+from ...outputs.hdf5 import new_file, read_features
 from ...scoring.conformance import grid_coordinates
 
 
@@ -32,6 +32,7 @@ class EmbeddedSlide:
         dimensions: size of level 0, None if unknown.
         encoder_sha256: digest of the tile encoder's weights, None if unknown.
         origin: the contract of the export that embedded the slide, None if unknown.
+        assumed: what was assumed about the coordinates; empty where the file says all.
     """
 
     slide_id: str
@@ -45,6 +46,7 @@ class EmbeddedSlide:
     dimensions: tuple[int, int] | None
     encoder_sha256: str | None
     origin: Contract | None = None
+    assumed: str = ""
 
     @property
     def digest(self) -> str:
@@ -93,6 +95,9 @@ class EmbeddedSlide:
 
     def doubt(self, contract: Contract) -> str:
         """What is uncertain about embeddings that pass `check`, as one line; empty where nothing is."""
+        return "; ".join(filter(None, (self._doubt_of_encoder(contract), self.assumed)))
+
+    def _doubt_of_encoder(self, contract: Contract) -> str:
         if self.encoder_sha256 is None:
             return (
                 "the file does not say which tile encoder made its embeddings: this holds only if it was the "
@@ -123,26 +128,27 @@ def read_bank(path: Path) -> Float32:
     return stored.embeddings[stored.valid].astype(np.float32)
 
 
-def read_embedded(path: Path) -> EmbeddedSlide:
-    """Read `path`; needs `features`, `coords` and the tile's size in level-0 px, and no slide.
+def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = None) -> EmbeddedSlide:
+    """Read `path`, a file of ours, TRIDENT's, CLAM's or STAMP's; the slide is not needed.
+
+    tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
 
     Raises:
         ClientError: no such file, not HDF5, no valid tile, no size of the tiles, or an unreadable contract.
     """
-    stored = read_features(path)
+    stored = read_features(path, tile_size, mpp)
     rows = np.flatnonzero(stored.valid)
     if not len(rows):
         raise ClientError(f"{path}: holds no valid tile, so there is nothing to explain")
     coords = stored.coords[rows].astype(np.int64)
     order = np.lexsort((coords[:, 0], coords[:, 1]))
     about: dict[str, Any] = dict(stored.coords_attributes)
-    try:
-        scale = read_scale({**stored.attributes, **about})
-    except ContractError as error:
-        raise ClientError(f"{path}: {error}") from error
-    if scale.tile_size is None:
-        raise ClientError(f"{path}: `coords` has no attribute patch_size_level0, so tiles have no size")
-    tile_size = scale.tile_size
+    if stored.scale.tile_size is None:
+        raise ClientError(
+            f"{path}: does not say how large its tiles are (`coords` has no patch_size_level0): give their "
+            "side in level-0 px by --tile-size"
+        )
+    tile_size_level0 = stored.scale.tile_size
     try:
         overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
         width, height = (int(about.get(f"level0_{side}", 0)) for side in ("width", "height"))
@@ -163,13 +169,63 @@ def read_embedded(path: Path) -> EmbeddedSlide:
         coords=coords[order],
         rows=rows[order].astype(np.int64),
         total=len(stored.valid),
-        tile_size=tile_size,
-        step=(max(1, round(tile_size[0] * (1 - overlap))), max(1, round(tile_size[1] * (1 - overlap)))),
-        mpp_level0=scale.mpp,
+        tile_size=tile_size_level0,
+        step=(
+            max(1, round(tile_size_level0[0] * (1 - overlap))),
+            max(1, round(tile_size_level0[1] * (1 - overlap))),
+        ),
+        mpp_level0=stored.scale.mpp,
         dimensions=(width, height) if width > 0 and height > 0 else None,
         encoder_sha256=None if encoder is None else str(encoder),
         origin=origin,
+        assumed=str(about.get("assumed", stored.assumed)),
     )
+
+
+def results_folder(source: Path, h5: Path, embedded: EmbeddedSlide) -> Path:
+    """Where results lie by default: in `source`, beside our own `h5`, or in `out` for another tool's file."""
+    if embedded.origin is None:
+        return Path("out")
+    return source if source.is_dir() else h5.parent
+
+
+def own_copy(source: Path, embedded: EmbeddedSlide, folder: Path) -> Path:
+    """The file that results are added to: `source` if it is ours, else a copy FOLDER/attribution/SLIDE.h5.
+
+    Other tools' files are never changed. The copy holds what was read of one, in our layout.
+
+    Raises:
+        OutputError: the copy can't be written.
+    """
+    if embedded.origin is not None:
+        return source
+    target = folder / "attribution" / f"{embedded.slide_id}.h5"
+    if target.exists() and _same_tiles(read_embedded(target), embedded):
+        return target  # with the results of earlier runs
+    with new_file(target) as file:
+        features = np.full((embedded.total, embedded.embeddings.shape[1]), np.nan, np.float32)
+        coords = np.zeros((embedded.total, 2), np.int64)
+        features[embedded.rows], coords[embedded.rows] = embedded.embeddings, embedded.coords
+        file["features"], file["coords"] = features, coords
+        file["valid"] = np.isin(np.arange(embedded.total), embedded.rows)
+        file["features"].attrs.update({"name": embedded.slide_id, "copied_from": source.name})
+        about = file["coords"].attrs
+        about.update({"name": embedded.slide_id, "tile_size_level0": embedded.tile_size})
+        about.update(
+            {"patch_size": embedded.tile_size[0], "overlap": embedded.tile_size[0] - embedded.step[0]}
+        )
+        if embedded.mpp_level0:
+            about.update({"mpp_level0_x": embedded.mpp_level0[0], "mpp_level0_y": embedded.mpp_level0[1]})
+        if embedded.dimensions:
+            about.update({"level0_width": embedded.dimensions[0], "level0_height": embedded.dimensions[1]})
+        if embedded.assumed:
+            about["assumed"] = embedded.assumed
+    return target
+
+
+def _same_tiles(one: EmbeddedSlide, other: EmbeddedSlide) -> bool:
+    same = (one.digest, one.tile_size, one.mpp_level0) == (other.digest, other.tile_size, other.mpp_level0)
+    return same and np.array_equal(one.coords, other.coords)
 
 
 def _origin(path: Path, attributes: Mapping[str, Any]) -> Contract | None:

@@ -215,7 +215,8 @@ def test_what_is_not_known_about_an_h5_is_said(
         options = ("--no-checks", "--max-evals", 16, "--target", "lesion")
         done = run_client("attribute", h5, "--url", triton_url, "--out", tmp_path, *options)
         assert done.code == 0, done.err
-        with h5py.File(h5) as file:
+        copy = tmp_path / "attribution" / h5.name  # where another tool made the file
+        with h5py.File(copy if copy.exists() else h5) as file:
             noted = file["attribution_partition_shap"].attrs.get("embeddings_doubt", "")
         (picture,) = tmp_path.glob("*-partition_shap-lesion.png")
         return done.out, noted, picture.read_bytes()
@@ -239,6 +240,30 @@ def test_what_is_not_known_about_an_h5_is_said(
     assert noted.startswith("the file does not say which tile encoder made its embeddings")
     assert noted in out
     assert picture != plain
+
+
+def test_another_tools_file_is_attributed_and_not_changed(
+    run_client: Run, triton_url: str, h5: Path, slide: EmbeddedSlide, tmp_path: Path
+) -> None:
+    ours, foreign, out = h5, tmp_path / "clam" / "s.h5", tmp_path / "results"
+    foreign.parent.mkdir()
+    with h5py.File(foreign, "w") as file:  # as CLAM writes its features
+        file["features"], file["coords"] = slide.embeddings, slide.coords
+    before = foreign.read_bytes()
+    options = ("--url", triton_url, "--max-evals", 16, "--no-checks", "--target", "lesion", "--out", out)
+    refused = run_client("attribute", foreign, *options)
+    assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
+    assert "--tile-size" in refused.err
+    side = slide.tile_size[0]
+    done = run_client("attribute", foreign, *options, "--tile-size", side)
+    assert done.code == 0, done.err
+    assert f"read as level-0 pixels of tiles of {side} px" in " ".join(done.out.split())
+    assert run_client("attribute", ours, *options).code == 0
+    with h5py.File(out / "attribution" / "s.h5") as copy, h5py.File(ours) as own:
+        values = own["attribution_partition_shap"][:]
+        np.testing.assert_array_equal(copy["attribution_partition_shap"][:], values[slide.rows])
+    assert foreign.read_bytes() == before
+    assert [path.name for path in foreign.parent.iterdir()] == ["s.h5"]
 
 
 def test_what_if_an_annotated_area_were_removed(

@@ -86,8 +86,11 @@ def test_a_truncated_file_and_a_missing_scale_are_told_apart(tmp_path: Path) -> 
         read_bag(path)
 
 
-def test_features_of_another_encoder_are_refused_before_training(tmp_path: Path) -> None:
+def test_features_of_another_encoder_are_refused_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = [write(tmp_path / f"{width}.h5", features=np.ones((3, width)), coords=GRID) for width in (4, 5)]
     assert set(check_bags(paths[:1], 4, "level0/256")) == {"4.h5"}
+    assert "1 of 1 feature files: the file does not say what its coordinates are" in caplog.text
     with pytest.raises(TrainingError, match=r"5\.h5: features are 5 wide and the slide encoder takes 4"):
         check_bags(paths, 4, "level0/256")
