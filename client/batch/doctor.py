@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
-import math
 import platform
 import shutil
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openslide
 
 from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 from ..errors import ClientError
-from ..scoring.score import SlideSource
+from ..reading.stream import read_tiles
+from ..scoring.score import SlideSource, TilingOptions, plan_slide
 from ..slides.slide import open_slide
+from ..slides.tiling import TilePlan, plan_tiles
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
@@ -25,6 +28,8 @@ from ..triton.statistics import available_statistics
 from ..version import __version__
 from .manifest import read_work_list
 
+ALL_TILES = TilingOptions(tissue=False)
+_TRIED = 3  # tiles of a slide that are decoded
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PACKAGES = (
     "tritonclient",
@@ -134,19 +139,36 @@ def describe_device(config: Any) -> str:
 
 
 def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:
-    """Whether a slide opens and has a scale; also the most tiles it can have (0 where it fails)."""
+    """Whether a slide can be planned and a tile of it decoded; also the most tiles it can have.
+
+    A slide that fails has 0 tiles.
+    """
     name = f"slide {source.slide_id}"
     try:
         with open_slide(source.path, source.mpp) as slide:
-            size, mpp, where = slide.dimensions, slide.mpp, slide.mpp_source
+            plan = (
+                plan_slide(slide, source.slide_id, None, contract, ALL_TILES)
+                if contract
+                else plan_tiles(slide, None)
+            )
+            size, mpp, where, notes = slide.dimensions, slide.mpp, slide.mpp_source, slide.notes
+        decoded = _decodes(plan)
     except ClientError as error:
         return Check(name, BAD, str(error)), 0
-    tile_um = contract.tile.size_px * contract.tile.mpp if contract else 128.0
-    tiles = math.prod(math.ceil(px * um / tile_um) for px, um in zip(size, mpp, strict=True))
+    tiles = len(plan)
     detail = f"{size[0]} x {size[1]} px, mpp {mpp[0]:.4g} x {mpp[1]:.4g} ({where}), at most {tiles} tiles"
+    if not decoded:
+        return Check(name, BAD, f"{source.path}: none of {_TRIED} tiles could be decoded: copy it again"), 0
     if contract and tiles > contract.limits.max_tiles:
-        return Check(name, WARN, f"{detail}; the model takes {contract.limits.max_tiles}"), tiles
-    return Check(name, GOOD, detail), tiles
+        notes = [*notes, f"the model takes {contract.limits.max_tiles}"]
+    return Check(name, WARN if notes else GOOD, "; ".join([detail, *notes])), tiles
+
+
+def _decodes(plan: TilePlan) -> bool:
+    """Whether a tile can be decoded, of some across the plan."""
+    chosen = np.unique(np.linspace(0, len(plan) - 1, _TRIED).astype(int))
+    few = dataclasses.replace(plan, coords=plan.coords[chosen], tissue=plan.tissue[chosen])
+    return any(batch.valid.any() for batch in read_tiles(few, workers=1))
 
 
 def check_disk(out: Path, tiles: int, contract: Contract | None) -> Check:

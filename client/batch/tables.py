@@ -16,13 +16,19 @@ from ..outputs.records import FAILED, SlideRecord
 
 STATUS_COLUMNS = [
     *("slide_id", "path", "status", "reason", "tiles", "invalid_tiles", "resumed_tiles", "reused"),
-    *("mpp", "mpp_source", "seconds", "result_key"),
+    *("mpp", "mpp_source", "notes", "seconds", "result_key"),
 ]
 
 
 def write_status(path: Path, records: Iterable[SlideRecord]) -> None:
     """`status.csv`: the outcome of every slide."""
-    rows = [[getattr(record, column) for column in STATUS_COLUMNS] for record in records]
+    rows = [
+        [
+            "; ".join(record.notes) if column == "notes" else getattr(record, column)
+            for column in STATUS_COLUMNS
+        ]
+        for record in records
+    ]
     write_csv(path, STATUS_COLUMNS, rows)
 
 

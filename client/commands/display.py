@@ -96,6 +96,8 @@ class BatchView(Progress):
         took = "was done" if record.reused else f"{record.tiles} tiles, {record.seconds:.1f} s"
         colour = _COLOURS.get(record.status, "yellow")
         self._print(colour, record.status, f"{record.slide_id}  {record.reason or took}")
+        for note in record.notes:
+            self._print("yellow", "note", f"{record.slide_id}  {note}")
 
     def late(self, record: SlideRecord) -> None:
         """Print that a slide is tried again later."""

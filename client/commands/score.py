@@ -21,7 +21,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import tile_progress, warn_untrained
+from .display import tile_progress, warn, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -68,6 +68,8 @@ def _report(console: Console, scored: ScoredSlide, contract: Contract, record: S
     warn_untrained(console, contract)
     if record.reason:
         console.print(f"degraded: {record.reason}", style="yellow", markup=False)
+    for note in record.notes:
+        warn(console, note)
     plan = scored.plan
     table = Table(show_header=False, box=None)
     table.add_row("tiles", f"{len(plan)} of {plan.tile_px} px at {plan.mpp_effective[0]:.4g} mpp")

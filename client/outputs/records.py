@@ -50,6 +50,7 @@ class SlideRecord:
     result_key: str = ""
     slide_sha256: str = ""
     file_fingerprint: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was odd about the slide and was dealt with
     outputs: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     reused: bool = False
@@ -84,6 +85,7 @@ def slide_record(
         result_key=key.value,
         slide_sha256=key.slide_sha256,
         file_fingerprint=key.file_fingerprint,
+        notes=list(scored.notes),
         outputs=outputs,
         stages=timer.as_dict(),
     )

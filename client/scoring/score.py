@@ -76,6 +76,7 @@ class ScoredSlide:
     slide_embedding: Float32 | None  # [E], the contract's variant
     logits: Float32 | None  # [C], None too where the export has no head
     resumed_tiles: int = 0  # taken over from an earlier run
+    notes: tuple[str, ...] = ()  # what was odd about the slide, see `Slide.notes`
 
     @property
     def degraded_reason(self) -> str:
@@ -154,6 +155,7 @@ def score_slide(
         slide_embedding=embedding,
         logits=logits,
         resumed_tiles=len(checkpoint.valid) if checkpoint else 0,
+        notes=tuple(slide.notes),
     )
 
 

@@ -6,10 +6,6 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import openslide
-import tifffile
-
 from ..errors import SlideError
 
 
@@ -36,23 +32,6 @@ def check_file(path: Path) -> None:
         raise SlideError(f"{path}: an empty file: copy it again")
 
 
-def check_complete(path: Path, handle: openslide.OpenSlide) -> None:
-    """Check that a TIFF slide does not end before its tiles do: OpenSlide opens it if its directory is whole.
-
-    Raises:
-        SlideError: the file is shorter than its directory says.
-    """
-    if handle.properties["openslide.vendor"] not in ("aperio", "generic-tiff"):
-        return
-    try:
-        with tifffile.TiffFile(path) as file:
-            needed = max(_end_of_data(page) for page in file.pages)
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError):
-        return  # OpenSlide could open it
-    if needed > (size := path.stat().st_size):
-        raise SlideError(f"{path}: cut off, {size} of at least {needed} bytes are there: copy it again")
-
-
 def is_truncated_tiff(path: Path) -> bool:
     """Whether a classic or big TIFF's first directory would lie beyond the file's end."""
     with path.open("rb") as file:
@@ -62,9 +41,3 @@ def is_truncated_tiff(path: Path) -> bool:
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     directory = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
     return int.from_bytes(directory, order) >= path.stat().st_size
-
-
-def _end_of_data(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
-    """The file offset behind a page's last tile."""
-    starts, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    return int((starts + lengths)[lengths > 0].max(initial=0))

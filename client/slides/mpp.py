@@ -48,6 +48,19 @@ def find_mpp(properties: Properties, explicit: float | tuple[float, float] | Non
     )
 
 
+def contradictions(properties: Properties, mpp: tuple[float, float]) -> list[str]:
+    """One line if the file's own scale is another than `mpp`, which is used, by over 5 %."""
+    try:
+        own = find_mpp(properties)
+    except MppError:
+        return []
+    if max(abs(math.log(a / b)) for a, b in zip(mpp, own[:2], strict=True)) <= math.log(1.05):
+        return []
+    return [
+        f"{mpp[0]:g} mpp was given, the file says {own.x:g} ({own.source}): correct the one that is wrong"
+    ]
+
+
 def objective_power(properties: Properties) -> float | None:
     """The objective's nominal magnification, where the file names one."""
     return _number(properties, "openslide.objective-power")

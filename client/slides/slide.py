@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,17 @@ import openslide
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .damage import check_complete, check_file, is_truncated_tiff
-from .mpp import Mpp, Properties, find_mpp
+from .damage import check_file, is_truncated_tiff
+from .levels import SPOT, misfit, spots
+from .mpp import Mpp, Properties, contradictions, find_mpp
+from .tiff import LARGEST_TILE, Page, read_pages
 
 # A longer side is a damaged header: no scanner comes near.
 LONGEST_SIDE = 2_000_000
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
 FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
+MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
+_ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
 
@@ -45,13 +50,14 @@ class Slide:
         mpp: (x, y) microns per level-0 pixel; `mpp_source` says where they were found.
         bounds: (x, y, width, height) in level-0 pixels of what was scanned.
         vendor: OpenSlide's name of the format.
+        notes: what is odd about the slide and was dealt with, such as a level that is not used.
 
     Example:
         with open_slide(Path("CMU-1.svs")) as slide:
             pixels = slide.read(level=0, position=(1000, 2000), size=(256, 256))
     """
 
-    def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: Mpp) -> None:
+    def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: Mpp, pages: Sequence[Page] = ()) -> None:
         properties = handle.properties
         self.path = path
         self.slide_id = path.stem
@@ -62,7 +68,13 @@ class Slide:
         self.mpp_source = mpp.source
         self.bounds = _bounds(properties, self.dimensions)
         self.vendor: str = properties["openslide.vendor"]
+        self.notes: list[str] = []
         self._handle = handle
+        self._misfits = {0: ""} | {
+            level: reason
+            for level in range(1, len(self.level_dimensions))
+            if (reason := misfit(level, self.level_dimensions, self.level_downsamples, pages))
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -100,18 +112,47 @@ class Slide:
 
         A pixel is the mean of k x k pixels of one level, so the overview's own downsample is exact.
         """
-        level = self._level_for(downsample)
+        level = self.level_for(downsample * _ROUNDING)
         return self._downsample(level, max(1, round(downsample / self.level_downsamples[level])))
 
     def thumbnail(self, max_px: int) -> Pixels:
         """RGB uint8 [h, w, 3] of the whole slide on white, its longer side at most `max_px`."""
-        level = self._level_for(max(self.dimensions) / max_px)
+        level = self.level_for(max(self.dimensions) / max_px * _ROUNDING)
         return self._downsample(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
-    def _level_for(self, downsample: float) -> int:
-        """The coarsest level that is still as fine as `downsample`, else 0."""
-        fine = (i for i, factor in enumerate(self.level_downsamples) if factor <= downsample * 1.001)
-        return max(fine, default=0)
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that is still as fine as `downsample` and shows what level 0 shows, else 0."""
+        fine = (i for i, factor in enumerate(self.level_downsamples) if factor <= downsample)
+        for level in sorted(fine, key=lambda level: -self.level_downsamples[level]):
+            if level not in self._misfits:
+                self._misfits[level] = self._compare(level)
+            if not (reason := self._misfits[level]):
+                return level
+            width, height = self.level_dimensions[level]
+            note = f"level {level} ({width}x{height} px) is not used: {reason}"
+            if note not in self.notes:
+                self.notes.append(note)
+        return 0
+
+    def _compare(self, level: int) -> str:
+        """Why a level can't be level 0 made smaller, judged by some spots of it and of the next finer."""
+        sound = [i for i in range(level) if not self._misfits.get(i)]
+        finer = min(sound, key=lambda i: -self.level_downsamples[i])
+        ratio = self.level_downsamples[level] / self.level_downsamples[finer]
+        for x, y in spots(self.level_dimensions[level]):
+            position = (round(x * self.level_downsamples[level]), round(y * self.level_downsamples[level]))
+            side = math.ceil(SPOT * ratio)
+            try:
+                here = self.read(level, position, (SPOT, SPOT))
+            except SlideError:
+                return "it can't be decoded"
+            try:
+                there = self.read(finer, position, (side, side))
+            except SlideError:
+                continue  # damage there is found tile by tile
+            if np.abs(here.mean(axis=(0, 1)) - there.mean(axis=(0, 1))).max() > MOST_DIFFERENT:
+                return "it shows something else than level 0"
+        return ""
 
     def _downsample(self, level: int, factor: int) -> Overview:
         """The slide at `level`, each `factor` x `factor` pixels averaged into one.
@@ -159,16 +200,29 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
         SlideError: the file is missing, empty, cut off, unreadable or no slide.
         MppError: the file holds no plausible scale and `mpp` is not given.
     """
+    check_file(path)
+    # Before OpenSlide opens it: it allocates what the file claims, and ends the process where that fails.
+    pages = read_pages(path, openslide.OpenSlide.detect_format(path) or "")
     handle = open_handle(path)
     try:
-        check_complete(path, handle)
-        return Slide(path, handle, find_mpp(handle.properties, mpp))
+        properties = _properties(handle, pages)
+        slide = Slide(path, handle, find_mpp(properties, mpp), pages)
     except MppError as error:
         handle.close()
         raise MppError(f"{path}: {error}") from None
-    except SlideError:
-        handle.close()
-        raise
+    slide.notes += contradictions(properties, slide.mpp)
+    return slide
+
+
+def _properties(handle: openslide.OpenSlide, pages: Sequence[Page]) -> Properties:
+    """OpenSlide's properties; where another page than the first is level 0, with that one's resolution."""
+    properties = dict(handle.properties)
+    level0 = next((page for page in pages if page.size == handle.dimensions), None)
+    if level0 and not level0.first and properties["openslide.vendor"] == "generic-tiff":
+        for axis, name in enumerate(("openslide.mpp-x", "openslide.mpp-y")):
+            properties.pop(f"tiff.{'XY'[axis]}Resolution", None)
+            properties[name] = str(level0.mpp[axis]) if level0.mpp else ""
+    return properties
 
 
 def open_handle(path: Path) -> openslide.OpenSlide:
@@ -192,6 +246,12 @@ def open_handle(path: Path) -> openslide.OpenSlide:
     if max(width, height) > LONGEST_SIDE:
         handle.close()
         raise SlideError(f"{path}: its header claims {width}x{height} px: damaged, copy it again")
+    for level in range(handle.level_count):
+        names = [f"openslide.level[{level}].tile-{side}" for side in ("width", "height")]
+        tile_width, tile_height = (int(handle.properties.get(name, 0)) for name in names)
+        if 4 * tile_width * tile_height > LARGEST_TILE:
+            handle.close()
+            raise SlideError(f"{path}: its tiles claim {tile_width}x{tile_height} px: damaged, copy it again")
     return handle
 
 

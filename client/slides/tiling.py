@@ -94,7 +94,7 @@ def plan_tiles(
     bounds'), not at the tissue, so that tiles coincide with stored ones. Beyond the slide's edge is white.
 
     Args:
-        slide: the open slide; only its properties are used.
+        slide: the open slide; of its pixels only some are read, to check the level.
         tissue: where the tissue is; None keeps every tile.
         tile_px: side of a tile in pixels at the target scale.
         crop_px: side of its centre, in the same pixels: what is read and sent to the model.
@@ -115,13 +115,14 @@ def plan_tiles(
         print(len(plan), plan.coords[:3])
     """
     _check_options(tile_px, crop_px, mpp, overlap, min_tissue)
-    level = _best_level(slide, mpp, native_tolerance)
+    level = slide.level_for(mpp * (1 + native_tolerance) / max(slide.mpp))
     downsample = slide.level_downsamples[level]
     scale = tuple(mpp / (level0 * downsample) for level0 in slide.mpp)  # level pixels per tile pixel
     if min(scale) < 1 / (1 + upsample_tolerance):
         raise PlanError(
-            f"{slide.path}: its finest level has {max(slide.mpp):g} mpp; tiles of {mpp:g} would be magnified "
-            f"{1 / min(scale):.2f} times (at most {1 + upsample_tolerance:g} allowed): ask for a coarser mpp"
+            f"{slide.path}: too coarse for this model: its finest level has {max(slide.mpp):g} mpp; tiles of "
+            f"{mpp:g} would be magnified {1 / min(scale):.2f} times (at most {1 + upsample_tolerance:g} "
+            "allowed): scan it finer, or serve a model of coarser tiles"
         )
     whole = tuple(float(max(1, round(s))) for s in scale)
     if all(abs(s / w - 1) <= native_tolerance for s, w in zip(scale, whole, strict=True)):
@@ -180,12 +181,6 @@ def _check_options(tile_px: int, crop_px: int, mpp: float, overlap: int, min_tis
         raise PlanError(f"tiles of {mpp} mpp make no sense: give a positive number, such as 0.5")
     if not 0 <= min_tissue <= 1:
         raise PlanError(f"a tissue fraction of {min_tissue} makes no sense: give 0 to 1")
-
-
-def _best_level(slide: Slide, mpp: float, tolerance: float) -> int:
-    limit = mpp * (1 + tolerance)
-    fine = [i for i, factor in enumerate(slide.level_downsamples) if max(slide.mpp) * factor <= limit]
-    return fine[-1] if fine else 0
 
 
 def _grid(

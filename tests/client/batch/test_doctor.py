@@ -33,8 +33,19 @@ def test_all_is_well(
 def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.tif").touch()
     (tmp_path / "a.tif").symlink_to(slides / "a.tif")
+    spoilt = bytearray((slides / "b.tif").read_bytes())
+    spoilt[2000:-20000] = bytes(len(spoilt) - 22000)
+    (tmp_path / "b.tif").write_bytes(spoilt)
+    (tmp_path / "c.csv").write_text("slide_id,path,mpp\nc,c.tif,0.25\n")
+    (tmp_path / "c.tif").symlink_to(slides / "c.tif")
     done = run_client("doctor", tmp_path, "--url", "127.0.0.1:1", "--out", tmp_path)
     assert done.code == 1
+    assert "FAIL slide b: " in done.out
+    assert "copy it again" in done.out
+    done = run_client("doctor", tmp_path / "c.csv", "--url", "127.0.0.1:1", "--out", tmp_path)
+    assert "warn slide c: 1280 x 1024 px, mpp 0.25 x 0.25 (explicit)" in done.out
+    assert "0.25 mpp was given, the file says 0.5 (openslide.mpp)" in done.out
+    done = run_client("doctor", tmp_path, "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "FAIL server: no answer from the Triton server at 127.0.0.1:1" in done.out
     assert "FAIL slide empty: " in done.out
     assert "ok   slide a: " in done.out

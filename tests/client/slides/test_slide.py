@@ -167,7 +167,7 @@ def _strips(path: Path, picture: NDArray[np.uint8]) -> None:
         (_text, "no slide that OpenSlide knows, or damaged: copy it again or convert it"),
         (_strips, "no slide that OpenSlide knows, or damaged: copy it again or convert it"),
         (_without_directory, "cut off"),
-        (_without_last_level, "damaged, copy it again"),
+        (_without_last_level, "cut off"),
         (_without_tail, "cut off"),
         (_huge, "damaged, copy it again"),
         (_many_entries, "copy it again"),

@@ -95,7 +95,7 @@ def test_physical_size(
 def test_coarse_slides_are_refused(tmp_path: Path, mpp: float | tuple[float, float]) -> None:
     path = write_pyramid(tmp_path / "r.tif", ruler((1, 1)), mpp=mpp)
     with pytest.raises(
-        PlanError, match=r"would be magnified .* times \(at most 1.1 allowed\): ask for a coarser"
+        PlanError, match=r"would be magnified .* times \(at most 1.1 allowed\): scan it finer"
     ):
         plan(path)
     assert plan(path, upsample_tolerance=1.0).mpp_effective == pytest.approx((0.5, 0.5), rel=0.01)

@@ -1,0 +1,93 @@
+"""What a TIFF's directories claim, checked against the file before OpenSlide allocates what they say."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from ..errors import SlideError
+
+VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
+"""OpenSlide's formats of tiled TIFF pages; Hamamatsu's NDPI holds one JPEG stream per page."""
+LARGEST_TILE = 1 << 28  # bytes of a decoded tile: 8,192 px a side in RGBA
+_TILE_OFFSETS, _TILE_BYTE_COUNTS, _ORIENTATION, _SUBFILE = 324, 325, 274, 254
+_AS_STORED = (
+    7,
+    33003,
+    33004,
+    33005,
+)  # JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says
+# What tifffile raises over damaged directories.
+_DAMAGE = (
+    *(tifffile.TiffFileError, struct.error, ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(NotImplementedError, OSError, TypeError, ValueError),
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A tiled page; pairs are (x, y). `mpp` is None where the page has no resolution."""
+
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    layout: tuple[int, int]  # samples per pixel, bits per sample
+    subfile: int  # TIFF's NewSubfileType: bit 0 a reduced image, bit 2 a mask
+    mpp: tuple[float, float] | None
+    first: bool  # of the file
+
+
+def read_pages(path: Path, vendor: str) -> list[Page]:
+    """The tiled pages of a TIFF slide, whose claims the file can hold; none of another format.
+
+    Raises:
+        SlideError: the directories claim more, or larger, tiles than the file has, or turn the picture.
+    """
+    if vendor not in VENDORS:
+        return []
+    try:
+        with tifffile.TiffFile(path) as file:
+            size = path.stat().st_size
+            found = [(index == 0, page.aspage()) for index, page in enumerate(file.pages)]
+            return [_checked(path, size, page, first) for first, page in found if page.is_tiled]
+    except _DAMAGE as error:
+        raise SlideError(f"{path}: damaged, copy it again (TIFF: {' '.join(str(error).split())})") from None
+
+
+def _checked(path: Path, file_size: int, page: tifffile.TiffPage, first: bool) -> Page:
+    size, tile = (page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)
+    claim = f"{path}: a page claims {size[0]}x{size[1]} px in tiles of {tile[0]}x{tile[1]} px"
+    if not all(side > 0 for side in size + tile) or 4 * tile[0] * tile[1] > LARGEST_TILE:
+        raise SlideError(f"{claim}, which no scanner writes: damaged, copy it again")
+    needed = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    listed = min(page.tags[code].count for code in (_TILE_OFFSETS, _TILE_BYTE_COUNTS))
+    if listed < needed:
+        raise SlideError(f"{claim}, but lists {listed} of {needed} tiles: damaged, copy it again")
+    starts, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    end = int((starts + lengths)[lengths > 0].max(initial=0))
+    if end > file_size or lengths.max(initial=0) > file_size or min(starts.min(), lengths.min()) < 0:
+        raise SlideError(f"{path}: cut off, {file_size} of at least {end} bytes are there: copy it again")
+    turned = page.tags.get(_ORIENTATION)
+    if turned and turned.value != 1 and page.compression not in _AS_STORED:
+        raise SlideError(
+            f"{path}: turned or mirrored by TIFF's orientation {turned.value}: convert it upright"
+        )
+    return Page(
+        size=size,
+        tile=tile,
+        layout=(page.samplesperpixel, page.bitspersample),
+        subfile=int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0,
+        mpp=_mpp(page),
+        first=first,
+    )
+
+
+def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    unit = page.tags.get("ResolutionUnit")
+    if not unit or unit.value not in (2, 3):  # inch, centimetre
+        return None
+    x, y = page.get_resolution(unit=3)
+    return (10_000 / x, 10_000 / y) if x > 0 and y > 0 else None
