@@ -44,8 +44,9 @@ test: $(ALL) $(FOR_TESTS)  ## lint, types and all tests [FILE=tests/... K=name: 
 endif
 
 EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
-          $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION))
-export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed]
+          $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION)) \
+          $(if $(GPU_MEMORY),--gpu-memory $(GPU_MEMORY))
+export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed GPU_MEMORY=GiB]
 	$(BIN)/python -m export run $(EXPORT)
 
 serve: $(ALL) $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C

@@ -97,7 +97,7 @@ def in_tensorrt(graph: Path, batch: int, width: int) -> Encode:
         trt = importlib.import_module("tensorrt")
     except ImportError:
         raise ExportError("tensorrt is not installed: .venv/bin/uv pip install --group engines") from None
-    plan = build_engine(trt, graph, tile_profiles()[-1:]).plan
+    plan = build_engine(trt, graph, tile_profiles(batch)[-1:]).plan
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

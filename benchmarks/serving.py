@@ -52,6 +52,7 @@ from server.local import run_triton
 PRESETS = ("demo", "gigapath-flash")
 TRIALS = 3
 SLIDE_TILES = 1280
+CHUNK = 64
 BARE = "tile encoder, bare session"
 THROUGHPUT = Throughput()
 Edit = Callable[[str, Any], None]
@@ -159,14 +160,14 @@ def stages(repository: Path) -> list[tuple[str, float, float]]:
     ):
         contract = read_contract(connection)
         bare = local_sessions(repository, contract)
-        tiles, ensemble = (WORKLOADS[kind](contract, THROUGHPUT.chunk) for kind in ("tiles", "ensemble"))
+        tiles, ensemble = (WORKLOADS[kind](contract, CHUNK) for kind in ("tiles", "ensemble"))
 
         def read() -> None:
             batches = read_tiles(plan, workers=THROUGHPUT.workers)
             assert sum(int(batch.valid.sum()) for batch in batches) == SLIDE_TILES
 
         def send(workload: Workload) -> None:
-            requests = [workload.inputs] * (SLIDE_TILES // THROUGHPUT.chunk)
+            requests = [workload.inputs] * (SLIDE_TILES // CHUNK)
             answers = connection.infer_stream(workload.model, requests, workload.outputs)
             assert sum(1 for _ in answers) == len(requests)
 
@@ -185,9 +186,7 @@ def stages(repository: Path) -> list[tuple[str, float, float]]:
                 BARE: lambda: bare(tiles, 3.0),
                 "reading the slide": rate(read),
                 "tile encoder through Triton": rate(lambda: send(tiles)),
-                f"ensemble through Triton, a slide of each {THROUGHPUT.chunk} tiles": rate(
-                    lambda: send(ensemble)
-                ),
+                f"ensemble through Triton, a slide of each {CHUNK} tiles": rate(lambda: send(ensemble)),
                 "`client score`: reading, encoding, slide encoder, writing": rate(score),
             },
             TRIALS,
@@ -229,7 +228,7 @@ trials): the ratio is what to read here. Where no preset is named it is `demo`, 
 
 ## Every stage of a slide
 
-{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {THROUGHPUT.chunk} in flight, next
+{SLIDE_TILES} tiles (256 px at 0.5 mpp), {THROUGHPUT.in_flight} requests of {CHUNK} in flight, next
 to the tile encoder's bare session.
 
 {table("stage | tiles per second | of bare", stage_rows)}

@@ -19,6 +19,7 @@ from export.parity import GATES, Report, compare_all
 from export.precision import PRECISIONS, halve
 from export.repository import EXPORT_MODEL
 from export.samples import SIZES, real_tiles, seeded_basis, seeded_coords, seeded_keep
+from export.target import Target
 from export.tile_graph import tile_graph
 from gigapath_contract.files import file_sha256
 from gigapath_contract.reference import Arrays, Reference, SlideReference, seeded_embeddings, write_reference
@@ -28,6 +29,7 @@ from gigapath_contract.schema import (
     HeadContract,
     OcclusionContract,
     SlideEncoderContract,
+    TileContract,
     TileEncoderContract,
     VariantContract,
 )
@@ -43,6 +45,7 @@ def build(
     slide: Path,
     precision: str,
     occlusion_precision: str,
+    target: Target,
     version: int,
     versions: dict[str, str],
     progress: Callable[[str], None],
@@ -53,7 +56,7 @@ def build(
     """
     progress("computing the reference outputs in PyTorch")
     reference = make_reference(models, real_tiles(slide))
-    contract = _contract(models, precision, occlusion_precision, version, versions)
+    contract = _contract(models, precision, occlusion_precision, target, version, versions)
     precisions = {
         "tile_encoder": precision,
         "slide_encoder": precision,
@@ -133,7 +136,12 @@ def _slide_reference(model: SlideModel, embeddings: np.ndarray) -> SlideReferenc
 
 
 def _contract(
-    models: Models, precision: str, occlusion_precision: str, version: int, versions: dict[str, str]
+    models: Models,
+    precision: str,
+    occlusion_precision: str,
+    target: Target,
+    version: int,
+    versions: dict[str, str],
 ) -> Contract:
     preset, model = models.preset, models.slide_model
     head = None
@@ -159,8 +167,11 @@ def _contract(
         head=head,
         variant=VariantContract(**asdict(model.variant)),
         precision=precision,
-        occlusion=OcclusionContract(occlusion_precision, max_mask_tokens(preset.slide)),
+        occlusion=OcclusionContract(
+            occlusion_precision, max_mask_tokens(preset.slide, target.occlusion_bytes)
+        ),
         versions=versions,
+        tile=TileContract(max_batch=target.max_batch),
     )
 
 

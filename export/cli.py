@@ -59,6 +59,9 @@ def run_command(
         Path | None, typer.Option(help="Slide for the parity report.", show_default="the quick start's")
     ] = None,
     occlusion_precision: Annotated[str, typer.Option(help="Precision of slide_occlusion.")] = "fp32",
+    gpu_memory: Annotated[
+        int | None, typer.Option(min=1, help="GiB of the GPU that is to serve.", show_default="a CPU serves")
+    ] = None,
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Export a preset: trace, compare with PyTorch, install as the next version and serve it.
@@ -74,6 +77,7 @@ def run_command(
             weights=weights,
             checkpoint=checkpoint,
             occlusion_precision=occlusion_precision,
+            gpu_memory=gpu_memory,
             progress=lambda step: status.update(f"exporting: {step}"),
         )
     show(result)

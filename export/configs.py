@@ -30,7 +30,7 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
 
 
 def served_config(template: model_config_pb2.ModelConfig, contract: Contract) -> str:
-    """`template` with exact dims, one version alone, the contract, and no LOGITS where there is no head."""
+    """`template` with exact dims and batches, one version alone, the contract, no LOGITS without a head."""
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(template)
     embed = contract.slide_encoder.embed_dim
@@ -46,6 +46,9 @@ def served_config(template: model_config_pb2.ModelConfig, contract: Contract) ->
     for tensor in (*config.input, *config.output):
         if tensor.name in exact:
             tensor.dims[-len(exact[tensor.name]) :] = exact[tensor.name]
+    if config.max_batch_size:
+        config.max_batch_size = contract.tile.max_batch
+        config.dynamic_batching.preferred_batch_size[:] = [contract.tile.max_batch]
     config.version_policy.Clear()
     config.version_policy.specific.versions.append(contract.version)
     config.parameters["contract"].string_value = contract.to_json()

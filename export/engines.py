@@ -132,7 +132,7 @@ def write_configs(repository: Path, version: int) -> None:
 def profiles(model: str, contract: Contract, max_tiles: int, max_masks: int) -> list[Profile]:
     """The optimisation profiles of one model's engine."""
     if model == "tile_encoder":
-        return tile_profiles()
+        return tile_profiles(contract.tile.max_batch)
     width = contract.tile_encoder.embed_dim
     return slide_profiles(width, max_tiles, max_masks if model == "slide_occlusion" else None)
 

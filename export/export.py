@@ -15,6 +15,7 @@ from export import repository as repo
 from export.errors import ExportError
 from export.fingerprint import HUB, LIBRARIES, ROOT, input_key
 from export.parity import GATES, ParityError, Report
+from export.target import CPU, Target, on_gpu
 from training.runs.placement import warn_misplaced
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def export_preset(
     weights: str | None = None,
     checkpoint: Path | None = None,
     occlusion_precision: str = "fp32",
+    gpu_memory: int | None = None,
     progress: Callable[[str], None] = logger.info,
 ) -> ExportResult:
     """Export a preset's models into `repository` as its next version, served from Triton's next start on.
@@ -61,6 +63,7 @@ def export_preset(
             is the preset's own. With a checkpoint only the tile encoder's are taken.
         checkpoint: the folder of a fine-tuning run; it brings the slide encoder, head and variant.
         occlusion_precision: that of `slide_occlusion`: single tiles' effects drown in half precision.
+        gpu_memory: GiB of the GPU that is to serve (`export.target`); None is a CPU.
         progress: called with a line for each step.
 
     Raises:
@@ -81,12 +84,15 @@ def export_preset(
     if checkpoint is not None:
         warn_misplaced(checkpoint)
     with repo.exclusive(repository):
-        key = input_key(preset, precision, occlusion_precision, weights, checkpoint)
+        key = input_key(preset, precision, occlusion_precision, weights, checkpoint, gpu_memory)
         version, report = repo.find_version(repository, key=key), None
         if version is None:
             progress("building the model")
             models = choose_models(preset, weights, checkpoint)
-            version, report = _build(repository, models, key, slide, precision, occlusion_precision, progress)
+            target = CPU if gpu_memory is None else on_gpu(gpu_memory)
+            version, report = _build(
+                repository, models, key, slide, precision, occlusion_precision, target, progress
+            )
         repo.serve(repository, version)
     folder = repo.export_folder(repository, version)
     return ExportResult(
@@ -106,6 +112,7 @@ def _build(
     slide: Path,
     precision: str,
     occlusion_precision: str,
+    target: Target,
     progress: Callable[[str], None],
 ) -> tuple[int, Report]:
     """Build into a staging folder and install it, unless a version with the same content is installed."""
@@ -120,6 +127,7 @@ def _build(
         slide=slide,
         precision=precision,
         occlusion_precision=occlusion_precision,
+        target=target,
         version=number,
         versions=versions,
         progress=progress,

@@ -30,6 +30,7 @@ def input_key(
     occlusion_precision: str = "fp32",
     weights: str | None = None,
     checkpoint: Path | None = None,
+    gpu_memory: int | None = None,
 ) -> str:
     """SHA-256 over everything that decides the graphs: equal keys mean equal exports.
 
@@ -37,7 +38,7 @@ def input_key(
     """
     digest = hashlib.sha256()
     hub = weights if weights is not None and weights.startswith(HUB) else None
-    settings = [preset or "demo", precision, occlusion_precision, hub]
+    settings: list[str | int | None] = [preset or "demo", precision, occlusion_precision, hub, gpu_memory]
     settings += [importlib.metadata.version(name) for name in LIBRARIES]
     digest.update(json.dumps(settings).encode())
     digest.update(_code_digest_at_start().encode())

@@ -5,9 +5,6 @@ from __future__ import annotations
 from export.longnet import channel_width
 from training.models.presets import SlideEncoderConfig
 
-BUDGET_BYTES = 8 << 30
-"""Memory that one `slide_occlusion` request may take in addition to the weights."""
-
 
 def bytes_per_mask_token(config: SlideEncoderConfig) -> int:
     """Peak bytes of activations that one token of one mask needs in ONNX Runtime on a CPU.
@@ -21,6 +18,6 @@ def bytes_per_mask_token(config: SlideEncoderConfig) -> int:
     return 4 * (40 * rows + 20 * config.heads * branches)
 
 
-def max_mask_tokens(config: SlideEncoderConfig) -> int:
-    """The largest number of mask-tokens of one request within `BUDGET_BYTES`."""
-    return BUDGET_BYTES // bytes_per_mask_token(config)
+def max_mask_tokens(config: SlideEncoderConfig, budget: int) -> int:
+    """The largest number of mask-tokens of one request within `budget` bytes, in addition to the weights."""
+    return budget // bytes_per_mask_token(config)

@@ -30,13 +30,15 @@ class SerializedEngine:
     timing_cache: bytes
 
 
-def tile_profiles() -> list[Profile]:
-    """Profiles for 1, up to 32 and up to 64 tiles; Triton picks the best for each batch.
+def tile_profiles(max_batch: int) -> list[Profile]:
+    """Profiles for 1, up to half of and up to `max_batch` tiles; Triton picks the best for each batch.
 
     The first admits 2 tiles: TensorRT-RTX 1.7 crashes on a single query of a single tile in fixed shapes.
     """
     shape = (224, 224, 3)
-    return [{"TILES": ((1, *shape), (n, *shape), (max(n, 2), *shape))} for n in (1, 32, 64)]
+    return [
+        {"TILES": ((1, *shape), (n, *shape), (max(n, 2), *shape))} for n in (1, max_batch // 2, max_batch)
+    ]
 
 
 def slide_profiles(embed_dim: int, max_tiles: int, masks: int | None = None) -> list[Profile]:

@@ -70,7 +70,9 @@ def endpoint(
 
 def throughput(
     workers: Annotated[int, _speed(min=1, help="Decoding threads per slide.")] = min(8, os.cpu_count() or 1),
-    chunk: Annotated[int, _speed(min=1, help="Tiles per request (at most the model's batch size).")] = 64,
+    chunk: Annotated[
+        int | None, _speed(min=1, help="Tiles per request, at most the model's batch size [default: that].")
+    ] = None,
     in_flight: Annotated[int, _speed(min=1, help="Requests in flight per server.")] = 4,
 ) -> Throughput:
     """Build the Throughput from the command line."""

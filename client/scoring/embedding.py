@@ -29,11 +29,12 @@ Progress = Callable[[int, int], None]
 class Throughput:
     """Decoding threads per slide, tiles per request, and requests in flight per server.
 
-    More of each is faster up to a point, and needs more memory; none of them changes a result.
+    More of each is faster up to a point, and needs more memory; none of them changes a result. Without
+    `chunk` a request has as many tiles as the contract allows.
     """
 
     workers: int = 2
-    chunk: int = 64
+    chunk: int | None = None
     in_flight: int = 4
 
 
@@ -117,8 +118,8 @@ def embed_tiles(
 
 
 def chunk_size(throughput: Throughput, contract: Contract) -> int:
-    """Tiles per request: `throughput.chunk`, at most the model's batch size."""
-    return min(throughput.chunk, contract.tile.max_batch)
+    """Tiles per request: `throughput.chunk`, at most (and by default) the model's batch size."""
+    return min(throughput.chunk or contract.tile.max_batch, contract.tile.max_batch)
 
 
 def _timed(tiles: Iterator[TileBatch], timer: StageTimer) -> Generator[TileBatch]:

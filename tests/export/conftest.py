@@ -60,13 +60,13 @@ def _two_versions_exported(
     shutil.copytree(_tiny_exported, repository, symlinks=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, TINY.name, TINY)
-        export_preset(TINY.name, repository=repository, slide=real_slide, precision="fp16")
+        export_preset(TINY.name, repository=repository, slide=real_slide, precision="fp16", gpu_memory=80)
     return repository
 
 
 @pytest.fixture
 def two_versions(_two_versions_exported: Path, tmp_path: Path) -> Path:
-    """The preset `tiny` as version 1 (fp32) and version 2 (fp16), which is served; a test's own copy."""
+    """A test's own copy of `tiny` as version 1 (fp32) and 2 (fp16, for 80 GiB of GPU), which is served."""
     return Path(shutil.copytree(_two_versions_exported, tmp_path / "two" / "repository", symlinks=True))
 
 

@@ -15,7 +15,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from export.cli import main
-from export.repository import served_version
+from export.configs import read_config
+from export.repository import read_contract, serve_version, served_version
 from server.local import run_triton
 from training.models.presets import Preset
 
@@ -106,6 +107,19 @@ def test_an_earlier_version_is_served_again(run_export: Run, two_versions: Path,
     assert 0 < np.abs(half - full).max() < 0.1, "the graphs of another version answer"
     assert run_export("serve", 2, "--repository", two_versions).code == 0
     assert served_version(two_versions) == 2
+
+
+def test_the_served_configuration_has_the_batches_of_the_machine_that_the_export_is_for(
+    two_versions: Path,
+) -> None:
+    contracts = {number: read_contract(two_versions, number) for number in (1, 2)}
+    for number, batch in ((2, 128), (1, 64)):
+        serve_version(two_versions, number)
+        config = read_config(two_versions / "tile_encoder" / "configs" / "onnxruntime.pbtxt")
+        assert contracts[number].tile.max_batch == config.max_batch_size == batch
+        assert list(config.dynamic_batching.preferred_batch_size) == [batch]
+    cpu, gpu = (contracts[number].occlusion.max_mask_tokens for number in (1, 2))
+    assert gpu / cpu == pytest.approx(80 / 3 / 8, rel=1e-3), "a third of 80 GiB instead of 8 GiB"
 
 
 def test_versions_marks_the_one_served(run_export: Run, two_versions: Path) -> None:

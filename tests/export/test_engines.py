@@ -72,7 +72,7 @@ def test_engines_are_built_without_tf32() -> None:
 
 
 def test_the_demo_graphs_go_through_a_tensorrt_builder(demo_repository: Path) -> None:
-    tile = check_engine(demo_repository / "tile_encoder" / "1" / "model.onnx", tile_profiles(), "SM80")
+    tile = check_engine(demo_repository / "tile_encoder" / "1" / "model.onnx", tile_profiles(64), "SM80")
     assert (tile.model, tile.capability) == ("tile_encoder", "SM80")
     assert tile.size_bytes > 1_000_000
     graph = demo_repository / "slide_encoder" / "1" / "model.onnx"
@@ -82,14 +82,14 @@ def test_the_demo_graphs_go_through_a_tensorrt_builder(demo_repository: Path) ->
 @pytest.mark.parametrize("precision", ["fp16", "fp16-mixed"])
 def test_the_half_precision_tile_encoder_does_too(precision: str, tmp_path: Path) -> None:
     write_graph(tile_graph(build_models("demo").tile, PRECISIONS[precision]), tmp_path / "model.onnx")
-    assert check_engine(tmp_path / "model.onnx", tile_profiles(), "SM89").size_bytes > 1_000_000
+    assert check_engine(tmp_path / "model.onnx", tile_profiles(64), "SM89").size_bytes > 1_000_000
 
 
 def test_what_does_not_parse_is_one_line(tmp_path: Path) -> None:
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"no graph")
     with pytest.raises(ExportError, match="does not parse") as caught:
-        check_engine(graph, tile_profiles(), "SM80")
+        check_engine(graph, tile_profiles(64), "SM80")
     assert "\n" not in str(caught.value)
 
 

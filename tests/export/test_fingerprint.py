@@ -113,6 +113,7 @@ def test_settings_and_weights_count(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
     given = input_key("demo", weights=str(tmp_path))
     assert input_key("demo") == input_key(None)
-    assert len({input_key("demo"), input_key("gigapath"), input_key("demo", "fp16"), given}) == 4
+    other = (input_key("gigapath"), input_key("demo", "fp16"), input_key("demo", gpu_memory=80), given)
+    assert len({input_key("demo"), *other}) == 5
     (tmp_path / "pytorch_model.bin").write_bytes(b"other weights")
     assert input_key("demo", weights=str(tmp_path)) != given

@@ -42,7 +42,7 @@ class ServedForward:
         if tiles + 1 > budget:
             raise ContractMismatch(
                 f"a slide of {tiles} tiles is over the server's budget of {budget} tokens per request: "
-                "export the model with a larger occlusion budget, or attribute a part of the slide"
+                "export the model for more memory (--gpu-memory), or attribute a part of the slide"
             )
         return budget // (tiles + 1)
 

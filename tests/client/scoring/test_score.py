@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import tritonclient.grpc as triton
 
 from client.outputs.hdf5 import Provenance, read_features, write_slide_h5
 from client.reading.stream import read_tiles
-from client.scoring.embedding import Throughput
+from client.scoring.embedding import Throughput, chunk_size
 from client.scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
 from client.scoring.timings import StageTimer
 from client.triton.connection import Connection
@@ -58,6 +59,13 @@ def direct(triton_url: str) -> Callable[..., Array]:
             return np.asarray(client.infer(model, tensors).as_numpy(output))
 
     return ask
+
+
+def test_a_request_holds_as_many_tiles_as_the_contract_allows_unless_told_fewer(contract: Contract) -> None:
+    for most in (64, 128):
+        allowed = replace(contract, tile=replace(contract.tile, max_batch=most))
+        sizes = [chunk_size(Throughput(chunk=chunk), allowed) for chunk in (None, 32, 500)]
+        assert sizes == [most, 32, most]
 
 
 def test_numbers_equal_direct_requests(scored: ScoredSlide, direct: Callable[..., Array]) -> None:
