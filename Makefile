@@ -24,8 +24,9 @@ endif
 # What is fetched, from the package index only.
 SLIDE := build/CMU-1-Small-Region.svs
 TRITON := build/triton/.ready
+VIEWER := client/viewer/page/openseadragon/openseadragon.min.js
 OLDEST := build/oldest-onnxruntime/.ready
-FETCHED := $(SLIDE) $(if $(filter all,$(ROOMS)),$(TRITON))
+FETCHED := $(SLIDE) $(VIEWER) $(if $(filter all,$(ROOMS)),$(TRITON))
 FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(OLDEST))
 
 ##@ The first five
@@ -118,12 +119,12 @@ sbom: $(READY)  ## what both images hold, as CycloneDX: build/sbom
 certificates:  ## certificates to try TLS with, in deploy/certs
 	deploy/certificates.sh
 
-wheel: $(READY)  ## the client's wheel, in dist/
+wheel: $(READY) $(VIEWER)  ## the client's wheel, in dist/
 	rm -rf build/lib build/bdist.*  # what an earlier build left there would get into the wheel
 	$(BIN)/uv build -q --wheel --python $(BIN)/python --no-build-isolation --out-dir dist
 
 ##@ Housekeeping
-.PHONY: help lock triton needs-all clean distclean
+.PHONY: help lock triton viewer needs-all clean distclean
 help:  ## list the targets
 	@awk -F':.*  ## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	    /^[a-z-]+:.*  ## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -142,12 +143,14 @@ lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 
 triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
+viewer: $(VIEWER)  ## OpenSeadragon, for `python -m client view`
+
 clean:  ## remove what was built (keeps what was fetched, .venv and out/)
 	rm -rf $(filter-out $(SLIDE) $(addprefix build/,triton oldest-onnxruntime wheels),$(wildcard build/*)) dist *.egg-info
 	rm -rf model_repository/*/[0-9]* model_repository/*/configs/{onnxruntime.pbtxt,tensorrt.pbtxt,current}
 
 distclean: clean  ## remove what was fetched and .venv as well
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(dir $(VIEWER))
 
 needs-all:
 	@echo "make: this needs PyTorch, and .venv holds the client only: make setup ROOMS=all" >&2; exit 1
@@ -160,6 +163,17 @@ $(READY): $(LOCKED) requirements/uv.txt
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes $<
 	@rm -f $(VENV)/.ready*
 	@touch $@
+
+# OpenSeadragon, the viewer's page shows slides with it, out of a Python package that is not installed. It becomes a
+# part of the wheel.
+$(VIEWER): requirements/openseadragon.txt | $(READY)
+	$(BIN)/python -m pip download -q --no-deps --require-hashes -r $< -d build/wheels
+	$(BIN)/python -c "import pathlib, sys, zipfile; \
+	    archive, folder = zipfile.ZipFile(sys.argv[1]), pathlib.Path(sys.argv[2]); \
+	    folder.mkdir(parents=True, exist_ok=True); \
+	    [(folder / name).write_bytes(archive.read('tissuumaps/static/vendor/openseadragon-bin-4.1.0/' + name)) \
+	     for name in ('LICENSE.txt', 'openseadragon.min.js')]" \
+	    build/wheels/tissuumaps-*.whl $(@D)
 
 # A real Aperio slide (CC0), out of a Python package that is not installed.
 $(SLIDE): requirements/slide.txt | $(READY)

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from gigapath_contract.command_line import fail
 from gigapath_contract.errors import ContractError
 
-from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify
+from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify, view
 from .commands.options import console
 from .errors import ClientError
 from .version import __version__
@@ -35,6 +35,7 @@ COMMANDS = {
     "doctor": doctor,
     "benchmark": benchmark,
     "verify": verify,
+    "view": view,
 }
 PROGRAM = "python -m client" if __package__ == "client" else "gigapath-client"
 """What a user types: the first in a checkout, the second where the wheel is installed."""

@@ -79,9 +79,7 @@ def find_features(target: Path, slide_id: str | None = None) -> Path:
         if slide_id is not None:
             raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
         return target
-    name = f"{'*' if slide_id is None else glob.escape(slide_id)}.h5"
-    places = (name, f"features_*/{name}", f"*/features_*/{name}")
-    found = [path for place in places for path in sorted(target.glob(place))]
+    found = features_files(target, "*" if slide_id is None else glob.escape(slide_id))
     if len(found) == 1:
         return found[0]
     if slide_id is None:
@@ -97,6 +95,12 @@ def find_features(target: Path, slide_id: str | None = None) -> Path:
         if found
         else f"{target}: holds no features of slide {slide_id}: score it first, or check the name"
     )
+
+
+def features_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files of tile embeddings that `client score` or `client batch` wrote into a folder, by slide id."""
+    places = (f"{pattern}.h5", f"features_*/{pattern}.h5", f"*/features_*/{pattern}.h5")
+    return [path for place in places for path in sorted(folder.glob(place))]
 
 
 def file_stem(name: str) -> str:

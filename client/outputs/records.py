@@ -115,8 +115,13 @@ def read_records(out: Path) -> list[SlideRecord]:
     Raises:
         ClientError: there is none.
     """
-    records = [read_record(out, path.stem) for path in sorted((out / "records").glob("*.json"))]
-    found = [record for record in records if record]
+    found = find_records(out)
     if not found:
         raise ClientError(f"{out}: holds no records: score slides into it first, or name their --out folder")
     return found
+
+
+def find_records(out: Path) -> list[SlideRecord]:
+    """Every record of an output folder, by slide id; none where nothing was scored into it."""
+    records = [read_record(out, path.stem) for path in sorted((out / "records").glob("*.json"))]
+    return [record for record in records if record]

@@ -37,6 +37,13 @@ class StoredTiles:
     columns: int
     prefix: bytes  # what comes before a tile's own stream, in place of its first marker
 
+    def jpeg(self, file: int, key: int) -> bytes | None:
+        """The stream of tile `key` from an open file; None where it claims more bytes than a tile has."""
+        count = int(self.counts[key])
+        if count > 12 * self.tile[0] * self.tile[1]:
+            return None  # no JPEG is that long, and it would not be worth the memory
+        return self.prefix + os.pread(file, count, int(self.offsets[key]))[2:]
+
 
 class DirectReadUnsupported(Exception):
     """Why a plan can't be read from the stored tiles; `tile_reader.open_reader` catches it."""
@@ -182,13 +189,10 @@ class JpegReader:
 
         OpenSlide shows some streams that are well formed and wrong, half of them zeros for example.
         """
-        count = int(self._stored.counts[key])
         width, height = self._stored.tile
-        if count > 12 * width * height:
-            return None  # no JPEG is that long, and it would not be worth the memory
         try:
-            data = os.pread(self._file, count, int(self._stored.offsets[key]))
-            pixels: Pixels = simplejpeg.decode_jpeg(self._stored.prefix + data[2:], "RGB", strict=True)
+            data = self._stored.jpeg(self._file, key)
+            pixels: Pixels | None = simplejpeg.decode_jpeg(data, "RGB", strict=True) if data else None
         except (OSError, ValueError):
             return None
-        return pixels if pixels.shape == (height, width, 3) else None
+        return pixels if pixels is not None and pixels.shape == (height, width, 3) else None

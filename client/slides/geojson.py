@@ -55,6 +55,25 @@ def read_annotations(
     return shapely.transform(area, lambda points: points + np.array(origin))
 
 
+def read_features(path: Path) -> list[Feature]:
+    """The features of a FeatureCollection, of a bare list of them, or of one alone, as they are.
+
+    Raises:
+        MaskError: not readable, or not GeoJSON.
+    """
+    try:
+        data = path.read_bytes()
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except OSError as error:
+        raise MaskError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+    except (ValueError, EOFError) as error:
+        raise MaskError(f"{path}: not JSON ({error}): export it again") from None
+    features = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
+        raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")
+    return features
+
+
 def write_feature_collection(path: Path, features: Iterable[Feature]) -> None:
     """Stream features into a FeatureCollection, gzipped where the name ends with .gz; whole or not at all.
 
@@ -139,7 +158,7 @@ def _class(name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def _areas(path: Path) -> Iterator[tuple[Feature, BaseGeometry]]:
-    for feature in _features(path):
+    for feature in read_features(path):
         try:
             geometry = shape(feature["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
@@ -147,21 +166,6 @@ def _areas(path: Path) -> Iterator[tuple[Feature, BaseGeometry]]:
         parts = [p for p in shapely.get_parts(shapely.make_valid(geometry)) if p.area > 0]
         if parts:
             yield feature, shapely.union_all(parts)
-
-
-def _features(path: Path) -> list[Feature]:
-    """The features of a FeatureCollection, of a bare list of them, or of one alone."""
-    try:
-        data = path.read_bytes()
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except OSError as error:
-        raise MaskError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
-    except (ValueError, EOFError) as error:
-        raise MaskError(f"{path}: not JSON ({error}): export it again") from None
-    features = content.get("features", [content]) if isinstance(content, dict) else content
-    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
-        raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")
-    return features
 
 
 def _class_name(feature: Feature) -> str:

@@ -25,7 +25,7 @@ LONGEST_SIDE = 2_000_000
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
 FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
 MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
-_ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
+ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
 
@@ -112,12 +112,12 @@ class Slide:
 
         A pixel is the mean of k x k pixels of one level, so the overview's own downsample is exact.
         """
-        level = self.level_for(downsample * _ROUNDING)
+        level = self.level_for(downsample * ROUNDING)
         return self._downsample(level, max(1, round(downsample / self.level_downsamples[level])))
 
     def thumbnail(self, max_px: int) -> Pixels:
         """RGB uint8 [h, w, 3] of the whole slide on white, its longer side at most `max_px`."""
-        level = self.level_for(max(self.dimensions) / max_px * _ROUNDING)
+        level = self.level_for(max(self.dimensions) / max_px * ROUNDING)
         return self._downsample(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
     def level_for(self, downsample: float) -> int:

@@ -1,0 +1,1 @@
+"""A page in the browser that shows slides, tiles and maps of an output folder."""

@@ -1,0 +1,101 @@
+"""The viewer's server: the page, the slides' tiles and what is stored of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from gigapath_contract.command_line import one_line
+from gigapath_contract.errors import ContractError
+
+from ..errors import ClientError
+from .contents import describe, limits, summary
+from .library import Entry, Library
+from .safety import Guard
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "page"
+OPENSEADRAGON = PAGE / "openseadragon" / "openseadragon.min.js"
+KEEP = {"Cache-Control": "private, max-age=3600"}
+
+
+def create_app(library: Library, *, token: str | None = None) -> Starlette:
+    """The ASGI application that shows a library; with a `token` to those who have it."""
+    view = _View(library)
+    return Starlette(
+        routes=[
+            Route("/", view.page),
+            Mount("/page", StaticFiles(directory=PAGE)),
+            Route("/api/slides", view.slides),
+            Route("/api/limits", view.limits),
+            Route("/api/slides/{key}", view.slide),
+            Route("/slides/{key}/{level:int}/{column:int}_{row:int}.jpeg", view.tile),
+            Route("/slides/{key}/maps/{x:int}_{y:int}.png", view.tile_map),
+        ],
+        middleware=[Middleware(Guard, token=token)],
+        exception_handlers={ClientError: _failed, ContractError: _failed, OSError: _failed},
+    )
+
+
+class _View:
+    """The answers; Starlette calls the plain functions in threads."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+
+    def page(self, request: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    def slides(self, request: Request) -> Response:
+        return JSONResponse([summary(entry) for entry in self._read().values()])
+
+    def limits(self, request: Request) -> Response:
+        return JSONResponse(limits(self._library))
+
+    def slide(self, request: Request) -> Response:
+        return JSONResponse(describe(self._library, self._entry(request)))
+
+    def tile(self, request: Request) -> Response:
+        at = request.path_params
+        jpeg = self._library.open(self._entry(request)).read(at["level"], at["column"], at["row"])
+        if jpeg is None:
+            raise HTTPException(404)
+        return Response(jpeg, media_type="image/jpeg", headers=KEEP)
+
+    def tile_map(self, request: Request) -> Response:
+        at = request.path_params
+        path = self._library.tile_maps(self._entry(request)).get((at["x"], at["y"]))
+        if path is None:
+            raise HTTPException(404)
+        return FileResponse(path, media_type="image/png")
+
+    def _entry(self, request: Request) -> Entry:
+        """The slide that an address names; only what the folders hold can be named."""
+        key = request.path_params["key"]
+        entry = self._entries.get(key) or self._read().get(key)
+        if entry is None:
+            raise HTTPException(404, f"no slide {key!r} in the folders that are shown")
+        return entry
+
+    def _read(self) -> dict[str, Entry]:
+        with self._lock:
+            self._entries = self._library.entries()
+            return self._entries
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """A broken file is one line in the log and a message on the page."""
+    logger.warning("%s: %s", request.url.path, one_line(error))
+    return JSONResponse({"error": one_line(error)}, 422)

@@ -1,0 +1,270 @@
+"""What the page shows of one slide, as JSON: where it lies, its tiles, its maps and how far to trust them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gigapath_contract.command_line import one_line
+from gigapath_contract.coordinates import read_scale
+from gigapath_contract.errors import ContractError, FeatureFileError
+from gigapath_contract.features import check_self_contained, dataset, one_line_errors, read_tile_features
+
+from ..arrays import Array
+from ..attribution.render.overlay import colour_limit
+from ..errors import ClientError
+from ..slides.geojson import read_features
+from .deepzoom import DeepZoom
+from .library import Entry, Library
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+PREFIX = "attribution_"
+GROUPINGS = ("look", "place")
+SETS = ("sufficient", "necessary")
+
+
+def describe(library: Library, entry: Entry) -> Json:
+    """All that the page needs of a slide but its pixels; what cannot be read is named in `problems`."""
+    problems: list[str] = []
+    found: Json = {
+        "key": entry.key,
+        "slide_id": entry.slide_id,
+        "status": entry.status,
+        "scores": entry.scores,
+    }
+    slide: DeepZoom | None = None
+    try:
+        slide = library.open(entry)
+    except ClientError as error:
+        problems.append(str(error))
+    if entry.record:
+        problems += filter(None, [entry.record.reason, *entry.record.notes])
+    try:
+        found |= _stored(entry.h5) if entry.h5 else {"tiles": None, "maps": [], "sets": []}
+    except (ClientError, ContractError, OSError) as error:
+        problems.append(f"{entry.h5}: {error}")
+        found |= {"tiles": None, "maps": [], "sets": []}
+    dimensions = found.get("dimensions")
+    if slide is not None:
+        size = list(slide.slide.dimensions)
+        if dimensions and dimensions != size:
+            problems.append(
+                f"{slide.slide.path}: {size[0]}x{size[1]} px, but {dimensions[0]}x{dimensions[1]} px when it "
+                "was scored: another file, so maps and tiles are not shown"
+            )
+            found |= {"tiles": None, "maps": [], "sets": []}
+        found |= {
+            "dimensions": size,
+            "mpp": slide.slide.mpp,
+            "mpp_source": slide.slide.mpp_source,
+            "bounds": slide.slide.bounds,
+            "deep_zoom": {"tile": slide.tile, "levels": slide.levels},
+        }
+    annotations, unreadable = _annotations(library, entry, found.get("origin", (0, 0)))
+    for problem in problems + unreadable:
+        logger.warning("%s: %s", entry.slide_id, problem)
+    return {
+        "deep_zoom": None,
+        "bounds": None,
+        **found,
+        "annotations": annotations,
+        "tile_maps": [list(corner) for corner in library.tile_maps(entry)],
+        "record": _record(entry),
+        "problems": problems + unreadable,
+    }
+
+
+def summary(entry: Entry) -> Json:
+    """A row of the list of slides."""
+    record = entry.record
+    return {
+        "key": entry.key,
+        "slide_id": entry.slide_id,
+        "folder": str(entry.folder),
+        "status": entry.status,
+        "reason": "; ".join(filter(None, [record.reason, *record.notes])) if record else "",
+        "tiles": record.tiles if record else None,
+        "invalid_tiles": record.invalid_tiles if record else None,
+        "mpp": record.mpp if record else None,
+        "scores": entry.scores,
+        **_brief(entry.h5),
+    }
+
+
+def _stored(h5: Path) -> Json:
+    """The tiles, maps and provenance in a slide's HDF5 file."""
+    with one_line_errors(), h5py.File(h5) as file:
+        stored = read_tile_features(file)
+        about = {**stored.attributes, **stored.coords_attributes}
+        size = read_scale(about).tile_size
+        if size is None:
+            raise ClientError("`coords` has no attribute patch_size_level0, so tiles have no size")
+        sides = [int(about.get(f"level0_{side}", 0)) for side in ("width", "height")]
+        x, y = (int(start) for start in about.get("bounds_origin", (0, 0)))
+        scale = read_scale(about).mpp
+        return {
+            "tiles": {
+                "coords": packed(stored.coords, np.int32),
+                "valid": packed(stored.valid, np.uint8),
+                "tissue": packed(stored.tissue),
+                "size": size,
+            },
+            "dimensions": sides if min(sides) > 0 else None,
+            "mpp": scale,
+            "origin": (x, y),
+            "maps": list(_maps(file, len(stored.coords))),
+            "sets": list(_sets(file, len(stored.coords))),
+            "contract": _parsed(about.get("contract", "")),
+            "about": {name: plain(value) for name, value in about.items() if name != "contract"},
+        }
+
+
+def _maps(file: h5py.File, rows: int) -> Iterator[Json]:
+    """Every map of a file, that of `attribute`'s default first; the one by the other grouping is its own."""
+    named = sorted(name for name in file if _is_map(file, name))
+    for name in sorted(named, key=lambda name: name == f"{PREFIX}keep_one"):
+        values = _rows(file, name, rows)
+        about = {key: _parsed(plain(value)) for key, value in file[name].attrs.items()}
+        errors, leaves = (
+            _rows(file, f"{name}_{part}", rows) if f"{name}_{part}" in file else None
+            for part in ("stderr", "leaf_size")
+        )
+        yield _map(name, values, about, errors, leaves)
+        for grouping in GROUPINGS:
+            if f"{name}_{grouping}" in file and about.get("grouping") != grouping:
+                other = {key: about[key] for key in ("classes", "score", "target", "trained") if key in about}
+                yield _map(f"{name}_{grouping}", _rows(file, f"{name}_{grouping}", rows), other)
+
+
+def _map(
+    name: str, values: Array, about: Json, errors: Array | None = None, leaves: Array | None = None
+) -> Json:
+    return {
+        "name": name.removeprefix(PREFIX),
+        "classes": about["classes"],
+        "values": packed(values),
+        "stderr": None if errors is None else packed(errors),
+        "leaf_size": None if leaves is None else packed(leaves),
+        "limits": [colour_limit(column) for column in values.T],
+        "about": about,
+    }
+
+
+def _sets(file: h5py.File, rows: int) -> Iterator[Json]:
+    """The tiles that suffice for a class and those that it needs."""
+    for name in file:
+        kind, _, target = name.partition("_")
+        if kind in SETS and target:
+            inside = np.flatnonzero(_rows(file, name, rows) > 0)
+            about = {key: plain(value) for key, value in file[name].attrs.items()}
+            yield {"kind": kind, "class": target, "rows": inside.tolist(), "about": about}
+
+
+def _rows(file: h5py.File, name: str, rows: int) -> Array:
+    """An array of one row per tile, checked before it is read."""
+    stored = dataset(file, name, "f")
+    if len(stored.shape) not in (1, 2) or stored.shape[0] != rows:
+        raise ClientError(f"{name} {stored.shape} has not one row per tile ({rows})")
+    values: Array = stored[:]
+    return values
+
+
+def _brief(h5: Path | None) -> Json:
+    """The names of a file's maps and their warnings; in place of them what is wrong with the file."""
+    if h5 is None:
+        return {"maps": [], "warnings": []}
+    try:
+        return _read_brief(h5, h5.stat().st_mtime_ns)
+    except (FeatureFileError, OSError) as error:
+        return {"maps": [], "warnings": [one_line(error)]}
+
+
+@lru_cache(4096)
+def _read_brief(h5: Path, changed: int) -> Json:
+    """`_brief` of a file; `changed` is the file's time."""
+    with one_line_errors(), h5py.File(h5) as file:
+        check_self_contained(file)
+        maps = {name: dict(file[name].attrs) for name in file if _is_map(file, name)}
+    warnings = [_parsed(plain(attributes.get("warnings", "[]"))) for attributes in maps.values()]
+    return {
+        "maps": [name.removeprefix(PREFIX) for name in maps],
+        "warnings": [str(text) for texts in warnings for text in texts],
+    }
+
+
+def _is_map(file: h5py.File, name: str) -> bool:
+    return name.startswith(PREFIX) and "classes" in file[name].attrs
+
+
+def limits(library: Library) -> Json:
+    """The colour limit of every map and class, one over all slides."""
+    found: dict[str, dict[str, float]] = {}
+    for entry in library.entries().values():
+        try:
+            maps = _stored(entry.h5)["maps"] if entry.h5 else []
+        except (ClientError, ContractError, OSError):
+            continue  # the slide's own page says it
+        for one in maps:
+            classes = found.setdefault(one["name"], {})
+            for name, limit in zip(one["classes"], one["limits"], strict=False):
+                classes[name] = max(classes.get(name, 0.0), limit)
+    return found
+
+
+def _annotations(library: Library, entry: Entry, origin: tuple[int, int]) -> tuple[list[Json], list[str]]:
+    """The features of a slide's GeoJSON files, with where (0, 0) lies, and what could not be read."""
+    found, unreadable = [], []
+    for path in library.geojson(entry):
+        try:
+            found.append({"name": path.name, "origin": origin, "features": read_features(path)})
+        except ClientError as error:
+            unreadable.append(str(error))
+    return found, unreadable
+
+
+def _record(entry: Entry) -> Json | None:
+    """What is recorded of how the slide was scored."""
+    record = entry.record
+    names = ("path", "seconds", "tiles", "invalid_tiles", "resumed_tiles", "result_key", "slide_sha256")
+    return {name: getattr(record, name) for name in names} if record else None
+
+
+def packed(values: Array, kind: type[np.generic] = np.float32) -> Json:
+    """An array for the page: base64 of little-endian numbers in C order, with NaN as it is."""
+    data = np.ascontiguousarray(values, np.dtype(kind).newbyteorder("<"))
+    return {
+        "type": np.dtype(kind).name,
+        "shape": data.shape,
+        "data": base64.b64encode(data.tobytes()).decode(),
+    }
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute as JSON knows it; numbers that are not finite become text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _parsed(value: Any) -> Any:
+    """A list or object that an attribute holds as JSON text; anything else as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

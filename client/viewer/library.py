@@ -1,0 +1,203 @@
+"""The slides of output folders: where their results and their files lie, and how they ended."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import h5py
+
+from gigapath_contract.errors import FeatureFileError
+from gigapath_contract.features import check_self_contained, dataset, one_line_errors
+from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
+
+from ..errors import ClientError, SlideError
+from ..outputs.layout import features_files
+from ..outputs.records import FAILED, OK, SlideRecord, find_records
+from ..slides.geojson import SUFFIXES
+from ..slides.slide import open_slide
+from .deepzoom import DeepZoom
+
+OPEN_SLIDES = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One slide of an output folder.
+
+    Attributes:
+        key: its name in addresses; the slide's id, numbered where several entries have the same.
+        h5: the file of its embeddings and attributions, None where it has none.
+        record: its outcome, None where another tool wrote the features.
+        scores: probability by class; empty where unknown.
+    """
+
+    key: str
+    slide_id: str
+    folder: Path
+    h5: Path | None
+    record: SlideRecord | None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """`ok`, `degraded` or `failed`, as recorded."""
+        return self.record.status if self.record else OK if self.h5 else FAILED
+
+
+@dataclass(frozen=True)
+class Library:
+    """The slides of output folders, and where else their files may lie.
+
+    Attributes:
+        folders: output folders of `score` or `batch`.
+        slide: the file of the only slide, in place of the recorded one.
+        wsi_dir: where slides are looked for, by the recorded file name, before their recorded path.
+        annotations: a GeoJSON file, or a folder with SLIDE_ID.geojson.
+    """
+
+    folders: tuple[Path, ...]
+    slide: Path | None = None
+    wsi_dir: Path | None = None
+    annotations: Path | None = None
+
+    def entries(self) -> dict[str, Entry]:
+        """Every slide by key; reads the folders anew, as a batch may be writing to them.
+
+        Raises:
+            ClientError: a folder is missing.
+        """
+        found: dict[str, Entry] = {}
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise ClientError(f"{folder}: no such folder: name the --out folder of score or batch")
+            table = _score_table(folder)
+            for slide_id, h5, record in _slides_of(folder):
+                numbered = (f"{slide_id}@{number}" for number in itertools.count(2))
+                key = next(name for name in itertools.chain([slide_id], numbered) if name not in found)
+                scores = table.get(slide_id) or _stored_scores(folder, h5, record)
+                found[key] = Entry(key, slide_id, folder, h5, record, scores)
+        return found
+
+    def slide_path(self, entry: Entry) -> Path | None:
+        """Where the slide's file should be; None where nothing says it."""
+        if self.slide is not None:
+            return self.slide
+        recorded = Path(entry.record.path) if entry.record and entry.record.path else None
+        if self.wsi_dir is not None:
+            names = [recorded.name] if recorded else []
+            names += [f"{entry.slide_id}{suffix}" for suffix in sorted(SLIDE_SUFFIXES)]
+            for path in (self.wsi_dir / name for name in names):
+                if path.exists():
+                    return path
+        return recorded
+
+    def open(self, entry: Entry) -> DeepZoom:
+        """The slide's tiles; a few slides stay open.
+
+        Raises:
+            SlideError: its file is missing, unreadable or damaged.
+        """
+        path = self.slide_path(entry)
+        if path is None:
+            raise SlideError(f"{entry.slide_id}: nothing says where the slide's file is: name its --wsi-dir")
+        record = entry.record
+        explicit = record.mpp if record and record.mpp_source == "explicit" else None
+        try:
+            return _opened(path, path.stat().st_mtime_ns, explicit)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SlideError(f"{path}: {reason}: name the slides' folder with --wsi-dir") from None
+
+    def geojson(self, entry: Entry) -> list[Path]:
+        """A slide's annotations: the user's own, the evidence that `attribute` found, the tissue."""
+        own = self.annotations
+        if own is not None and own.is_dir():
+            named = [own / f"{entry.slide_id}{suffix}" for suffix in SUFFIXES]
+            found = [path for path in named if path.is_file()]
+        else:
+            found = [own] if own else []
+        name = glob.escape(entry.slide_id)
+        for folder in self.folders:
+            near = [
+                *folder.glob(f"{name}-*-evidence.geojson"),
+                *folder.glob(f"contours_geojson/{name}.geojson"),
+            ]
+            found += [path for path in sorted(near) if _is_inside(path, folder)]
+        return found
+
+    def tile_maps(self, entry: Entry) -> dict[tuple[int, int], Path]:
+        """Pictures of maps inside tiles by the tile's level-0 corner (x, y)."""
+        found = {}
+        for folder in self.folders:
+            for path in sorted(folder.glob(f"{glob.escape(entry.slide_id)}-*-tile-*.png")):
+                x, y = path.stem.split("-")[-2:]
+                if x.isdecimal() and y.isdecimal() and _is_inside(path, folder):
+                    found[int(x), int(y)] = path
+        return found
+
+
+@lru_cache(OPEN_SLIDES)
+def _opened(path: Path, changed: int, mpp: float | None) -> DeepZoom:
+    """The tiles of a slide file; `changed` is its time, so that a new file is opened anew."""
+    return DeepZoom(open_slide(path, mpp))
+
+
+def _slides_of(folder: Path) -> Iterator[tuple[str, Path | None, SlideRecord | None]]:
+    """Id, features and record of a folder's slides; features outside of it, behind a link, are left out."""
+    records = {one.slide_id: one for one in find_records(folder) if is_file_name(one.slide_id)}
+    files = [path for path in features_files(folder) if _is_inside(path, folder)]
+    for path in files:
+        yield path.stem, path, records.get(path.stem)
+    for slide_id in sorted(records.keys() - {path.stem for path in files}):
+        yield slide_id, None, records[slide_id]
+
+
+def _score_table(folder: Path) -> dict[str, dict[str, float]]:
+    """The probabilities in a batch's scores.csv by slide id; empty where there is none that can be read."""
+    try:
+        with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+            return {row["slide_id"]: _probabilities(row) for row in csv.DictReader(file)}
+    except (OSError, UnicodeError, csv.Error, KeyError, ValueError):
+        return {}
+
+
+def _probabilities(row: dict[str, str]) -> dict[str, float]:
+    prefix = "score_"
+    return {
+        name.removeprefix(prefix): float(row[name]) for name in row if name.startswith(prefix) and row[name]
+    }
+
+
+def _stored_scores(folder: Path, h5: Path | None, record: SlideRecord | None) -> dict[str, float]:
+    """The probabilities in the slide's own HDF5 file, or in the one of its slide embedding."""
+    outputs = [folder / name for name in (record.outputs if record else []) if "slide_features_" in name]
+    for path in [h5, *outputs]:
+        if path is not None and path.is_file() and _is_inside(path, folder):
+            try:
+                if found := _scores_in(path, path.stat().st_mtime_ns):
+                    return found
+            except (OSError, FeatureFileError):
+                continue  # the slide's page says what is wrong with the file
+    return {}
+
+
+@lru_cache(4096)
+def _scores_in(path: Path, changed: int) -> dict[str, float]:
+    """`scores` of a file; `changed` is the file's time."""
+    with one_line_errors(), h5py.File(path) as file:
+        check_self_contained(file)
+        if "scores" not in file:
+            return {}
+        stored = dataset(file, "scores", "f")
+        return dict(zip(map(str, stored.attrs["classes"]), stored[:].tolist(), strict=False))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with links followed, lies in a folder."""
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,176 @@
+"""The page in a real browser, on what the commands write."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.client.viewer.conftest import BLACK, TILE
+
+NAME = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+SETTLED = """
+const done = arguments[arguments.length - 1];
+const look = (quiet) => {
+  const panes = globalThis.viewer?.panes || [];
+  const still = panes.length && panes.every((p) => p.viewer.world.getItemAt(0)?.getFullyLoaded());
+  quiet >= 3 ? done(true) : requestAnimationFrame(() => look(still ? quiet + 1 : 0));
+};
+look(0);
+"""
+
+
+@pytest.fixture(scope="module")
+def address(
+    serve: Callable[..., AbstractContextManager[str]],
+    explained: Path,
+    coarse: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """A server that shows the demo's slide, with an annotation of a hostile name, and the coarse one."""
+    folder = tmp_path_factory.mktemp("annotations")
+    square = [[200, 200], [800, 200], [800, 800], [200, 200]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [square]},
+        "properties": {"name": NAME, "classification": {"name": "tumour", "color": [200, 0, 0]}},
+    }
+    collection = {"type": "FeatureCollection", "features": [feature]}
+    (folder / "CMU-1-Small-Region.geojson").write_text(json.dumps(collection))
+    with serve(explained, coarse, "--annotations", folder) as url:
+        yield url
+
+
+def show(browser: Any, url: str) -> None:
+    """Open a view and wait until OpenSeadragon says that all of it is loaded."""
+    browser.get("about:blank")
+    browser.get(url)
+    assert browser.execute_async_script(SETTLED)
+
+
+def draw(browser: Any, **change: Any) -> str:
+    """Change the view; the map's layer as it is drawn then."""
+    browser.execute_script("viewer.change(arguments[0])", change)
+    browser.execute_async_script(SETTLED)
+    return str(browser.execute_script("return document.querySelector('[data-layer=map]').toDataURL()"))
+
+
+def screenshot(browser: Any) -> NDArray[np.uint8]:
+    """What is on the screen, RGB."""
+    return np.asarray(Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB"))
+
+
+def largest(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Left, top, right and bottom of the largest connected part."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    x, y, width, height, _ = stats[1:][np.argmax(stats[1:, cv2.CC_STAT_AREA])]
+    return np.array([x, y, x + width, y + height])
+
+
+@pytest.mark.parametrize("zoom", [0.13, 0.3, 1.0])
+def test_a_tile_of_the_map_lies_on_the_slides_tile(browser: Any, address: str, zoom: float) -> None:
+    x, y = ((place + 0.5) * TILE for place in BLACK)
+    at = f"{address}#slide=coarse&class=lesion&x={x}&y={y}&zoom={zoom}&layers="
+    show(browser, f"{at}none")
+    slide = largest(screenshot(browser).max(axis=2) < 100)
+    show(browser, f"{at}map:100")
+    red, green, blue = np.moveaxis(screenshot(browser).astype(int), 2, 0)
+    drawn = largest((abs(red - 103) < 20) & (green < 20) & (abs(blue - 31) < 20))
+    assert abs(slide[2] - slide[0] - TILE * zoom) <= 1
+    assert abs(drawn - slide).max() <= 1
+
+
+def test_what_is_drawn_follows_class_threshold_scale_and_layers(browser: Any, address: str) -> None:
+    show(browser, f"{address}#slide=CMU-1-Small-Region")
+    first = draw(browser)
+    assert draw(browser, cls="lesion") != first
+    assert draw(browser, cls="benign") == first
+    assert draw(browser, threshold=0.2) != first
+    assert draw(browser, threshold=0, limit="10") != first
+    assert (
+        draw(browser, limit="slide", map="partition_shap_look") != first
+        or draw(browser, map="partition_shap_place") != first
+    )
+    browser.find_element("id", "layer-map").click()
+    assert browser.execute_script("return document.querySelector('[data-layer=map]').hidden")
+    grid = "return document.querySelector('[data-layer=grid]').hidden"
+    assert browser.execute_script(grid)
+    browser.find_element("id", "layer-grid").click()
+    assert not browser.execute_script(grid)
+    assert "grid" in browser.execute_async_script(
+        "setTimeout(() => arguments[0](location.hash), 400)"
+    )  # the link keeps it
+
+
+def test_texts_of_files_are_never_html(browser: Any, address: str) -> None:
+    show(browser, f"{address}#slide=CMU-1-Small-Region")
+    assert browser.find_element("css selector", "#annotations button").text == NAME
+    assert (
+        browser.execute_script("return document.querySelectorAll('#annotations img, body script').length")
+        == 0
+    )
+    assert browser.title == "GigaPath viewer"
+
+
+def test_a_click_shows_the_tile_and_the_keyboard_moves_on(browser: Any, address: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    show(browser, f"{address}#slide=CMU-1-Small-Region")
+    ActionChains(browser).send_keys("n").perform()
+    strongest = browser.find_element("css selector", "#tile").text
+    assert "rank 1 of 54" in strongest
+    browser.execute_async_script(SETTLED)
+    ActionChains(browser).move_to_element(browser.find_element("css selector", ".pane")).click().perform()
+    assert browser.find_element("css selector", "#tile").text == strongest
+    assert "rank 1 of 54" in browser.find_element("css selector", ".tip").text
+    ActionChains(browser).send_keys("t").perform()
+    assert "noise floor" in browser.find_element("css selector", "dialog").text
+    ActionChains(browser).send_keys("\ue00c").perform()
+
+
+def test_the_list_sorts_filters_and_opens(browser: Any, address: str) -> None:
+    browser.get("about:blank")
+    browser.get(address)
+    browser.implicitly_wait(10)
+    names = "#list tbody td:nth-child(2)"
+
+    def listed() -> list[str]:
+        return [cell.text for cell in browser.find_elements("css selector", names)]
+
+    assert listed() == ["CMU-1-Small-Region", "coarse"]
+    browser.find_element("css selector", "#list th button").click()
+    assert listed() == ["coarse", "CMU-1-Small-Region"]
+    browser.find_element("css selector", "#list input").send_keys("coa")
+    assert listed() == ["coarse"]
+    browser.find_element("css selector", names).click()
+    assert browser.execute_async_script(SETTLED)
+    assert browser.find_element("css selector", "#bar strong").text == "coarse"
+
+
+def test_two_maps_stay_in_step(browser: Any, address: str) -> None:
+    show(browser, f"{address}#slide=CMU-1-Small-Region&beside=coarse")
+    browser.execute_script("viewer.panes[0].goTo({centre: [1000, 900], zoom: 0.5})")
+    browser.execute_async_script(SETTLED)
+    scales = browser.execute_script("return viewer.panes.map((p) => p.zoom / p.slide.mpp[0])")
+    assert scales[0] == pytest.approx(scales[1], rel=1e-4)
+    assert scales[0] == pytest.approx(0.5 / 0.499, rel=1e-4)
+
+
+def test_the_page_is_small_and_logs_no_error(browser: Any, address: str) -> None:
+    browser.get_log("browser")
+    show(browser, f"{address}#slide=CMU-1-Small-Region")
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').filter((r) => !r.name.includes('/slides/'))"
+        ".reduce((sum, r) => sum + r.encodedBodySize, 0)"
+    )
+    assert 100_000 < loaded < 1_000_000
+    assert browser.get_log("browser") == []
