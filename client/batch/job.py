@@ -42,6 +42,10 @@ class BatchJob:
         """Where the outputs lie."""
         return Layout(self.out, self.contract)
 
+    def begun(self, slide_id: str) -> Path:
+        """What exists while a slide is processed, and stays where the process dies of it."""
+        return self.out / ".begun" / slide_id
+
 
 def process_slide(
     job: BatchJob,
@@ -55,7 +59,11 @@ def process_slide(
         Cancelled: the connection was cancelled; what was embedded so far is kept.
     """
     began = time.perf_counter()
+    mark = job.begun(source.slide_id)
     try:
+        with contextlib.suppress(OSError):  # a full disk is reported by what needs more of it
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         outputs = TridentFiles(job.layout, job.formats)
         record, _ = score_to(
             outputs, source, connection, job.contract, job.tiling, job.throughput, progress=progress
@@ -74,6 +82,8 @@ def process_slide(
             fault=next((fault for kind, fault in _FAULTS.items() if isinstance(error, kind)), Fault.NONE),
             seconds=round(time.perf_counter() - began, 3),
         )
+    finally:
+        mark.unlink(missing_ok=True)
     with contextlib.suppress(OutputError):  # on a full disk, report the reason without keeping the record
         write_record(job.out, failed)
     return failed

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import multiprocessing
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection as PipeConnection
+from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
-from ..errors import Cancelled, ClientError
-from ..outputs.records import FAILED, SlideRecord
+from ..errors import Cancelled, ClientError, OutputError
+from ..outputs.records import FAILED, SlideRecord, write_record
 from ..scoring.embedding import Progress
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
@@ -18,6 +23,7 @@ from ..triton.endpoint import Endpoint
 from .job import BatchJob, process_slide
 
 logger = logging.getLogger(__name__)
+_SPAWN = multiprocessing.get_context("spawn")
 
 ProgressFactory = Callable[[SlideSource], Progress]
 """Makes the progress callback of a slide that is started."""
@@ -28,8 +34,8 @@ class Pool(Protocol):
 
     size: int
 
-    def submit(self, source: SlideSource) -> Any:
-        """Start a slide; returns a handle."""
+    def submit(self, source: SlideSource, *, isolated: bool = False) -> Any:
+        """Start a slide; returns a handle. `isolated`: in a process whose death fails this slide alone."""
 
     def wait(self, handles: list[Any]) -> list[Any]:
         """Block until some of the handles are done, and return those."""
@@ -50,9 +56,12 @@ class LocalPool:
         self._progress_for = progress_for
         self._connection = Connection(job.endpoint, in_flight=job.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
+        self._process: SpawnProcess | None = None
 
-    def submit(self, source: SlideSource) -> Future[SlideRecord]:
+    def submit(self, source: SlideSource, *, isolated: bool = False) -> Future[SlideRecord]:
         """Start a slide."""
+        if isolated:
+            return self._threads.submit(self._isolated, source)
         return self._threads.submit(
             process_slide, self._job, source, self._connection, self._progress_for(source)
         )
@@ -71,9 +80,33 @@ class LocalPool:
         logger.error("%s: unexpected error, please report it", source.slide_id, exc_info=error)
         return _unexpected(source, f"{type(error).__name__}: {error}")
 
+    def _isolated(self, source: SlideSource) -> SlideRecord:
+        receiver, sender = _SPAWN.Pipe(duplex=False)
+        process = self._process = _SPAWN.Process(target=_send_record, args=(self._job, source, sender))
+        process.start()
+        sender.close()
+        try:
+            record: SlideRecord = receiver.recv()
+        except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            record = SlideRecord(
+                source.slide_id,
+                str(source.path),
+                FAILED,
+                f"its process died ({how}): the slide is damaged, copy it again, or too large for the memory",
+            )
+            with contextlib.suppress(OutputError):
+                write_record(self._job.out, record)
+        process.join()
+        return record
+
     def close(self) -> None:
         """Cancel the requests in flight, so that the threads end, and wait for them."""
         self._connection.cancel()
+        if self._process:
+            self._process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
 
@@ -99,8 +132,8 @@ class RayPool:
         self._task = ray.remote(num_cpus=cores, max_retries=2)(_process_on_ray)
         self._job = ray.put(job)
 
-    def submit(self, source: SlideSource) -> Any:
-        """Start a slide."""
+    def submit(self, source: SlideSource, *, isolated: bool = False) -> Any:
+        """Start a slide; each has a process of Ray's."""
         return self._task.remote(self._job, source)
 
     def wait(self, handles: list[Any]) -> list[Any]:
@@ -120,6 +153,13 @@ class RayPool:
     def close(self) -> None:
         """Leave the cluster (a local one ends), which cancels this batch's tasks."""
         self._ray.shutdown()
+
+
+def _send_record(job: BatchJob, source: SlideSource, sender: PipeConnection) -> None:
+    """Process a slide in a process of its own; Ctrl-C is its parent's, which then kills it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Connection(job.endpoint, in_flight=job.throughput.in_flight) as connection:
+        sender.send(process_slide(job, source, connection))
 
 
 def _check_reachable(address: str) -> None:

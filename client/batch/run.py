@@ -38,7 +38,9 @@ def run_batch(
         report.end(record)
 
     try:
-        left = run(pool, work_list.slides, ServerWatch(job, wait_for, report), report, end)
+        watch = ServerWatch(job, wait_for, report)
+        suspects = {slide.slide_id for slide in work_list.slides if job.begun(slide.slide_id).exists()}
+        left = run(pool, work_list.slides, watch, report, end, suspects)
         if left.slides:
             report.give_up(len(left.slides), left.reason)
         records += [

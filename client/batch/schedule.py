@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import ContractMismatch, DeadlineExceeded, RequestRefused, ServerUnavailable
-from ..outputs.records import Fault, SlideRecord
+from ..outputs.records import FAILED, Fault, SlideRecord
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
 from ..triton.contract import check_same
@@ -101,14 +101,21 @@ def run(
     watch: ServerWatch,
     report: BatchReport,
     end: Callable[[SlideRecord], None],
+    suspects: Set[str] = frozenset(),
 ) -> Unstarted:
     """Score all slides, at most `pool.size` at a time; `end` gets each one's record.
 
     A slide that missed a deadline is tried again alone, once all others have ended: then it is not for
     another one of the batch that it fails. A slide during which the servers were lost is tried again once
     `watch` finds one; where it finds none, or another export is served, the slides left are not started.
+    The `suspects`, which were begun when an earlier run died, come last, alone, in a process that may die.
     """
-    waiting, late, running = deque(slides), deque[SlideSource](), dict[Any, SlideSource]()
+    waiting = deque(slide for slide in slides if slide.slide_id not in suspects)
+    late, running = deque[SlideSource](), dict[Any, SlideSource]()
+    for source in slides:
+        if source.slide_id in suspects:
+            late.append(source)
+            report.late(SlideRecord(source.slide_id, str(source.path), FAILED, "begun when a run died"))
     losses, alone, given_up = Counter[str](), set[str](), ""
     try:
         while running or (not given_up and (waiting or late)):
@@ -118,7 +125,7 @@ def run(
             if late and not (running or given_up):
                 source = late.popleft()
                 alone.add(source.slide_id)
-                running[pool.submit(source)] = source
+                running[pool.submit(source, isolated=source.slide_id in suspects)] = source
             for handle in pool.wait(list(running)):
                 source = running.pop(handle)
                 record = pool.result(handle, source)

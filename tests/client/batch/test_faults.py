@@ -239,8 +239,8 @@ class Scripted:
         self.started: list[str] = []
         self.closed = False
 
-    def submit(self, source: SlideSource) -> str:
-        self.started.append(source.slide_id)
+    def submit(self, source: SlideSource, *, isolated: bool = False) -> str:
+        self.started.append(source.slide_id.upper() if isolated else source.slide_id)
         return source.slide_id
 
     def wait(self, handles: list[str]) -> list[str]:
@@ -287,6 +287,14 @@ class Silent:
 
     def give_up(self, slides: int, reason: str) -> None:
         pass
+
+
+def test_what_was_begun_when_a_run_died_comes_last_and_isolated() -> None:
+    pool, ended = Scripted({"b": [Fault.SERVER_LOST]}), list[SlideRecord]()
+    slides = [SlideSource(Path(f"{name}.tif")) for name in "abcd"]
+    run(pool, slides, Reachable(), Silent(), ended.append, {"a", "b"})
+    assert "".join(pool.started) == "cdABB"
+    assert "".join(record.slide_id for record in ended if record.status == OK) == "cdab"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -33,7 +34,7 @@ SLOWLY = ("--chunk", "1", "--in-flight", "1", "--workers", "1")
 
 def outputs(out: Path) -> dict[str, bytes]:
     """Every file whose bytes must not depend on how the run went."""
-    apart = {"records", ".partial", ".lock", "status.csv"}
+    apart = {"records", ".partial", ".begun", ".lock", "status.csv"}
     files = (path for path in out.rglob("*") if path.is_file())
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -165,6 +166,35 @@ def test_killed_and_resumed(
     assert sum(int(row["resumed_tiles"]) for row in status(tmp_path).values()) > 0
     assert outputs(tmp_path) == outputs(undisturbed)
     assert not list(tmp_path.glob(".partial/*"))
+
+
+def test_a_slide_that_kills_its_process_fails_alone(
+    slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path
+) -> None:
+    """The run that it killed leaves its mark; the next one tries it last, in a process that may die."""
+    begun = tmp_path / ".begun"
+
+    def kill_isolated() -> None:
+        while not (tmp_path / ".partial" / "a.part").exists():
+            time.sleep(0.002)
+        children = psutil.Process().children()
+        next(c for c in children if "spawn_main" in " ".join(c.cmdline())).send_signal(signal.SIGABRT)
+
+    begun.mkdir()
+    (begun / "a").touch()
+    killer = threading.Thread(target=kill_isolated)
+    killer.start()
+    done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY, "--slides", 1)
+    killer.join()
+    assert done.code == 1
+    assert "a  tried again alone after the others: begun when a run died" in done.err
+    ended = status(tmp_path)
+    assert ended["a"]["reason"].startswith("its process died (signal SIGABRT)")
+    assert (ended["b"]["status"], ended["c"]["status"]) == ("ok", "ok")
+    assert (begun / "a").exists()
+    assert run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY).code == 0
+    assert not list(begun.iterdir())
+    assert outputs(tmp_path) == outputs(undisturbed)
 
 
 def test_interrupted_by_ctrl_c(slides: Path, triton_url: str, tmp_path: Path) -> None:
