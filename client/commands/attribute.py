@@ -27,6 +27,7 @@ from ..outputs.layout import find_features
 from ..outputs.store import SingleFile, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
+from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
@@ -142,6 +143,9 @@ def command(
         float | None,
         typer.Option(min=0, help="Fix the colour scale at +-LIMIT so that maps are comparable."),
     ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Areas to outline on the maps: GeoJSON from QuPath.")
+    ] = None,
     look_groups: Annotated[
         int,
         typer.Option(min=0, max=MOST_GROUPS, help="Value this many groups of tiles that look alike, too."),
@@ -168,6 +172,8 @@ def command(
         stored = source.is_dir() or h5py.is_hdf5(source)
         slide = slide if stored else source
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
+        origin = opened.bounds[:2] if opened else (0, 0)
+        outlines = read_annotations(annotations, origin=origin) if annotations else None
         if stored:
             h5 = find_features(source, slide_id)
         else:
@@ -205,7 +211,7 @@ def command(
                     progress=bar.show,
                 )
             check_same(connection, contract)
-            written = write_explanation(explanation, h5, folder, opened, limit)
+            written = write_explanation(explanation, h5, folder, opened, limit, outlines)
             if opened:
                 with options.console.status("mapping the strongest tiles"):
                     written += write_tile_maps(

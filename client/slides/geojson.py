@@ -127,11 +127,13 @@ def tile_features(
     slide_id: str,
     *,
     measurements: Mapping[str, Sequence[float]] | None = None,
+    colours: Sequence[Sequence[int]] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> Iterator[Feature]:
     """One tile object for each of `coords` [N, 2] (level-0 pixels), of `size` (w, h) level-0 pixels.
 
-    `measurements` are N numbers by name; those that are not finite are left out, as JSON has none.
+    `measurements` are N numbers by name; those that are not finite are left out, as JSON has none. `colours`
+    are N times RGB from 0 to 255, in place of the class's.
     """
     for index, (x, y) in enumerate((coords - np.array(origin)).tolist()):
         named = ((name, float(values[index])) for name, values in (measurements or {}).items())
@@ -140,6 +142,7 @@ def tile_features(
             f"{slide_id} tile {x} {y}",
             objectType="tile",
             classification=_class("tile", TILE_COLOUR),
+            **({} if colours is None else {"color": [int(part) for part in colours[index]]}),
             measurements={name: value for name, value in named if np.isfinite(value)},
         )
 

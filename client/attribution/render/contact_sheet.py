@@ -33,20 +33,24 @@ def strongest(values: Float64, count: int = COLUMNS) -> tuple[Int64, Int64]:
     return supports.astype(np.int64), opposes.astype(np.int64)
 
 
-def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, Float64, Int64]], title: str) -> None:
-    """Write rows of tiles, each (heading, pixels [n, h, w, 3], values [n], level-0 coords [n, 2]), as PNG."""
+def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, list[str]]], title: str) -> None:
+    """Write rows of tiles, each (heading, pixels [n, h, w, 3], n labels), as PNG.
+
+    A tile is shown at its own resolution or larger, so that nuclei can be judged.
+    """
     shown = [row for row in rows if len(row[1])]
-    figure = Figure(figsize=(1.5 * COLUMNS, 2.1 * len(shown) + 0.5), dpi=100)
+    figure = Figure(figsize=(2.6 * COLUMNS, 3.3 * len(shown) + 0.6), dpi=100)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left", weight="bold")
     axes = figure.subplots(len(shown), COLUMNS, squeeze=False)
-    for line, (heading, pixels, values, coords) in zip(axes, shown, strict=True):
+    figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 1 / (3.3 * len(shown) + 0.6), 0.04, 0.35)
+    for line, (heading, pixels, labels) in zip(axes, shown, strict=True):
         for axis in line:
             axis.axis("off")
-        line[0].text(0, 1.32, heading, transform=line[0].transAxes, fontsize=9, weight="bold")
-        for axis, tile, value, (x, y) in zip(line, pixels, values, coords.tolist(), strict=False):
+        line[0].text(0, 1.2, heading, transform=line[0].transAxes, fontsize=11, weight="bold")
+        for axis, tile, label in zip(line, pixels, labels, strict=False):
             axis.imshow(tile, interpolation="nearest")
-            axis.set_title(f"{value:+.3g}\n({x}, {y})", fontsize=7)
+            axis.set_title(label, fontsize=9)
     with atomic_path(path) as part:
         figure.savefig(part, format="png")
 

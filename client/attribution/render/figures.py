@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import shapely
+from shapely.geometry import Polygon
+from shapely.geometry.base import BaseGeometry
 
+from ...arrays import Float64, Int64
 from ...files import atomic_path
 from ...slides.slide import Slide
 from ..explain import Explanation
 from ..look_groups import LookGroups
+from ..methods.model_outputs import ModelOutputs
 from ..methods.result import Attribution
 from ..tile import Encode, Fill, TileScore, embedding_score, slide_score, tile_occlusion
 from .contact_sheet import draw_tile_map, strongest, write_contact_sheet
 from .evidence import evidence_lines
-from .overlay import Canvas, colour_limit, draw_map, save_figure
+from .overlay import Canvas, colour_limit, draw_map, save_figure, shrunk
 from .tiles import glass_colour, read_crops
 
 LONGEST_PX = 1200
@@ -27,12 +33,17 @@ UNITS = {
 }
 
 
-def canvas_for(explanation: Explanation, slide: Slide | None) -> Canvas:
-    """The slide's overview, or white pixels without a slide."""
+def canvas_for(explanation: Explanation, slide: Slide | None, outlines: BaseGeometry | None = None) -> Canvas:
+    """The slide's overview, or white pixels without a slide; `outlines` (level-0 px) are drawn on it."""
     if slide is None:
-        return Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
-    overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
-    return Canvas(overview.pixels, overview.downsample)
+        canvas = Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
+    else:
+        overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
+        canvas = Canvas(overview.pixels, overview.downsample)
+    polygons = [part for part in shapely.get_parts(outlines) if isinstance(part, Polygon)] if outlines else []
+    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
+    scale = np.array(canvas.downsample)
+    return replace(canvas, outlines=tuple(np.asarray(ring.coords)[:, :2] / scale for ring in rings))
 
 
 def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:
@@ -42,11 +53,34 @@ def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float
     limit = limit or colour_limit(values)
     faint = np.abs(values) < trust.noise_floor if trust else None
     picture = draw_map(canvas, slide.coords, slide.tile_size, values, limit, faint)
-    unit = _unit(explanation)
+    seen = not (canvas.pixels == 255).all()
     with atomic_path(path) as part:
         save_figure(
-            part, picture, limit, title=_title(explanation), unit=unit, warnings=_warnings(explanation)
+            part,
+            picture,
+            limit,
+            title=_title(explanation),
+            unit=_unit(explanation),
+            warnings=_warnings(explanation),
+            noise_floor=trust.noise_floor if trust else None,
+            thumbnail=shrunk(canvas.pixels) if seen else None,
+            um_per_px=slide.mpp_level0[0] * canvas.downsample[0] if slide.mpp_level0 else None,
         )
+
+
+def prediction(explanation: Explanation) -> str:
+    """What the slide is called, with the probability: `lesion, p = 0.998`; empty without a head.
+
+    Several classes may hold, or none, where the head is multilabel.
+    """
+    head, slide = explanation.contract.head, explanation.masked_slide
+    if head is None:
+        return ""
+    logits = slide.in_place()(np.ones((1, len(slide.coords)), np.bool_)).logits
+    called = ModelOutputs(tuple(head.classes), "logit", head.kind).calls(logits.astype(np.float64))[0]
+    chances = np.atleast_1d(head.probabilities(logits[0]))
+    found = [f"{name}, p = {chances[i]:.3f}" for i, name in enumerate(head.classes) if called[i]]
+    return "; ".join(found) or "none of the classes"
 
 
 def _unit(explanation: Explanation) -> str:
@@ -56,8 +90,10 @@ def _unit(explanation: Explanation) -> str:
 def _title(explanation: Explanation) -> list[str]:
     result, target_index, trust = explanation.attribution, explanation.target_index, explanation.reliability
     occluder = explanation.settings.occluder
+    shown = filter(None, (prediction(explanation), f"class shown: {explanation.target_class}"))
     lines = [
-        f"{explanation.slide.slide_id}: {explanation.target_class}, {result.method}{_grouping(result)}",
+        f"{explanation.slide.slide_id}: {'; '.join(shown)}",
+        f"{result.method}{_grouping(result)}",
         f"full {result.full[target_index]:+.3g}, empty {result.base[target_index]:+.3g}, "
         f"sum of tiles {np.nansum(result.values[:, target_index]):+.3g}; {result.evaluations} masks, "
         f"occluder {occluder if isinstance(occluder, str) else 'bank'}",
@@ -91,15 +127,43 @@ def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
     for heading, tiles in zip(("supports", "opposes"), strongest(values), strict=True):
         if len(tiles):
             pixels = read_crops(slide, coords[tiles], explanation.contract)
-            rows.append((f"{heading} {explanation.target_class}", pixels, values[tiles], coords[tiles]))
+            labels = [
+                f"{rank}. {label}" for rank, label in enumerate(_tile_labels(explanation, tiles), start=1)
+            ]
+            rows.append((f"{heading} {explanation.target_class}", pixels, labels))
     write_contact_sheet(path, rows, _title(explanation)[0])
+
+
+def _tile_labels(explanation: Explanation, tiles: Int64) -> list[str]:
+    """Value, probability of a slide of that tile alone, and place in mm of each of `tiles`."""
+    values, slide = explanation.attribution.values[:, explanation.target_index], explanation.slide
+    alone = _probability_alone(explanation)
+    labels = []
+    for tile in tiles.tolist():
+        x, y = slide.coords[tile].tolist()
+        place = f"({x}, {y}) px"
+        if slide.mpp_level0:
+            place = f"({x * slide.mpp_level0[0]:,.0f}, {y * slide.mpp_level0[1]:,.0f}) µm"
+        chance = "" if alone is None else f", alone p = {alone[tile]:.3f}"
+        labels.append(f"{values[tile]:+.3g}{chance}\n{place}")
+    return labels
+
+
+def _probability_alone(explanation: Explanation) -> Float64 | None:
+    """The target's probability on a slide of each tile alone [N]; None where keep_one does not give it."""
+    alone = explanation.keep_one or explanation.attribution
+    if alone.method != "keep_one" or explanation.score not in ("log_odds", "probability"):
+        return None
+    column = explanation.target_index
+    outputs = alone.values[:, column] + alone.base[column]
+    return np.asarray(1 / (1 + np.exp(-outputs)) if explanation.score == "log_odds" else outputs)
 
 
 def write_look_groups(path: Path, explanation: Explanation, groups: LookGroups, slide: Slide) -> None:
     """Write typical tiles of each group by look, with what the group carries of the score, as PNG."""
-    values, coords = explanation.attribution.values[:, explanation.target_index], explanation.slide.coords
+    coords = explanation.slide.coords
     rows = [
-        (line, read_crops(slide, coords[tiles], explanation.contract), values[tiles], coords[tiles])
+        (line, read_crops(slide, coords[tiles], explanation.contract), _tile_labels(explanation, tiles))
         for line, tiles in zip(groups.lines(), groups.typical, strict=True)
     ]
     write_contact_sheet(path, rows, f"{explanation.slide.slide_id}: {explanation.target_class}, by look")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from shapely.geometry.base import BaseGeometry
 
 from ...outputs.layout import file_stem
 from ...slides.slide import Slide
@@ -18,11 +19,17 @@ from .outputs import PLAIN_GEOJSON_TILES, write_arrays, write_geojson
 
 
 def write_explanation(
-    explanation: Explanation, h5: Path, folder: Path, slide: Slide | None, limit: float | None = None
+    explanation: Explanation,
+    h5: Path,
+    folder: Path,
+    slide: Slide | None,
+    limit: float | None = None,
+    outlines: BaseGeometry | None = None,
 ) -> list[Path]:
     """Add the arrays to `h5`; write the maps, the GeoJSON and, with a slide, the strongest tiles to `folder`.
 
     limit: fixes the map's colour scale at +-limit.
+    outlines: areas in level-0 px to outline on the maps.
 
     Returns the files. Raises OutputError where one can't be written.
     """
@@ -30,9 +37,9 @@ def write_explanation(
     picture = _path(folder, explanation, ".png")
     tiles = _path(folder, explanation, ".geojson.gz" if compressed else ".geojson")
     write_arrays(h5, explanation)
-    canvas = canvas_for(explanation, slide)
+    canvas = canvas_for(explanation, slide, outlines)
     write_map(picture, explanation, canvas, limit)
-    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0))
+    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0), limit)
     written = [h5, picture, tiles]
     if (other := explanation.attribution.alternative) is not None:
         written.append(_path(folder, explanation, f"-by-{other.grouping}.png"))

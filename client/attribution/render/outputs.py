@@ -19,6 +19,7 @@ from ...slides.geojson import tile_features, write_feature_collection
 from ..explain import Explanation, provenance
 from ..methods.result import Attribution
 from .evidence import COLOURS, evidence_arrays
+from .overlay import tile_colours
 
 PLAIN_GEOJSON_TILES = 20_000
 
@@ -73,12 +74,15 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
             new.create_dataset(name, data=values).attrs.update(attributes)
 
 
-def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0)) -> None:
-    """Write tiles with measurements for QuPath, as GeoJSON.
+def write_geojson(
+    path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0), limit: float | None = None
+) -> None:
+    """Write tiles with measurements for QuPath, as GeoJSON, in the colours of the map.
 
     Measurements: `attr:<class>`, `attr_se:<class>`, `keep_one:<class>`, `leaf_size`; `attr_place:<class>` or
     `attr_look:<class>` of the map by the other grouping.
     origin: QuPath's (0, 0) in level-0 px.
+    limit: fixes the colour scale at +-limit.
 
     Raises:
         OutputError: the file can't be written.
@@ -105,6 +109,7 @@ def write_geojson(path: Path, explanation: Explanation, origin: tuple[int, int] 
         slide.tile_size,
         slide.slide_id,
         measurements={name: values.tolist() for name, values in measurements.items()},
+        colours=tile_colours(result.values[:, explanation.target_index], limit).tolist(),
         origin=origin,
     )
     write_feature_collection(path, features)

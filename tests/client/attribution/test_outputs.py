@@ -22,7 +22,7 @@ from client.attribution.methods.scorer import Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
 from client.attribution.render.evidence import evidence_lines
-from client.attribution.render.figures import canvas_for, write_map, write_strongest
+from client.attribution.render.figures import canvas_for, prediction, write_map, write_strongest
 from client.attribution.render.files import write_explanation
 from client.attribution.render.outputs import write_arrays, write_geojson
 from client.attribution.render.overlay import (
@@ -32,7 +32,8 @@ from client.attribution.render.overlay import (
     Canvas,
     colour_limit,
     draw_map,
-    faded_grey,
+    muted,
+    scale_bar,
 )
 from client.errors import ClientError, ContractMismatch
 from client.slides.slide import open_slide
@@ -87,7 +88,7 @@ def test_a_tile_colours_exactly_its_own_pixels() -> None:
     canvas = Canvas(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8), (4.0, 4.5))
     coords, values = np.array([[40, 90], [97, 90]]), np.array([1.0, -0.5])
     drawn = draw_map(canvas, coords, (57, 61), values, limit=2.0)
-    grey = faded_grey(canvas.pixels)
+    grey = muted(canvas.pixels)
     expected = grey.copy()
     # Both edges are floored: [40, 97) / 4 -> 10..24, [97, 154) / 4 -> 24..38, [90, 151) / 4.5 -> 20..33.
     for (x0, x1), value in (((10, 24), 1.0), ((24, 38), -0.5)):
@@ -100,13 +101,31 @@ def test_what_was_not_scored_is_not_drawn_and_noise_is_faint() -> None:
     canvas = Canvas(np.full((40, 40, 3), 200, np.uint8), (1.0, 1.0))
     coords = np.array([[0, 0], [20, 0]])
     drawn = draw_map(canvas, coords, (20, 20), np.array([np.nan, 1.0]), 1.0, np.array([False, True]))
-    grey = faded_grey(canvas.pixels)
+    grey = muted(canvas.pixels)
     np.testing.assert_array_equal(drawn[:, :20], np.rint(grey[:, :20]).astype(np.uint8))
     colour = 255 * np.array(COLOURS(1.0))[:3]
     faint = np.rint(grey[0, 0] + FAINT * (colour - grey[0, 0])).astype(np.uint8)
     tile = drawn[:20, 20:]
     assert (tile == faint).all(axis=2).mean() > 0.5
     assert (tile != faint).any(axis=2).sum() > 20  # the hatching
+
+
+def test_areas_are_outlined_and_a_scale_bar_has_a_round_length() -> None:
+    ring = np.array([[10.0, 10], [30, 10], [30, 30], [10, 30]])
+    canvas = Canvas(np.full((40, 40, 3), 250, np.uint8), (1.0, 1.0), (ring,))
+    drawn = draw_map(canvas, np.array([[0, 0]]), (5, 5), np.array([1.0]), 1.0)
+    assert (drawn[10, 12:28] == 0).all()
+    assert (drawn[18:22, 18:22] > 200).all()
+    assert scale_bar(2.0, 1000) == (250.0, "500 µm")
+    assert scale_bar(10.0, 1000) == (200.0, "2 mm")
+
+
+def test_a_figure_names_the_prediction_and_the_class_shown(explanation: Explanation) -> None:
+    logits = explanation.masked_slide.in_place()(np.ones((1, 39), bool)).logits[0].astype(np.float64)
+    chances = np.exp(logits) / np.exp(logits).sum()
+    best = int(chances.argmax())
+    assert prediction(explanation) == f"{('tumour', 'normal')[best]}, p = {chances[best]:.3f}"
+    assert prediction(replace(explanation, contract=replace(explanation.contract, head=None))) == ""
 
 
 def test_zero_is_the_middle_of_the_colours_and_one_outlier_does_not_set_them() -> None:
@@ -144,7 +163,7 @@ def test_a_map_that_does_not_beat_random_says_so_on_the_picture(
     for name, trust in (("good", good), ("bad", bad)):
         path = tmp_path / f"{name}.png"
         write_map(path, replace(explanation, reliability=trust), canvas_for(explanation, None))
-        title = read_png(path)[:200]
+        title = read_png(path)[:200, : canvas_for(explanation, None).pixels.shape[1]]  # without the bar
         red[name] = int(((title[..., 0] > 200) & (title[..., 1] < 100) & (title[..., 2] < 100)).sum())
         assert ("does not beat a random map" in " ".join(trust.warnings())) == (name == "bad")
     assert red["bad"] > red["good"] + 100
