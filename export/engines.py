@@ -19,7 +19,7 @@ from export.configs import engine_config, read_config
 from export.errors import ExportError
 from export.repository import EXPORT_MODEL, exclusive, export_folder, serve, served_contract
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
-from gigapath_contract.files import atomic_path, file_sha256, write_text
+from gigapath_contract.files import atomic_path, file_sha256, parse_json, write_text
 from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 
@@ -148,7 +148,7 @@ def stale_reason(plan: Path, wanted: EngineMetadata) -> str | None:
 def read_metadata(plan: Path) -> EngineMetadata | None:
     """The metadata of an engine; None if it or the engine is missing, or it has other fields."""
     try:
-        metadata = EngineMetadata(**{"tf32": True, **json.loads(metadata_file(plan).read_text())})
+        metadata = EngineMetadata(**{"tf32": True, **parse_json(metadata_file(plan).read_bytes())})
     except (OSError, ValueError, TypeError):
         return None
     return metadata if plan.exists() else None

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from export.configs import read_config, served_config
 from export.errors import ExportError
-from gigapath_contract.files import flush, write_text
+from gigapath_contract.files import flush, parse_json, write_text
 from gigapath_contract.schema import MODELS, Contract
 
 EXPORT_MODEL = "slide_pipeline"
@@ -239,7 +239,7 @@ def _parse(path: Path) -> Contract:
 
 
 def _read_inputs(repository: Path, number: int) -> dict[str, Any]:
-    inputs: dict[str, Any] = json.loads((export_folder(repository, number) / INPUTS).read_text())
+    inputs: dict[str, Any] = parse_json((export_folder(repository, number) / INPUTS).read_bytes())
     return inputs
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gigapath_contract.coordinates import LevelZeroScale, grid_coordinates
 from gigapath_contract.errors import ContractError
+from gigapath_contract.files import parse_json
 from gigapath_contract.probabilities import HeadKind, probabilities
 
 SCHEMA = 1
@@ -127,16 +128,21 @@ class Contract:
         """Read a contract from JSON; every field must be there and of its type, others are ignored.
 
         Raises:
-            ContractError: not JSON, another schema, a field missing or of another type.
+            ContractError: not JSON, another schema, a field missing, of another type or of a size that no model has.
         """
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ContractError(f"the contract is not JSON ({error})") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
             raise ContractError(f"the contract has schema {schema!r}, this release reads {SCHEMA}")
-        return _read(Contract, data, "contract")
+        contract = _read(Contract, data, "contract")
+        tile, limits = contract.tile, contract.limits
+        _expect(0 < tile.crop_px <= tile.size_px, "contract.tile", "0 < crop_px <= size_px", tile)
+        least = min(tile.max_batch, limits.max_tiles, limits.grid, contract.tile_encoder.embed_dim)
+        _expect(least > 0, "contract", "positive sizes and limits", least)
+        return contract
 
     def grid_coordinates(self, coords: NDArray[Any], scale: LevelZeroScale) -> NDArray[np.int64]:
         """Level-0 pixels [N, 2] as COORDS [N, 2], by the variant's coordinate rule; pairs are (x, y).
@@ -169,10 +175,12 @@ def _read(kind: type[T], value: Any, where: str) -> T:
     elif origin is Literal:
         _expect(value in arguments, where, f"one of {', '.join(arguments)}", value)
     elif kind is float:
-        _expect(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _expect(number and 0 < value < 1e300, where, "a positive number", value)
         result = float(value)
     else:
         _expect(type(value) is kind, where, f"a {kind.__name__}", value)
+        _expect(kind is not int or 0 <= value < 2**63, where, "a count", value)
     return typing.cast(T, result)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from training.files import parse_yaml
 
 app = typer.Typer(
     help="Train: make a cohort with planted lesions, fine-tune the encoders, train the demo's weights.",
@@ -99,7 +100,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    return name, yaml.safe_load(value)
+    return name, parse_yaml(value, f"--set {name}")
 
 
 def _print_metrics(test: dict[str, Any]) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gigapath_contract.probabilities import HeadKind
+from training import files
 from training.errors import TrainingError
 from training.models.head import HeadConfig
 from training.models.presets import Preset, get_preset
@@ -209,12 +209,7 @@ def read_yaml(path: Path, model: type[Model], overrides: dict[str, Any] | None =
     Raises:
         TrainingError: the file cannot be read, or a setting is unknown, missing or of another type.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise TrainingError(f"{path} is not a configuration: it must be a YAML mapping")
     for name, value in (overrides or {}).items():

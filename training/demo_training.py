@@ -6,7 +6,6 @@ then see its embeddings and each slide's label alone.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from training.config import read_config, read_yaml
 from training.data.h5_features import read_bag
 from training.data.tiles import Tile, TileImages, list_tiles
 from training.errors import TrainingError
-from training.files import atomic_path, make_folder, write_json
+from training.files import atomic_path, make_folder, read_json, write_json
 from training.loops.tile_level import TileConfig
 from training.models.build import build_slide_model, build_tile_encoder
 from training.models.packaged import files_in, packaged_files
@@ -67,7 +66,7 @@ def train_demo(
     model = build_slide_model("demo", files.slide)
     facts = {
         "made_by": "python -m training train-demo",
-        "cohort": json.loads((cohort / MARK).read_text(encoding="utf-8"))["plan_sha256"],
+        "cohort": read_json(cohort / MARK)["plan_sha256"],
         "tiles": tile_result["test"]["metrics"],
         "slides": slide_result["test"]["metrics"],
         "held_out": score_slides(model, sorted(features.glob("test-*.h5"))),
@@ -93,7 +92,7 @@ def compare(held_out: dict[str, float]) -> float:
     path = packaged_files("demo").facts
     if not path.exists():
         raise TrainingError("the demo has no packaged weights to compare with: run `make demo-weights`")
-    before: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["held_out"]
+    before: dict[str, float] = read_json(path)["held_out"]
     if not held_out or not set(held_out) <= set(before):
         raise TrainingError("the packaged weights were made on another cohort: run `make demo-weights`")
     apart = {name: abs(score - before[name]) for name, score in held_out.items()}

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gigapath_contract import files
 from training.errors import TrainingError
+
+_MOST_YAML_BYTES = 256 << 10
 
 
 @contextmanager
@@ -49,6 +53,49 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON; a NaN or an infinity becomes null."""
     write_text(path, json.dumps(_finite(content), indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises TrainingError where it is none or cannot be read."""
+    try:
+        return files.parse_json(path.read_bytes())
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise TrainingError(f"{path} is damaged ({error}): make it again") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML without aliases, through which few lines can stand for thousands of millions of values.
+
+    Raises:
+        TrainingError: it is none, nested too deeply, too long, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > _MOST_YAML_BYTES:
+        raise TrainingError(f"{path} is no configuration: it has over {_MOST_YAML_BYTES >> 10} KiB")
+    return parse_yaml(data, str(path))
+
+
+def parse_yaml(text: str | bytes, name: str) -> Any:
+    """The same of a text; `name` is what errors call it."""
+    try:
+        return yaml.load(text, _WithoutAliases)
+    # A value that contradicts its tag raises whatever its constructor does.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise TrainingError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """PyYAML's safe loader, without aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"no aliases here, write the value out{self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from gigapath_contract.files import parse_json
+
 from ..errors import ClientError
 from ..files import write_text
 from ..scoring.result_key import ResultKey
@@ -104,7 +106,7 @@ def write_record(out: Path, record: SlideRecord) -> None:
 def read_record(out: Path, slide_id: str) -> SlideRecord | None:
     """The record of a slide, None where there is none or another version wrote it."""
     try:
-        return SlideRecord(**json.loads(record_path(out, slide_id).read_text()))
+        return SlideRecord(**parse_json(record_path(out, slide_id).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import shapely
 from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
-from ..arrays import Int64
+from gigapath_contract.files import parse_json
+
+from ..arrays import Bool, Float64, Int64
 from ..errors import MaskError
 from ..files import atomic_path
 
@@ -25,6 +28,13 @@ SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 TISSUE_COLOUR, TILE_COLOUR = (20, 110, 60), (60, 90, 160)
 # The same object gets the same id in every run.
 _NAMESPACE = uuid.UUID("0d7c5f7e-7a1c-4c55-9d7e-2f6f3a6f0c11")
+
+MOST_BYTES = 256 << 20  # of JSON: as Python objects it takes ten times that
+FURTHEST_PX = 1e8  # no slide reaches so far, and cv2's fixed point would overflow
+# GEOS needs minutes for an outline that crosses itself or others much more often, and no drawing does.
+MOST_CROSSINGS = 2_000  # of one outline with itself ...
+MOST_OVERLAPS = 20_000  # ... and of all outlines, beyond three per vertex
+MOST_CANDIDATES = 5_000_000  # pairs of edges whose bounding boxes meet, beyond 50 per vertex
 
 
 def is_geojson(path: Path) -> bool:
@@ -41,9 +51,9 @@ def read_annotations(
     names only. Points and lines are no areas and are passed over.
 
     Raises:
-        MaskError: not readable, not GeoJSON, or no area in it.
+        MaskError: not readable, not GeoJSON, without areas, or its outlines cross too often.
     """
-    found = [(_class_name(feature), geometry) for feature, geometry in _areas(path)]
+    found = _areas(path)
     ignored = [geometry for name, geometry in found if name.endswith("*")]
     wanted = [g for name, g in found if not name.endswith("*") and (classes is None or name in classes)]
     if not wanted:
@@ -62,12 +72,15 @@ def read_features(path: Path) -> list[Feature]:
         MaskError: not readable, or not GeoJSON.
     """
     try:
-        data = path.read_bytes()
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        with path.open("rb") as file:
+            data = (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise MaskError(f"{path}: over {MOST_BYTES >> 20} MiB of JSON: export the annotations alone")
+        content = parse_json(data)
+    except (ValueError, EOFError, zlib.error) as error:
+        raise MaskError(f"{path}: not JSON ({error}): export it again") from None
     except OSError as error:
         raise MaskError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
-    except (ValueError, EOFError) as error:
-        raise MaskError(f"{path}: not JSON ({error}): export it again") from None
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
         raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")
@@ -160,15 +173,84 @@ def _class(name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
     return {"name": name, "color": list(colour)}
 
 
-def _areas(path: Path) -> Iterator[tuple[Feature, BaseGeometry]]:
+def _areas(path: Path) -> list[tuple[str, BaseGeometry]]:
+    """Class and valid shape of each feature with an area."""
+    shapes = []
     for feature in read_features(path):
         try:
-            geometry = shape(feature["geometry"])
-        except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise MaskError(f"{path}: a feature has no valid geometry ({error}): export it again") from None
+            shapes.append((_class_name(feature), shape(feature["geometry"])))
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            shapely.errors.ShapelyError,
+        ) as error:
+            reason = " ".join(str(error).split())
+            raise MaskError(f"{path}: a feature has no valid geometry ({reason}): export it again") from None
+    _check_outlines(path, [geometry for _, geometry in shapes])
+    areas = []
+    for name, geometry in shapes:
         parts = [p for p in shapely.get_parts(shapely.make_valid(geometry)) if p.area > 0]
         if parts:
-            yield feature, shapely.union_all(parts)
+            areas.append((name, shapely.union_all(parts)))
+    return areas
+
+
+def _check_outlines(path: Path, geometries: Sequence[BaseGeometry]) -> None:
+    """Refuse coordinates that no slide has, and outlines that would keep GEOS busy for minutes.
+
+    Raises:
+        MaskError: they are not finite or too large, or cross themselves or each other too often.
+    """
+    parts, owner = np.array(geometries, object), np.arange(len(geometries))
+    while (shapely.get_type_id(parts) > 3).any():  # collections, which hold collections
+        parts, index = shapely.get_parts(parts, return_index=True)
+        owner = owner[index]
+    rings, index = shapely.get_rings(parts, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    if not (np.abs(points) <= FURTHEST_PX).all():  # false for nan too
+        raise MaskError(f"{path}: holds coordinates that no slide has: export it again, in pixels")
+    starts = np.flatnonzero(ring[1:] == ring[:-1])
+    ends, edge_owner = starts + 1, owner[index[ring[starts]]]
+    edges = np.stack([points[starts], points[ends]], axis=1)
+    tree, candidates, crossings = shapely.STRtree(shapely.linestrings(edges)), 0, 0
+    own = np.zeros(len(geometries), np.int64)
+    for first in range(0, len(edges), _EDGES_AT_A_TIME):
+        some = tree.geometries[first : first + _EDGES_AT_A_TIME]
+        one, other = tree.query(some)
+        one = one + first
+        candidates += len(one)
+        one, other = one[one < other], other[one < other]
+        cross = _cross(edges[one], edges[other])
+        one, other = edge_owner[one[cross]], edge_owner[other[cross]]
+        crossings += len(one)
+        np.add.at(own, one[one == other], 1)
+        if (
+            candidates > MOST_CANDIDATES + 50 * len(edges)
+            or crossings > MOST_OVERLAPS + 3 * len(edges)
+            or own.max(initial=0) > MOST_CROSSINGS
+        ):
+            raise MaskError(
+                f"{path}: its outlines cross too often for areas: draw or simplify them in QuPath"
+            )
+
+
+_EDGES_AT_A_TIME = 64
+
+
+def _cross(one: Float64, other: Float64) -> Bool:
+    """Which pairs of edges, each [n, 2 ends, (x, y)], cross in their inside."""
+
+    def side(edge: Float64, point: Float64) -> Float64:
+        (dx, dy), (px, py) = (edge[:, 1] - edge[:, 0]).T, (point - edge[:, 0]).T
+        return np.asarray(dx * py - dy * px)
+
+    def apart(edge: Float64, ends: Float64) -> Bool:
+        return np.asarray(np.sign(side(edge, ends[:, 0])) * np.sign(side(edge, ends[:, 1])) < 0)
+
+    return apart(one, other) & apart(other, one)
 
 
 def _class_name(feature: Feature) -> str:

@@ -35,6 +35,8 @@ def test_a_contract_survives_reading(contract: Contract, contract_text: str) -> 
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ('{"a":' * 100_000, "not JSON .*nested too deeply"),
+        ("1" * 5000, "not JSON"),
         ("[]", "schema None"),
         ('{"schema": 2}', "schema 2, this release reads 1"),
         ('{"schema": 1}', "field"),
@@ -54,6 +56,18 @@ def test_what_is_no_contract_is_refused(text: str, message: str) -> None:
         ({"head": {"weights_sha256": "x", "classes": "ab", "kind": "binary"}}, r"head\.classes .* a list"),
         ({"head": {"weights_sha256": "x", "classes": ["a"], "kind": "two"}}, r"head\.kind .* multilabel"),
         ({"trained": None}, r"contract\.trained"),
+        ({"version": -1}, r"contract\.version should be or have a count"),
+        ({"version": 10**400}, r"contract\.version should be or have a count"),
+        *(
+            ({"tile": {"size_px": 256, "crop_px": 224, "mpp": mpp, "max_batch": 1}}, r"tile\.mpp .* positive")
+            for mpp in (0, -1, float("nan"), float("inf"), 10**400)
+        ),
+        (
+            {"tile": {"size_px": 256, "crop_px": 257, "mpp": 0.5, "max_batch": 1}},
+            r"contract\.tile .* crop_px",
+        ),
+        ({"tile": {"size_px": 256, "crop_px": 224, "mpp": 0.5, "max_batch": 0}}, "positive sizes and limits"),
+        ({"limits": {"max_tiles": 0, "grid": 1000}}, "positive sizes and limits"),
     ],
 )
 def test_a_field_of_another_type_is_named(contract: Contract, parts: dict[str, object], message: str) -> None:

@@ -57,6 +57,10 @@ def test_every_configuration_that_comes_along_is_valid(path: Path) -> None:
         ("preset: demo\ntask: {kind: binary, classes: [a, b]}", "a binary head can't have 2 classes"),
         ("- a list", "must be a YAML mapping"),
         ("preset: [", "is not YAML"),
+        ("[" * 100_000, "is not YAML: maximum recursion depth"),
+        ("preset: &a demo\ntask: {classes: [*a, b]}", "is not YAML: no aliases here"),
+        ("preset: !!timestamp soon", "is not YAML"),
+        ("#" * 300_000, "is no configuration: it has over 256 KiB"),
     ],
 )
 def test_a_mistake_is_named(text: str, message: str, tmp_path: Path) -> None:

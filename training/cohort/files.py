@@ -20,7 +20,7 @@ from gigapath_contract.files import file_sha256
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
 from training.cohort.pyramid import halvings, write_pyramid
 from training.errors import TrainingError
-from training.files import make_folder, write_csv, write_json, write_text
+from training.files import make_folder, read_json, write_csv, write_json, write_text
 
 CLASSES = ("benign", "lesion")
 MARK = "cohort.json"  # written last: a folder with it is complete
@@ -52,7 +52,7 @@ def make_cohort(
     inputs = {"source_sha256": _sha256(source), "plan_sha256": plan_digest(plans)}
     mark = out / MARK
     if mark.exists():
-        if {k: v for k, v in json.loads(mark.read_text()).items() if k in inputs} == inputs:
+        if {k: v for k, v in read_json(mark).items() if k in inputs} == inputs:
             return plans
         raise TrainingError(f"{out} holds another cohort: remove it or choose another --out")
     if out.exists() and (not out.is_dir() or any(p.name != "slides" for p in out.iterdir())):

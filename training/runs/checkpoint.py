@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gigapath_contract.coordinates import RULE_VERSION
+from gigapath_contract.files import parse_json
 from gigapath_contract.probabilities import HeadKind
 from training.errors import TrainingError
 from training.files import atomic_path, write_text
@@ -85,7 +85,7 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
     """`run.json` of a finished run; a TrainingError says what is missing or wrong with it."""
     path = folder / METADATA
     try:
-        return CheckpointMetadata.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return CheckpointMetadata.model_validate(parse_json(path.read_bytes()))
     except OSError as error:
         raise TrainingError(
             f"{folder} is not a finished fine-tuning run (no {METADATA}): give the folder that "

@@ -6,7 +6,6 @@ down, so that a tile whose true position is the beginning of a cell could fall i
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import numpy.typing as npt
 from gigapath_contract.coordinates import CELL, LevelZeroScale, grid_coordinates
 from gigapath_contract.errors import CoordinateError, FeatureFileError
 from gigapath_contract.features import read_tile_features
+from training.errors import TrainingError
+from training.files import read_json, read_yaml
 from training.runs.layout import DATA, ENVIRONMENT, METADATA, config_path
 
 VERSION_FIELD = "coordinate_rule_version"
@@ -62,11 +63,10 @@ def warn_misplaced(folder: Path, rule: str | None = None) -> None:
 def _misplaced(folder: Path, rule: str) -> tuple[list[int], bool]:
     """Tile sizes in level-0 px of slides with misplaced tiles, and whether some slide's are unknown."""
     import h5py  # here, so that an export of unchanged input stays fast
-    import yaml
 
     names = list(_read_json(folder / DATA).get("sha256", {}))
     config = config_path(folder)
-    content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    content = read_yaml(config) if config.exists() else {}
     features = Path((content.get("data") or {}).get("features", "features"))
     sides: set[int] = set()
     unknown = not names
@@ -97,7 +97,7 @@ def float_coordinates(coords: npt.NDArray[Any], rule: str, scale: LevelZeroScale
 def _read_json(path: Path) -> dict[str, Any]:
     """A part of a run's record; empty where it is missing or damaged, which is the reader's to report."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path)
+    except TrainingError:
         return {}
     return found if isinstance(found, dict) else {}

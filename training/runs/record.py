@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -19,7 +18,7 @@ from gigapath_contract.coordinates import RULE_VERSION
 from gigapath_contract.probabilities import HeadKind
 from training.config import RunConfig
 from training.errors import TrainingError
-from training.files import make_folder, write_csv, write_json, write_text
+from training.files import make_folder, read_json, read_yaml, write_csv, write_json, write_text
 from training.loops.metrics import evaluate, indicator, intervals
 from training.runs.layout import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CARD, config_path
 
@@ -34,7 +33,7 @@ def open_record(folder: Path, config: RunConfig, data: dict[str, Any]) -> None:
     if (recorded := config_path(folder)).exists():
         if not _same_but_for_resources(recorded, config):
             raise TrainingError(f"{folder} holds a run of another configuration: choose another --out")
-        if json.loads((folder / DATA).read_text(encoding="utf-8")) != data:
+        if read_json(folder / DATA) != data:
             raise TrainingError(f"the data has changed since the run in {folder} began: choose another --out")
         return
     if folder.exists() and any(folder.iterdir()):
@@ -56,7 +55,7 @@ def open_record(folder: Path, config: RunConfig, data: dict[str, Any]) -> None:
 def _same_but_for_resources(path: Path, config: RunConfig) -> bool:
     """Whether the configuration in `path` equals `config`; a setting that it lacks has its default."""
     try:
-        before = type(config).model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = type(config).model_validate(read_yaml(path))
     except ValidationError:
         return False
     return before.model_copy(update={"resources": config.resources}) == config
@@ -116,7 +115,7 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """A finished run's metrics."""
-    found: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / METRICS)
     return found
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +87,12 @@ def test_classes_and_ignored(tmp_path: Path) -> None:
         (b'[{"geometry": {"type": "Cube", "coordinates": [[0, 1]]}}]', "no valid geometry"),
         (b'{"type": "FeatureCollection", "features": []}', r"classes with areas: none at all"),
         (b'[{"geometry": {"type": "Point", "coordinates": [0, 1]}}]', r"classes with areas: none at all"),
+        (b"[" * 100_000, "not JSON"),
+        (b'[{"geometry": {"type": "Polygon", "coordinates": []}, "properties": [1]}]', "no valid geometry"),
+        (
+            b'[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e999, 0], [1, 1], [0, 0]]]}}]',
+            "coordinates that no slide has",
+        ),
     ],
 )
 def test_nonsense_is_one_line(tmp_path: Path, data: bytes, said: str) -> None:
@@ -94,6 +102,33 @@ def test_nonsense_is_one_line(tmp_path: Path, data: bytes, said: str) -> None:
         read_annotations(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_outlines_that_cross_too_often_are_refused_at_once(tmp_path: Path) -> None:
+    """Of 400 random vertices GEOS needs half a minute, of 3,000 hours; few crossings are no mistake."""
+    random, path = np.random.default_rng(0), tmp_path / "a.geojson"
+
+    def drawn(vertices: int) -> dict[str, Any]:
+        return polygon(*random.random((vertices, 2)).tolist())
+
+    path.write_text(json.dumps([drawn(30), drawn(40)]))
+    assert read_annotations(path).area > 0
+    for tangled in ([drawn(3_000)], [drawn(8) for _ in range(200)]):
+        path.write_text(json.dumps(tangled))
+        began = time.monotonic()
+        with pytest.raises(MaskError, match="cross too often"):
+            read_annotations(path)
+        assert time.monotonic() - began < 10
+
+
+def test_a_compressed_file_is_refused_by_what_it_unpacks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.slides.geojson.MOST_BYTES", 1 << 20)
+    path = tmp_path / "a.geojson.gz"
+    path.write_bytes(gzip.compress(b" " * (2 << 20)))
+    with pytest.raises(MaskError, match="over 1 MiB of JSON: export the annotations alone"):
+        read_annotations(path)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
