@@ -128,7 +128,7 @@ class Contract:
         """Read a contract from JSON; every field must be there and of its type, others are ignored.
 
         Raises:
-            ContractError: not JSON, another schema, a field missing, of another type or of a size that no model has.
+            ContractError: not JSON, another schema, a field missing, of another type or out of range.
         """
         try:
             data = parse_json(text)

@@ -94,7 +94,7 @@ class _WithoutAliases(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"no aliases here, write the value out{self.peek_event().start_mark}")
+            raise yaml.YAMLError("no aliases here, write the value out")
         return super().compose_node(parent, index)
 
 

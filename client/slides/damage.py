@@ -1,4 +1,4 @@
-"""Find out, before a slide is used, that its file is missing, empty or cut off."""
+"""Find out, before a slide is used, that its file is missing, empty, cut off or claims what no slide has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import stat
 from pathlib import Path
 from typing import Literal
 
+import openslide
+
 from ..errors import SlideError
+from .tiff import LARGEST_TILE
+
+# A header that claims more is damaged, or made to keep its reader busy: no scanner comes near.
+LONGEST_SIDE = 2_000_000
+MOST_PIXELS = 4e11  # two inches by three at 0.1 mpp
+MOST_PIXELS_PER_BYTE = 20_000  # of one file; JPEG comes to 350 on bare glass
+SEVERAL_FILES = ("mirax", "dicom", "hamamatsu")  # whose pixels may lie in other files than the one named
 
 
 def check_file(path: Path) -> None:
@@ -30,6 +39,28 @@ def check_file(path: Path) -> None:
         raise SlideError(f"{path}: cannot be read ({error.strerror}): check path and permissions") from None
     if empty:
         raise SlideError(f"{path}: an empty file: copy it again")
+
+
+def check_claims(path: Path, handle: openslide.OpenSlide) -> None:
+    """Check that a header claims no more than a slide, and this file, can hold.
+
+    Raises:
+        SlideError: level 0, or a stored tile of any level, is too large.
+    """
+    width, height = handle.dimensions
+    properties, size = handle.properties, path.stat().st_size
+    too_large = max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS
+    if properties["openslide.vendor"] not in SEVERAL_FILES:
+        too_large |= width * height > MOST_PIXELS_PER_BYTE * size
+    if too_large:
+        raise SlideError(
+            f"{path}: its header claims {width}x{height} px in {size} bytes: damaged, copy it again"
+        )
+    for level in range(handle.level_count):
+        names = [f"openslide.level[{level}].tile-{side}" for side in ("width", "height")]
+        tile_width, tile_height = (int(properties.get(name, 0)) for name in names)
+        if 4 * tile_width * tile_height > LARGEST_TILE:
+            raise SlideError(f"{path}: its tiles claim {tile_width}x{tile_height} px: damaged, copy it again")
 
 
 def is_truncated_tiff(path: Path) -> bool:

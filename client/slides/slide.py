@@ -15,15 +15,14 @@ import openslide
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .damage import check_file, is_truncated_tiff
+from .damage import check_claims, check_file, is_truncated_tiff
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
-from .tiff import LARGEST_TILE, Page, read_pages
+from .tiff import Page, read_pages
 
-# A longer side is a damaged header: no scanner comes near.
-LONGEST_SIDE = 2_000_000
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
 FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
+MOST_OVERVIEW_PIXELS = 2e10  # of a level to look through: larger ones come with smaller ones
 MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
 ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
@@ -160,6 +159,11 @@ class Slide:
         A block that cannot be decoded is bisected until its unreadable part is small.
         """
         width, height = self.level_dimensions[level]
+        if width * height > MOST_OVERVIEW_PIXELS:
+            raise SlideError(
+                f"{self.path}: has no level small enough to find tissue on, only {width}x{height} px: "
+                "convert it to a pyramid"
+            )
         level_downsample = self.level_downsamples[level]
         shape = (math.ceil(height / factor), math.ceil(width / factor))
         pixels, unreadable = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
@@ -242,16 +246,11 @@ def open_handle(path: Path) -> openslide.OpenSlide:
         ) from None
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {_one_line(error)})") from None
-    width, height = handle.dimensions
-    if max(width, height) > LONGEST_SIDE:
+    try:
+        check_claims(path, handle)
+    except SlideError:
         handle.close()
-        raise SlideError(f"{path}: its header claims {width}x{height} px: damaged, copy it again")
-    for level in range(handle.level_count):
-        names = [f"openslide.level[{level}].tile-{side}" for side in ("width", "height")]
-        tile_width, tile_height = (int(handle.properties.get(name, 0)) for name in names)
-        if 4 * tile_width * tile_height > LARGEST_TILE:
-            handle.close()
-            raise SlideError(f"{path}: its tiles claim {tile_width}x{tile_height} px: damaged, copy it again")
+        raise
     return handle
 
 

@@ -16,6 +16,9 @@ from ..errors import PlanError
 from .slide import Slide
 from .tissue import TissueMask
 
+MOST_CELLS = 2_000_000
+"""Of a slide's grid: tiles of 0.056 mm on a slide of two inches by three, the largest that is made."""
+
 
 @dataclass(frozen=True, eq=False)
 class TilePlan:
@@ -187,10 +190,13 @@ def _grid(
     bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int], offset: tuple[int, int]
 ) -> Int64:
     """[N, 2] level-0 corners of every tile with something of the bounds in what is read of it, row-major."""
-    axes = []
+    axes, cells = [], 1
     for start, length, step, skip in zip(bounds[:2], bounds[2:], stride, offset, strict=True):
         first = round(start / downsample)
-        count = math.ceil((math.floor(length / downsample) - skip) / step)
+        count = max(0, math.ceil((math.floor(length / downsample) - skip) / step))
+        cells *= count
+        if cells > MOST_CELLS:
+            raise PlanError(f"{length} px make {count} of over {MOST_CELLS} tiles: check the slide's mpp")
         axes.append(np.rint((first + step * np.arange(count)) * downsample).astype(np.int64))
     y, x = np.meshgrid(axes[1], axes[0], indexing="ij")
     return np.stack([x.ravel(), y.ravel()], axis=1)

@@ -40,15 +40,19 @@ def damaged(path: Path, pixels: Pixels) -> None:
     path.write_bytes(content)
 
 
-def huge(path: Path, pixels: Pixels) -> None:
-    """A slide whose header claims two milliards of pixels a side."""
-    write_pyramid(path, pixels)
-    content = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as file:
-        for name in ("ImageWidth", "ImageLength"):
-            tag = file.pages.first.tags[name]
-            content[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 2_000_000_000)
-    path.write_bytes(content)
+def claiming(path: Path, side: int, tile: int) -> None:
+    """An empty slide of `side` px whose tiles, `tile` px wide, are all left out."""
+    tiles = (-(-side // tile)) ** 2
+    head = b"II*\0" + struct.pack("<I", 8 + 4 * tiles + 16) + bytes(4 * tiles)
+    rational, table = len(head), 8
+    head += struct.pack("<II", 40_000, 1) + bytes(8)
+    tags = [
+        (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 7), (262, 3, 1, 1), (277, 3, 1, 1),
+        (282, 5, 1, rational), (283, 5, 1, rational), (296, 3, 1, 3), (322, 4, 1, tile), (323, 4, 1, tile),
+        (324, 4, tiles, table), (325, 4, tiles, table),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(head + directory + bytes(50_000))
 
 
 def cut(path: Path, pixels: Pixels, share: float) -> None:
@@ -65,7 +69,9 @@ SLIDES: dict[str, tuple[Callable[[Path, Pixels], object], str]] = {
     "text": (lambda path, pixels: path.write_text("slide_id,label\n"), "no slide"),
     "noise": (lambda path, pixels: path.write_bytes(b"II*\0\x08\0\0\0" + bytes(range(256))), "slide|damaged"),
     "photo": (lambda path, pixels: tifffile.imwrite(path, pixels), "mpp|no slide"),
-    "huge_header": (huge, "claims|damaged|cut off"),
+    "huge_header": (lambda path, pixels: claiming(path, 2_000_000_000, 2**24), "header claims"),
+    "huge_empty": (lambda path, pixels: claiming(path, 1_000_000, 2**15), "header claims"),
+    "huge_tiles": (lambda path, pixels: claiming(path, 30_000, 2**14), "tiles claim 16384x16384 px"),
     "all_damaged": (damaged, "decode|damaged"),
     "no_mpp": (lambda path, pixels: write_pyramid(path, pixels, mpp=None), "--mpp or an mpp column"),
     "absurd_mpp": (lambda path, pixels: write_pyramid(path, pixels, mpp=353.0), "mpp"),

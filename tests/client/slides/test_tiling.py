@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.errors import PlanError
+from client.errors import PlanError, SlideError
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
@@ -231,3 +231,17 @@ def test_fingerprint_changes_with_what_decides_the_pixels(real_slide: Path) -> N
 def test_senseless_options_are_refused(real_slide: Path, options: dict[str, float], said: str) -> None:
     with pytest.raises(PlanError, match=said):
         plan(real_slide, **options)
+
+
+def test_a_grid_of_more_tiles_than_any_slide_has_is_refused(
+    real_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.slides.tiling.MOST_CELLS", 100)
+    with (
+        open_slide(real_slide) as slide,
+        pytest.raises(PlanError, match="of over 100 tiles: check the slide's"),
+    ):
+        plan_tiles(slide, None)
+    monkeypatch.setattr("client.slides.slide.MOST_OVERVIEW_PIXELS", 1e6)
+    with open_slide(real_slide) as slide, pytest.raises(SlideError, match="convert it to a pyramid"):
+        slide.overview(8)
