@@ -69,7 +69,7 @@ SLIDES: dict[str, tuple[Callable[[Path, Pixels], object], str]] = {
     "text": (lambda path, pixels: path.write_text("slide_id,label\n"), "no slide"),
     "noise": (lambda path, pixels: path.write_bytes(b"II*\0\x08\0\0\0" + bytes(range(256))), "slide|damaged"),
     "photo": (lambda path, pixels: tifffile.imwrite(path, pixels), "mpp|no slide"),
-    "huge_header": (lambda path, pixels: claiming(path, 2_000_000_000, 2**24), "header claims"),
+    "huge_header": (lambda path, pixels: claiming(path, 2_000_000_000, 2**24), "page claims"),
     "huge_empty": (lambda path, pixels: claiming(path, 1_000_000, 2**15), "header claims"),
     "huge_tiles": (lambda path, pixels: claiming(path, 30_000, 2**14), "tiles claim 16384x16384 px"),
     "all_damaged": (damaged, "decode|damaged"),
