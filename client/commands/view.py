@@ -12,14 +12,18 @@ from typing import Annotated
 import typer
 
 from ..errors import ClientError
+from ..triton.endpoint import Endpoint
+from . import options
 
 LOOPBACK = "127.0.0.1"
 
 
+@options.shares(endpoint=options.endpoint)
 def command(
     out: Annotated[
         list[Path], typer.Argument(help="The --out folders of score or batch.", show_default=False)
     ],
+    endpoint: Endpoint,
     slide: Annotated[
         Path | None, typer.Option(help="The slide's file, where the folder holds one slide.")
     ] = None,
@@ -37,7 +41,7 @@ def command(
     ] = LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8420,
 ) -> None:
-    """Show slides, tiles and maps in the browser, until Ctrl-C.
+    """Show slides, tiles and maps in the browser, until Ctrl-C; with a server, ask it about areas.
 
     Example: `python -m client view out`
     """
@@ -47,6 +51,7 @@ def command(
     import uvicorn
 
     from ..viewer.app import OPENSEADRAGON, create_app
+    from ..viewer.ask import Asker
     from ..viewer.library import Library
 
     if not OPENSEADRAGON.is_file():
@@ -62,7 +67,7 @@ def command(
     with _listening(host, port) as listening:
         where = f"http://{host}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
         typer.echo(f"{len(entries)} slides at {where} until Ctrl-C")
-        app = create_app(library, token=token)
+        app = create_app(library, Asker(endpoint), token=token)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -18,8 +20,11 @@ from gigapath_contract.command_line import one_line
 from gigapath_contract.errors import ContractError
 
 from ..errors import ClientError
+from ..triton.connection import Connection
+from .ask import Asker, answer
 from .contents import describe, limits, summary
 from .library import Entry, Library
+from .neighbours import nearest
 from .safety import Guard
 
 logger = logging.getLogger(__name__)
@@ -29,9 +34,12 @@ OPENSEADRAGON = PAGE / "openseadragon" / "openseadragon.min.js"
 KEEP = {"Cache-Control": "private, max-age=3600"}
 
 
-def create_app(library: Library, *, token: str | None = None) -> Starlette:
-    """The ASGI application that shows a library; with a `token` to those who have it."""
-    view = _View(library)
+def create_app(library: Library, asker: Asker | None = None, *, token: str | None = None) -> Starlette:
+    """The ASGI application that shows a library; with a `token` to those who have it.
+
+    asker: the served model that answers questions; None: there is none.
+    """
+    view = _View(library, asker)
     return Starlette(
         routes=[
             Route("/", view.page),
@@ -39,6 +47,9 @@ def create_app(library: Library, *, token: str | None = None) -> Starlette:
             Route("/api/slides", view.slides),
             Route("/api/limits", view.limits),
             Route("/api/slides/{key}", view.slide),
+            Route("/api/slides/{key}/neighbours/{row:int}", view.neighbours),
+            Route("/api/slides/{key}/ask", view.ask, methods=["POST"]),
+            Route("/api/server", view.server),
             Route("/slides/{key}/{level:int}/{column:int}_{row:int}.jpeg", view.tile),
             Route("/slides/{key}/maps/{x:int}_{y:int}.png", view.tile_map),
         ],
@@ -50,8 +61,9 @@ def create_app(library: Library, *, token: str | None = None) -> Starlette:
 class _View:
     """The answers; Starlette calls the plain functions in threads."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, asker: Asker | None) -> None:
         self._library = library
+        self._asker = asker
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
 
@@ -66,6 +78,34 @@ class _View:
 
     def slide(self, request: Request) -> Response:
         return JSONResponse(describe(self._library, self._entry(request)))
+
+    def neighbours(self, request: Request) -> Response:
+        entry = self._entry(request)
+        everywhere = request.query_params.get("everywhere") == "1"
+        among = list(self._read().values()) if everywhere else [entry]
+        return JSONResponse(nearest(self._library, entry, request.path_params["row"], among))
+
+    def server(self, request: Request) -> Response:
+        return JSONResponse(self._asker.server() if self._asker else {"error": "no server was named"})
+
+    async def ask(self, request: Request) -> Response:
+        """Ask the model; the question is taken back when the page goes away."""
+        if request.headers.get("content-type") != "application/json":  # another site could send the rest
+            raise HTTPException(415)
+        try:
+            question = await request.json()
+        except ValueError:
+            raise HTTPException(400) from None
+        entry = self._entry(request)
+        bank = self._entries.get(str(question.get("bank"))) if isinstance(question, dict) else None
+        if self._asker is None:
+            raise ClientError("no server was named, so the model cannot be asked: give --url")
+        with self._asker.connect() as connection:
+            watching = asyncio.create_task(_cancel_when_gone(request, connection))
+            try:
+                return JSONResponse(await run_in_threadpool(answer, connection, entry, question, bank))
+            finally:
+                watching.cancel()
 
     def tile(self, request: Request) -> Response:
         at = request.path_params
@@ -93,6 +133,12 @@ class _View:
         with self._lock:
             self._entries = self._library.entries()
             return self._entries
+
+
+async def _cancel_when_gone(request: Request, connection: Connection) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    connection.cancel()
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -8,9 +8,9 @@ import { column, corner, ordered } from "./slide.js";
 const STRONGEST = 8;
 const SMALL = 72;
 
-/** Fill `parent` for a pane; `go(pane, row)` shows a tile, `open(key, row)` one of another slide. */
-export function showDetails(parent, pane, look, { go, open }) {
-  parent.replaceChildren(tile(pane, { go, open }), strongest(pane, look, go));
+/** Fill `parent` for a pane; `go(pane, row)` shows a tile, `open(key, row)` one of another slide; `question` is a panel. */
+export function showDetails(parent, pane, look, { go, open, question }) {
+  parent.replaceChildren(...[question, tile(pane, { go, open }), strongest(pane, look, go)].filter(Boolean));
 }
 
 function tile(pane, { go, open }) {

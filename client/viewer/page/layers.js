@@ -80,7 +80,7 @@ function signedCells(ctx, view, slide, values, limit, threshold, floor) {
     const noise = floor !== null && size < floor;
     if (noise) faint.push([x, y]);
     // Weak values veil the tissue less.
-    ctx.globalAlpha = noise ? FAINT : Math.max(FAINT, Math.min(1, size / limit));
+    ctx.globalAlpha = noise ? FAINT : Math.max(FAINT, Math.min(1, Math.sqrt(size / limit)));
     ctx.fillStyle = diverging[signedStep(values[row], limit)];
     fill(x, y);
   });

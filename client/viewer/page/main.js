@@ -1,6 +1,7 @@
 // The page: reads the address, shows the list or one or two slides, and keeps the address up to date.
 
-import { readLimits, readSlides } from "./api.js";
+import { isExport, readLimits, readServer, readSlides } from "./api.js";
+import { askAbout, askPanel, drawArea } from "./ask.js";
 import { link } from "./compare.js";
 import { showControls } from "./controls.js";
 import { showDetails } from "./details.js";
@@ -21,6 +22,9 @@ const drawer = at("drawer");
 
 let state = parse(location.hash);
 let slides = [];
+let server = null; // what is known of the served model
+let bank = ""; // the slide whose tiles replace an area
+let stopDrawing = null;
 let limits = null; // of every map and class, over all slides
 let panes = [];
 let active = null; // the pane that the pointer was on last
@@ -69,8 +73,61 @@ async function change(part, whole = true) {
 
 function panels() {
   updateControls = showControls(at("controls"), { state, panes, look, change, jump, load });
-  showDetails(at("details"), active, look(active), { go, open: openTile });
+  details();
   header();
+}
+
+function details() {
+  const pane = active;
+  const question = isExport()
+    ? null
+    : askPanel({ server, slides, pane, cls: look(pane).cls, bank, draw, clear, setBank: (key) => ((bank = key), again()) });
+  showDetails(at("details"), pane, look(pane), { go, open: openTile, question });
+}
+
+// Questions -------------------------------------------------------------------------------------------------------
+
+function draw() {
+  stopDrawing?.();
+  const pane = active;
+  pane.shape = pane.question = pane.answer = null;
+  stopDrawing = drawArea(pane, (area) => {
+    stopDrawing = null;
+    pane.shape = area;
+    pane.redraw();
+    if (area) question(pane, { area });
+  });
+}
+
+const question = (pane, asked) => askAbout(pane, asked, bank, () => panes.includes(pane) && pane === active && details());
+const again = () => active.question && question(active, active.question);
+
+function clear() {
+  active.asking?.abort();
+  active.shape = active.question = active.answer = null;
+  active.redraw();
+  details();
+}
+
+/** Add a tile to the question, or take it out. */
+function pick(pane, row) {
+  const tiles = new Set(pane.question?.tiles);
+  if (!tiles.delete(row)) tiles.add(row);
+  pane.shape = null;
+  active = pane;
+  if (!tiles.size) return clear();
+  question(pane, { tiles: [...tiles] });
+  return pane.redraw();
+}
+
+async function findServer() {
+  if (isExport()) return;
+  try {
+    server = await readServer();
+  } catch (error) {
+    server = { error: error.message };
+  }
+  if (panes.length) details();
 }
 
 let pending = 0;
@@ -88,12 +145,14 @@ function moved(pane) {
   remember();
 }
 
-function choose(pane, row) {
+function choose(pane, row, together = false) {
+  if (together && row >= 0 && server && !server.error) return pick(pane, row);
   for (const one of panes) one.selected = -1;
   pane.selected = row;
   active = pane;
-  showDetails(at("details"), pane, look(pane), { go, open: openTile });
+  details();
   for (const one of panes) one.redraw();
+  return undefined;
 }
 
 /** Show a tile of a pane, large. */
@@ -186,13 +245,17 @@ async function visitAddress() {
   const mine = ++visit;
   for (const pane of panes) pane.close();
   panes = [];
+  stopDrawing = null;
   drawer.close();
   at("messages").replaceChildren();
   list.hidden = Boolean(state.slide);
   view.hidden = !state.slide;
   header();
   try {
-    if (!state.slide || !slides.length) slides = await readSlides();
+    if (!state.slide || !slides.length) {
+      slides = await readSlides();
+      bank = "";
+    }
     if (!state.slide) return showList(list, slides, openSlide);
     const keys = [state.slide, state.beside].filter(Boolean);
     const loaded = await Promise.all(keys.map(loadSlide));
@@ -215,6 +278,7 @@ function showPanes(loaded) {
   if (panes[1]) state.besideMap ??= panes[1].slide.key === panes[0].slide.key ? otherMap(panes[1].slide, map) : map?.name;
   for (const { slide } of panes) for (const problem of slide.problems) say(`${slide.slide_id}: ${problem}`);
   change({});
+  findServer();
   let left = panes.length;
   function opened(pane) {
     if (pane === panes[0]) pane.goTo(place);
@@ -230,7 +294,7 @@ const next = (choices, now, step = 1) => choices[(choices.indexOf(now) + step + 
 
 function act(key) {
   if (key === "?") return showKeys(drawer);
-  if (key === "Escape") return drawer.close();
+  if (key === "Escape") return stopDrawing ? stopDrawing() : drawer.close();
   if (!panes.length) return undefined;
   const { viewport } = active.viewer;
   const { map, cls, limit } = look(active);
@@ -274,6 +338,8 @@ function act(key) {
       const { element } = active.viewer.navigator;
       return (element.hidden = !element.hidden);
     }
+    case "a":
+      return server && !server.error && draw();
     case "t":
       return showTrust(drawer, panes, look);
     case "l":

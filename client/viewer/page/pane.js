@@ -19,6 +19,9 @@ export class Pane {
     this.look = () => look(this);
     this.selected = -1;
     this.shape = null; // an area that is asked about, in level-0 px
+    this.question = null; // what is asked about: {area} or {tiles}
+    this.answer = null;
+    this.asking = null; // what takes the question back
     this.loaded = false;
     this.title = el("div", { className: "title" }, slide.slide_id);
     this.tip = el("div", { className: "tip", hidden: true });
@@ -33,6 +36,7 @@ export class Pane {
       showNavigator: true,
       navigatorPosition: "BOTTOM_RIGHT",
       navigatorSizeRatio: 0.16,
+      navigatorAutoFade: false,
       animationTime: 0.3,
       minZoomImageRatio: 0.5,
       maxZoomPixelRatio: 8,
@@ -60,7 +64,7 @@ export class Pane {
     });
     this.viewer.addHandler("open-failed", ({ message }) => events.problem(`${slide.slide_id}: ${message}`));
     this.viewer.addHandler("canvas-click", (event) => {
-      if (event.quick) events.select(this, this.rowAt(event.position));
+      if (event.quick) events.select(this, this.rowAt(event.position), event.originalEvent.shiftKey);
     });
     this.frame.addEventListener("pointermove", (event) => this.hover(event), true);
     this.frame.addEventListener("pointerleave", () => (this.tip.hidden = true));
@@ -159,15 +163,19 @@ export class Pane {
         ctx.stroke();
       }
     };
-    if (this.selected >= 0) {
-      const [x, y] = corner(this.slide, this.selected);
-      const [w, h] = this.slide.size;
-      trace([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], true);
-    }
+    if (this.selected >= 0) trace(this.outline(this.selected), true);
+    for (const row of this.question?.tiles || []) trace(this.outline(row), true);
     if (this.shape?.length) trace(this.shape, !this.drawing);
   }
 
+  outline(row) {
+    const [x, y] = corner(this.slide, row);
+    const [width, height] = this.slide.size;
+    return [[x, y], [x + width, y], [x + width, y + height], [x, y + height]];
+  }
+
   close() {
+    this.asking?.abort();
     this.viewer.destroy();
     this.frame.remove();
   }

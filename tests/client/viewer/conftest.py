@@ -46,45 +46,47 @@ class Answer:
     body: bytes
 
 
-Get = Callable[..., Answer]
+def send(
+    app: ASGIApp,
+    path: str,
+    *,
+    query: str = "",
+    method: str = "GET",
+    body: bytes = b"",
+    gone_after: float | None = None,
+    **headers: str,
+) -> Answer:
+    """One request straight to an ASGI application; `gone_after`: seconds until who asked is gone."""
+    sent: list[Message] = []
+    requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    named = {"host": "127.0.0.1:8420", **headers}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()],
+    }
 
-
-@pytest.fixture(scope="session")
-def get() -> Get:
-    """`get(app, "/path", query="", host="127.0.0.1", …)`: one request straight to an ASGI application."""
-
-    def request(
-        app: ASGIApp, path: str, *, query: str = "", method: str = "GET", body: bytes = b"", **headers: str
-    ) -> Answer:
-        sent: list[Message] = []
-        requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        named = {"host": "127.0.0.1:8420", **headers}
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()],
-        }
-
-        async def receive() -> Message:
-            if not requests:
-                await asyncio.Event().wait()  # the page stays open
+    async def receive() -> Message:
+        if requests:
             return requests.pop()
+        if gone_after is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(gone_after or 0)
+        return {"type": "http.disconnect"}
 
-        async def send(message: Message) -> None:
-            sent.append(message)
+    async def take(message: Message) -> None:
+        sent.append(message)
 
-        async def answer() -> None:
-            await app(scope, receive, send)
+    async def answer() -> None:
+        await app(scope, receive, take)
 
-        asyncio.run(answer())
-        found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return Answer(sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:]))
-
-    return request
+    asyncio.run(answer())
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:]))
 
 
 @pytest.fixture(scope="session")

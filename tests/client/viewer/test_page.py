@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.client.conftest import Run
 from tests.client.viewer.conftest import BLACK, TILE
 
 NAME = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
@@ -34,6 +36,7 @@ def address(
     serve: Callable[..., AbstractContextManager[str]],
     explained: Path,
     coarse: Path,
+    triton_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """A server that shows the demo's slide, with an annotation of a hostile name, and the coarse one."""
@@ -46,7 +49,7 @@ def address(
     }
     collection = {"type": "FeatureCollection", "features": [feature]}
     (folder / "CMU-1-Small-Region.geojson").write_text(json.dumps(collection))
-    with serve(explained, coarse, "--annotations", folder) as url:
+    with serve(explained, coarse, "--annotations", folder, "--url", triton_url) as url:
         yield url
 
 
@@ -135,6 +138,43 @@ def test_a_click_shows_the_tile_and_the_keyboard_moves_on(browser: Any, address:
     ActionChains(browser).send_keys("t").perform()
     assert "noise floor" in browser.find_element("css selector", "dialog").text
     ActionChains(browser).send_keys("\ue00c").perform()
+
+
+def test_the_answer_about_a_drawn_area_is_that_of_the_command(
+    browser: Any,
+    address: str,
+    run_client: Run,
+    triton_url: str,
+    explained: Path,
+    coarse: Path,
+    tmp_path: Path,
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    show(browser, f"{address}#slide=CMU-1-Small-Region&class=benign")
+    browser.implicitly_wait(20)
+    browser.find_element("css selector", "#ask option[value=coarse]").click()
+    browser.find_element("id", "draw").click()
+    pen = ActionChains(browser).move_to_element(browser.find_element("css selector", ".pane"))
+    pen.move_by_offset(-100, -200).click_and_hold()
+    for step in ((180, 10), (0, 150), (-90, 30), (-80, -20), (-10, -100)):
+        pen.move_by_offset(*step)
+    pen.release().perform()
+    shown = browser.find_element("css selector", "#answer").text
+    area, answer = browser.execute_script("return [viewer.panes[0].question.area, viewer.panes[0].answer]")
+    drawn = tmp_path / "area.geojson"
+    drawn.write_text(json.dumps({"geometry": {"type": "Polygon", "coordinates": [[*area, area[0]]]}}))
+    h5, bank = explained / "CMU-1-Small-Region.h5", coarse / "coarse.h5"
+    for change, options in {"remove": (), "keep": (), "replace": ("--bank", bank)}.items():
+        given = ("--change", change, *options, "--url", triton_url, "--out", tmp_path)
+        assert run_client("counterfactual", h5, drawn, *given).code == 0
+        with next(tmp_path.glob(f"*-counterfactual-{change}.csv")).open() as file:
+            rows = list(csv.reader(file))[1:]
+        wanted = [float(row[4]) for row in rows]
+        assert answer["effects"][change]["mean"] == pytest.approx(wanted, abs=1e-6)
+        assert {int(row[2]) for row in rows} == {len(answer["tiles"])}
+    assert 5 < len(answer["tiles"]) < 50
+    assert f"{len(answer['tiles'])} tiles, benign" in shown
 
 
 def test_the_list_sorts_filters_and_opens(browser: Any, address: str) -> None:
