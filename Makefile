@@ -105,7 +105,7 @@ bench: $(if $(NAME),$(ALL) $(FETCHED),$(READY))  ## measure, and write docs/benc
 ##@ Deployment and release
 # docker where an engine runs; buildah needs none.
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
-.PHONY: images sbom certificates wheel
+.PHONY: images sbom certificates docs wheel
 images:  ## the images gigapath-client and gigapath-triton-cpu [BUILDER=docker|buildah BASE_IMAGE=]
 	for target in client triton-cpu; do \
 	    $(BUILDER) build --target $$target --tag gigapath-$$target --file docker/Dockerfile \
@@ -118,6 +118,9 @@ sbom: $(READY)  ## what both images hold, as CycloneDX: build/sbom
 
 certificates:  ## certificates to try TLS with, in deploy/certs
 	deploy/certificates.sh
+
+docs: $(READY)  ## the documentation as a site, build/docs/index.html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 wheel: $(READY) $(VIEWER)  ## the client's wheel, in dist/
 	rm -rf build/lib build/bdist.*  # what an earlier build left there would get into the wheel
@@ -134,7 +137,7 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-has
 WITHIN_ALL := -c requirements/all.txt
 lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 	$(LOCK) pyproject.toml --extra ray --extra view \
-	    $(addprefix --group ,training export server check-engines dev deploy) -o requirements/all.txt
+	    $(addprefix --group ,training export server check-engines dev docs deploy) -o requirements/all.txt
 	$(LOCK) pyproject.toml $(WITHIN_ALL) -o requirements/client.txt
 	$(LOCK) pyproject.toml --extra view --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt

@@ -1,6 +1,6 @@
 """From slides to embeddings, scores and occlusion attributions over gRPC; never imports torch.
 
-The names of `__all__` are the public API; every other module may change. Scoring one slide:
+The names of `__all__` are the public API; every other module may change. Scoring one slide::
 
     from pathlib import Path
 

@@ -138,7 +138,8 @@ def score_to(
         ExportChanged: a server serves another export than `contract` was read from.
         ClientError: as `score_slide` raises.
 
-    Example:
+    Example::
+
         record, scored = score_to(SingleFile(Path("out")), SlideSource(path), connection, contract)
     """
     began, timer, slide_id = time.perf_counter(), StageTimer(), source.slide_id

@@ -49,7 +49,8 @@ def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int 
         SlideError: the slide cannot be opened. A tile that cannot be decoded raises nothing; it is not
             `valid`.
 
-    Example:
+    Example::
+
         for batch in read_tiles(plan, workers=4):
             embed(batch.pixels[batch.valid])
     """

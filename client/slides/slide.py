@@ -51,7 +51,8 @@ class Slide:
         vendor: OpenSlide's name of the format.
         notes: what is odd about the slide and was dealt with, such as a level that is not used.
 
-    Example:
+    Example::
+
         with open_slide(Path("CMU-1.svs")) as slide:
             pixels = slide.read(level=0, position=(1000, 2000), size=(256, 256))
     """

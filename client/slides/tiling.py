@@ -112,7 +112,8 @@ def plan_tiles(
     Raises:
         PlanError: an option makes no sense, or the slide is coarser than `mpp` by over `upsample_tolerance`.
 
-    Example:
+    Example::
+
         with open_slide(Path("CMU-1.svs")) as slide:
             plan = plan_tiles(slide, tissue_mask(slide), tile_px=256, crop_px=224, mpp=0.5)
         print(len(plan), plan.coords[:3])

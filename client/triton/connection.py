@@ -42,7 +42,8 @@ class Connection:
     Raises:
         ClientError: a TLS file cannot be read. No server is contacted yet.
 
-    Example:
+    Example::
+
         with Connection(Endpoint("127.0.0.1:8001")) as connection:
             answer = connection.infer("tile_encoder", {"TILES": tiles}, ["EMBEDDINGS"])
     """
