@@ -11,6 +11,7 @@ project = "GigaPath on Triton"
 author = "the contributors"
 copyright = "the contributors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "code"
 html_theme = "furo"
 html_title = project
 myst_heading_anchors = 3
