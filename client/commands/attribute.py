@@ -24,7 +24,7 @@ from ..attribution.render.evidence import evidence_lines
 from ..attribution.tile import Fill, TileScore
 from ..files import check_folder
 from ..outputs.layout import find_features
-from ..outputs.store import SingleFile, score_to
+from ..outputs.store import SingleFile, check_free, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..slides.geojson import read_annotations
@@ -179,10 +179,14 @@ def command(
         else:
             outputs = SingleFile(out or Path("out"))
             h5 = outputs.paths(source.stem)[0]
+            check_free(outputs.out, SlideSource(source))
             with tile_progress(source.name) as progress:
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
         embedded = read_embedded(h5, tile_size, mpp)
+        if stored and opened:
+            with options.console.status("comparing the slide with the one that was scored"):
+                embedded.check_slide(opened)
         if embedded.mpp_level0 is None and opened:
             embedded = replace(embedded, mpp_level0=opened.mpp)
         folder = out or results_folder(source, h5, embedded)

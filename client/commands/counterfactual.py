@@ -73,7 +73,8 @@ def command(
     embedded = read_embedded(h5, tile_size, mpp)
     origin = (0, 0)
     if slide:
-        with open_slide(slide) as opened:
+        with open_slide(slide, mpp) as opened:
+            embedded.check_slide(opened)
             origin = opened.bounds[:2]
     regions = _regions(embedded, annotations, area, origin)
     folder = out or results_folder(source, h5, embedded)

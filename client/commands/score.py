@@ -13,7 +13,7 @@ from gigapath_contract.schema import Contract
 
 from ..files import check_folder
 from ..outputs.records import SlideRecord
-from ..outputs.store import SingleFile, score_to
+from ..outputs.store import SingleFile, check_free, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
 from ..scoring.timings import bottleneck
@@ -44,6 +44,7 @@ def command(
     """
     check_folder(out)
     console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)
+    check_free(out, source)
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection)
         with tile_progress(slide.name) as progress:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gigapath_contract.schema import Contract
 
-from ..errors import ExportChanged, RequestRefused
+from ..errors import ExportChanged, OutputError, RequestRefused
 from ..files import check_folder
 from ..scoring.embedding import Progress, Throughput, chunk_size
 from ..scoring.result_key import find_result_key
@@ -26,6 +26,7 @@ from ..scoring.score import (
     score_slide,
 )
 from ..scoring.timings import StageTimer
+from ..slides.fingerprint import slide_sha256
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
@@ -111,6 +112,26 @@ class TridentFiles:
         tissue = tissue_features(scored.contours, slide_id, origin=scored.origin)
         write_feature_collection(layout.contours(slide_id), tissue)
         write_formats(layout, slide_id, self.formats, overwrite=True)
+
+
+def check_free(out: Path, source: SlideSource) -> None:
+    """Check that `out` does not hold the result of another slide by the same id, from another file.
+
+    Raises:
+        OutputError: it does.
+        SlideError: the slide cannot be read.
+    """
+    previous = read_record(out, source.slide_id)
+    if (
+        previous is not None
+        and previous.slide_sha256
+        and Path(previous.path).resolve() != source.path.resolve()
+        and previous.slide_sha256 != slide_sha256(source.path)
+    ):
+        raise OutputError(
+            f"{out} holds the result of another slide called {source.slide_id} ({previous.path}): choose "
+            "another --out, or rename one of them"
+        )
 
 
 def score_to(

@@ -21,11 +21,11 @@ _AS_STORED = (
     33004,
     33005,
 )  # JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says
-# What tifffile raises over damaged directories.
-_DAMAGE = (
+DAMAGE = (
     *(tifffile.TiffFileError, struct.error, ArithmeticError, AttributeError, LookupError, MemoryError),
     *(NotImplementedError, OSError, TypeError, ValueError),
 )
+"""What tifffile raises over a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_pages(path: Path, vendor: str) -> list[Page]:
             size = path.stat().st_size
             found = [(index == 0, page.aspage()) for index, page in enumerate(file.pages)]
             return [_checked(path, size, page, first) for first, page in found if page.is_tiled]
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise SlideError(f"{path}: damaged, copy it again (TIFF: {' '.join(str(error).split())})") from None
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from shapely.geometry import Polygon
 
 from ..arrays import Array, BinaryMask, Float32, Pixels
 from ..errors import MaskError
 from .contours import mask_contours, rasterise
 from .geojson import is_geojson, read_annotations
+from .mask_image import read_mask_image
 from .slide import Slide
 
 MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
@@ -75,24 +76,36 @@ def mask_from_file(path: Path, slide: Slide) -> TissueMask:
 
 
 def mask_from_image(path: Path, slide: Slide) -> TissueMask:
-    """Take tissue from an image that covers the whole slide: every pixel that is not black.
+    """Take tissue from an image that covers the whole slide, see `mask_image.read_mask_image`.
+
+    An image of the shape of the slide's bounds, and not of the slide, covers the bounds.
 
     Raises:
         MaskError: no readable image, or its proportions are not the slide's.
     """
-    try:
-        with Image.open(path) as image:
-            drawn = np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise MaskError(
-            f"{path}: no readable mask image ({error}): give a PNG or TIFF of the whole slide, made small"
-        ) from None
+    wanted = _mask_size(slide)
+    drawn = read_mask_image(path, wanted, LONGEST_SIDE)
     height, width = drawn.shape
-    downsample = (slide.dimensions[0] / width, slide.dimensions[1] / height)
-    if abs(downsample[0] / downsample[1] - 1) > max(0.02, 1 / width + 1 / height):
+    left, top, *part = slide.bounds
+    fits_bounds = (left, top, *part) != (0, 0, *slide.dimensions) and _has_shape(drawn, part)
+    if _has_shape(drawn, slide.dimensions):
+        if fits_bounds:
+            slide.notes.append(f"mask {path.name} is taken for one of the whole slide, not of its bounds")
+    elif fits_bounds:
+        placed = np.zeros(wanted[::-1], np.bool_)
+        scale = [size / side for size, side in zip(wanted, slide.dimensions, strict=True)]
+        x0, x1 = round(left * scale[0]), round((left + part[0]) * scale[0])
+        y0, y1 = round(top * scale[1]), round((top + part[1]) * scale[1])
+        area = cv2.resize(drawn.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+        placed[y0:y1, x0:x1] = area.astype(np.bool_)[: placed.shape[0] - y0, : placed.shape[1] - x0]
+        drawn = placed
+    else:
         size = "x".join(str(side) for side in slide.dimensions)
         raise MaskError(f"{path}: {width}x{height} px is not the shape of a {size} slide: cover all of it")
-    return TissueMask(drawn, downsample, f"image {path.name}")
+    height, width = drawn.shape
+    return TissueMask(
+        drawn, (slide.dimensions[0] / width, slide.dimensions[1] / height), f"image {path.name}"
+    )
 
 
 def mask_from_annotations(path: Path, slide: Slide, classes: frozenset[str] | None = None) -> TissueMask:
@@ -102,13 +115,24 @@ def mask_from_annotations(path: Path, slide: Slide, classes: frozenset[str] | No
         MaskError: not GeoJSON, or no area in it.
     """
     shape = read_annotations(path, origin=slide.bounds[:2], classes=classes)
-    width, height = (max(1, round(side / _downsample(slide))) for side in slide.dimensions)
+    width, height = _mask_size(slide)
     downsample = (slide.dimensions[0] / width, slide.dimensions[1] / height)
     return TissueMask(rasterise(shape, downsample, (width, height)), downsample, f"annotations {path.name}")
 
 
 def _downsample(slide: Slide) -> float:
     return max(1.0, MASK_MPP / max(slide.mpp), max(slide.dimensions) / LONGEST_SIDE)
+
+
+def _mask_size(slide: Slide) -> tuple[int, int]:
+    width, height = (max(1, round(side / _downsample(slide))) for side in slide.dimensions)
+    return width, height
+
+
+def _has_shape(mask: BinaryMask, size: Sequence[int]) -> bool:
+    """Whether a mask is a picture of `size` (w, h) made smaller, to within a pixel or 2 %."""
+    height, width = mask.shape
+    return bool(abs(size[0] / width / (size[1] / height) - 1) <= max(0.02, 1 / width + 1 / height))
 
 
 def _background(rgb: Pixels) -> Float32:

@@ -19,6 +19,8 @@ from ...arrays import Float32, Int64
 from ...errors import ClientError, ContractMismatch
 from ...outputs.hdf5 import new_file, read_features
 from ...scoring.conformance import grid_coordinates
+from ...slides.fingerprint import slide_sha256
+from ...slides.slide import Slide
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class EmbeddedSlide:
         dimensions: size of level 0, None if unknown.
         encoder_sha256: digest of the tile encoder's weights, None if unknown.
         origin: the contract of the export that embedded the slide, None if unknown.
+        slide_sha256: digest of the slide (see `slides.fingerprint`), None if unknown.
         assumed: what was assumed about the coordinates; empty where the file says all.
     """
 
@@ -46,6 +49,7 @@ class EmbeddedSlide:
     dimensions: tuple[int, int] | None
     encoder_sha256: str | None
     origin: Contract | None = None
+    slide_sha256: str | None = None
     assumed: str = ""
 
     @property
@@ -91,6 +95,25 @@ class EmbeddedSlide:
             raise ContractMismatch(
                 f"{self.slide_id}: embedded from {_tile(self.origin)}, the served model takes "
                 f"{_tile(contract)}: score the slide again"
+            )
+
+    def check_slide(self, slide: Slide) -> None:
+        """Refuse another slide than the one that was embedded, by its size and by its content.
+
+        Raises:
+            ClientError: it is another one.
+        """
+        size = "x".join(str(side) for side in slide.dimensions)
+        if self.dimensions not in (None, slide.dimensions) or (self.coords >= slide.dimensions).any():
+            own = "x".join(str(side) for side in self.dimensions or self.coords.max(axis=0))
+            raise ClientError(
+                f"{slide.path}: has {size} px, but the tiles of {self.slide_id} lie on {own} px: give the "
+                "slide that was scored"
+            )
+        if self.slide_sha256 not in (None, slide_sha256(slide.path)):
+            raise ClientError(
+                f"{slide.path}: is not the slide that {self.slide_id} was scored on, or was changed since "
+                "(its SHA-256 differs): give that one, or score this one"
             )
 
     def doubt(self, contract: Contract) -> str:
@@ -178,6 +201,7 @@ def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = 
         dimensions=(width, height) if width > 0 and height > 0 else None,
         encoder_sha256=None if encoder is None else str(encoder),
         origin=origin,
+        slide_sha256=str(features["slide_sha256"]) if "slide_sha256" in features else None,
         assumed=str(about.get("assumed", stored.assumed)),
     )
 

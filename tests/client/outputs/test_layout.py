@@ -57,7 +57,7 @@ def test_what_is_not_one_slide_is_refused(
 
 
 def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
-    slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+    slides: Path, real_slide: Path, triton_url: str, run_client: Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     server = ("--url", triton_url)
@@ -65,6 +65,12 @@ def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
     explain = ("--max-evals", 16, "--no-checks")
     done = run_client("attribute", out, "--slide-id", "b", "--slide", slides / "b.tif", *explain, *server)
     assert done.code == 0, done.err
+    # A map is drawn on no other slide, be it of the same size or not.
+    for other, message in ((slides / "a.tif", "SHA-256 differs"), (real_slide, "has 2220x2967 px, but")):
+        for command in (("attribute", out), ("counterfactual", out, out / "contours_geojson" / "b.geojson")):
+            done = run_client(*command, "--slide-id", "b", "--slide", other, *server)
+            assert (done.code, done.err.count("\n")) == (1, 1), done.err
+            assert message in done.err
     names = {path.name for path in out.glob("b-*")}
     assert {path.rsplit(".")[-1] for path in names} == {"png", "geojson", "sqlite"}
     assert not list(out.glob("*/features_*/b-*"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from client.outputs.store import Outputs, SingleFile, TridentFiles, score_to
 from client.scoring.score import SlideSource, TilingOptions
 from client.triton.connection import Connection
 from gigapath_contract.schema import Contract
+
+Run = Callable[..., Any]
 
 
 def test_a_folder_that_cannot_be_is_refused_before_the_slide_is_opened(
@@ -56,3 +60,24 @@ def test_a_result_is_reused_only_from_the_same_options_and_the_same_files(
     (tmp_path / "a-tiles.png").unlink()
     assert not store(single, 0.5).reused
     assert store(single, 0.5).reused
+
+
+def test_a_slide_does_not_overwrite_another_of_the_same_name(
+    slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one" / "s.tif", tmp_path / "other" / "s.tif"
+    for path, name in ((one, "a.tif"), (other, "b.tif")):
+        path.parent.mkdir()
+        path.write_bytes((slides / name).read_bytes())
+    out = ("--out", tmp_path / "out", "--url", triton_url)
+    assert run_client("score", one, *out).code == 0
+    first = (tmp_path / "out" / "s.h5").read_bytes()
+    for command in ("score", "attribute"):
+        done = run_client(command, other, *out)
+        assert (done.code, done.err.count("\n")) == (1, 1), done.err
+        assert f"another slide called s ({one})" in done.err
+    assert (tmp_path / "out" / "s.h5").read_bytes() == first
+    other.write_bytes(one.read_bytes())  # the same slide, moved
+    assert run_client("score", other, *out).code == 0
+    other.write_bytes((slides / "b.tif").read_bytes())  # another, in the place of the one that was scored
+    assert run_client("score", other, *out).code == 0
