@@ -7,6 +7,7 @@ two a model uses is not known beforehand, and on a large slide a map on the wron
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from .methods.trees import Tree, by_look, by_place, player_means
 
 CURVE_MASKS = 2 * HALVINGS
 """Masks that the SRG of one map costs."""
+LEAST_TO_CHOOSE = 128
+"""With fewer masks, the choice costs more than it gains."""
 MASKS_PER_TREE = 240
 """What one tree by look is given: more masks are better spent on further trees."""
 
@@ -35,20 +38,27 @@ def owen_map(
     """Owen values of the players, tiles grouped as `group` says or, without it, as gives the larger SRG.
 
     embeddings, coords: of the tiles, [N, D] and [N, 2].
-    max_evals: largest number of masks scored: half of them for each grouping, the masks of its SRG included.
-        Under 72 masks both maps would be coarser than the choice is worth: the grouping is by look.
+    max_evals: largest number of masks scored. To choose, each grouping is tried with a sixth of them, less
+        the 36 that the SRGs cost, and the rest refines the better map; the `game` should cache the scores,
+        as these are asked for again. Under 128 masks the grouping is by look.
 
-    The map that was not chosen is the result's `alternative`.
+    The result's `alternative` is the trial map by the other grouping; `srg` of both is that of the trials.
     """
-    each = 2 + (max_evals - 2) // 2 - CURVE_MASKS
-    if group is not None or max_evals < 4 * CURVE_MASKS:
+    if group is not None or max_evals < LEAST_TO_CHOOSE:
         return _map(group or "look", game, embeddings, coords, max_evals, target_index)
-    look, place = (_map(name, game, embeddings, coords, each, target_index) for name in ("look", "place"))
-    gains = [_srg(game, one, target_index) for one in (look, place)]
-    look, place = (replace(one, srg=gain) for one, gain in zip((look, place), gains, strict=True))
-    chosen, other = (look, place) if gains[0] >= gains[1] else (place, look)
-    spent = look.evaluations + place.evaluations - 2 + 2 * CURVE_MASKS
-    return replace(chosen, alternative=other, evaluations=spent)
+    each = (max_evals - 2 * CURVE_MASKS) // 6
+    tried: list[Attribution] = []
+    for name in get_args(Grouping):
+        one = _map(name, game, embeddings, coords, each, target_index)
+        tried.append(replace(one, srg=_srg(game, one, target_index)))
+    first, other = sorted(tried, key=lambda one: one.srg or 0.0, reverse=True)
+    assert first.grouping is not None
+    spent = first.evaluations + other.evaluations - 2 + 2 * CURVE_MASKS
+    left = max_evals - spent
+    # One tree's masks contain those of its trial; further trees share none with it.
+    again = first.evaluations if _trees_for(first.grouping, left + first.evaluations) == 1 else 2
+    chosen = _map(first.grouping, game, embeddings, coords, left + again, target_index)
+    return replace(chosen, srg=first.srg, alternative=other, evaluations=spent + chosen.evaluations - again)
 
 
 def trees(
@@ -77,7 +87,7 @@ def _map(
     target_index: int,
 ) -> Attribution:
     """The mean of the maps on all trees of a grouping that `max_evals` pays for."""
-    count = max(1, max_evals // MASKS_PER_TREE) if grouping == "look" else 1
+    count = _trees_for(grouping, max_evals)
     each = 2 + (max_evals - 2) // count
     maps = [
         partition_shap(game, tree, max_evals=each, target_index=target_index)
@@ -91,6 +101,10 @@ def _map(
         unresolved=float(np.mean([one.unresolved for one in maps])),
         grouping=grouping,
     )
+
+
+def _trees_for(grouping: Grouping, max_evals: int) -> int:
+    return max(1, max_evals // MASKS_PER_TREE) if grouping == "look" else 1
 
 
 def _srg(game: CoalitionGame, result: Attribution, target_index: int) -> float:

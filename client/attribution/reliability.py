@@ -43,7 +43,7 @@ class Reliability:
             regions need one another.
         curves: deletion and insertion curves of the map.
         random_srg: SRG of random orders of 16 groups of tiles, from the tree that the map was made on.
-        groupings: SRG of the maps by look and by place, where both were made.
+        groupings: SRG of the trial maps by look and by place, where both were made.
         elsewhere: median output of slides that do not show the class, None where unknown.
     """
 

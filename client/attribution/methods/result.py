@@ -28,8 +28,8 @@ class Attribution:
             resolved, [N]; 1 is resolved. None for methods without such a limit.
         unresolved: fraction of the absolute values that is shared evenly by several tiles.
         grouping: how the tiles were grouped, for `partition_shap`.
-        srg: the map's SRG, where it decided between two groupings.
-        alternative: the map by the other grouping.
+        srg: the SRG by which one of two groupings was chosen, when each had a sixth of the masks.
+        alternative: the map by the other grouping, with a sixth of the masks.
     """
 
     method: str
