@@ -137,7 +137,7 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-has
 WITHIN_ALL := -c requirements/all.txt
 lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 	$(LOCK) pyproject.toml --extra ray --extra view \
-	    $(addprefix --group ,training export server check-engines dev docs deploy) -o requirements/all.txt
+	    $(addprefix --group ,training export server check-engines bench dev docs deploy) -o requirements/all.txt
 	$(LOCK) pyproject.toml $(WITHIN_ALL) -o requirements/client.txt
 	$(LOCK) pyproject.toml --extra view --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import captum_estimators
 from benchmarks.abmil import Abmil, TrainedAbmil
 from benchmarks.planted_slides import STEP, CohortTiles, Pattern, planted_slide
+from client.arrays import KeepMask
+from client.attribution.methods.game import CoalitionGame
+from client.attribution.methods.model_outputs import ModelOutputs
+from client.attribution.methods.scorer import Scores
 
 
 @pytest.fixture
@@ -70,3 +75,20 @@ def test_answered_tiles_are_those_that_raise_the_score(tiles: CohortTiles) -> No
     answered = on_slide.answered(slide.planted, 0.3, np.random.default_rng(0))
     np.testing.assert_array_equal(answered, slide.embeddings[:, 1] > 50)
     assert 0 < answered.sum() < 20
+
+
+def test_captums_estimators_find_the_values_of_an_additive_game() -> None:
+    worth = np.random.default_rng(6).normal(size=20)
+    scored: list[int] = []
+
+    def scorer(keep: KeepMask) -> Scores:
+        scored.append(len(keep))
+        value = (keep @ worth + 2).astype(np.float32)
+        return Scores(np.stack([0 * value, value], axis=1), np.ones((len(keep), 1), np.float32))
+
+    for estimate in (captum_estimators.permutation, captum_estimators.kernel):
+        scored.clear()
+        game = CoalitionGame(scorer, ModelOutputs(("benign", "lesion")), np.arange(20))
+        result = estimate(game, 1, 100)
+        np.testing.assert_allclose(result.values[:, 1], worth, atol=1e-4)
+        assert sum(scored) <= 100 + 4  # some score the whole and the empty slide twice
