@@ -49,16 +49,21 @@ def mask_contours(mask: BinaryMask, downsample: tuple[float, float]) -> list[Pol
             holes.setdefault(parent, []).append(vertices)
     polygons: list[Polygon] = []
     for index, vertices in outer.items():
-        polygons += _outline(vertices, holes.get(index, []), downsample)
+        polygons += _outline(vertices, holes.get(index, []), downsample, mask.shape)
     return sorted(polygons, key=lambda polygon: -polygon.area)
 
 
-def _outline(ring: Int32, holes: list[Int32], downsample: tuple[float, float]) -> list[Polygon]:
+def _outline(
+    ring: Int32, holes: list[Int32], downsample: tuple[float, float], shape: tuple[int, ...]
+) -> list[Polygon]:
     # cv2's vertices are the centres of the mask's own outer pixels: their border lies half a pixel outwards.
     centres = shapely.make_valid(Polygon(ring, holes)) if len(ring) > 2 else MultiPoint(ring).convex_hull
     grown = centres.buffer(0.5, cap_style="square", join_style="mitre")
+    # A mitre can reach past the mask's edge, which is the slide's.
+    grown = grown.intersection(shapely.box(-0.5, -0.5, shape[1] - 0.5, shape[0] - 0.5))
     scaled = shapely.transform(grown, lambda points: (points + 0.5) * np.array(downsample))
-    return [part for part in shapely.get_parts(scaled) if isinstance(part, Polygon)]
+    parts = shapely.get_parts(shapely.make_valid(scaled))
+    return [part for part in shapely.get_parts(parts) if isinstance(part, Polygon)]
 
 
 def _rings(polygon: Polygon) -> list[shapely.LinearRing]:

@@ -66,3 +66,12 @@ def test_rasterise_leaves_holes_out() -> None:
 def test_rasterise_clips_at_the_edge() -> None:
     mask = rasterise(Polygon([(-50, -50), (30, -50), (30, 30), (-50, 30)]), (1.0, 1.0), (100, 100))
     assert mask.sum() == pytest.approx(30 * 30, rel=0.08)
+
+
+def test_no_outline_leaves_the_mask() -> None:
+    for seed in range(40):  # ragged masks that touch every edge
+        mask = np.random.default_rng(seed).random((12, 17)) < 0.5
+        for polygon in mask_contours(mask, (4.0, 2.0)):
+            west, north, east, south = polygon.bounds
+            assert (west >= 0, north >= 0, east <= 17 * 4, south <= 12 * 2) == (True,) * 4
+            assert polygon.is_valid
