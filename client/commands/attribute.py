@@ -33,7 +33,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
+from .display import MaskProgress, explanation_table, tile_progress, warn, warn_missing, warn_untrained
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -168,7 +168,7 @@ def command(
     console = Console()
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
-        contract = read_contract(connection)
+        contract = read_contract(connection, warn_missing)
         stored = source.is_dir() or h5py.is_hdf5(source)
         slide = slide if stored else source
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None

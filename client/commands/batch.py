@@ -24,7 +24,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import BatchView, warn_untrained
+from .display import BatchView, warn_missing, warn_untrained
 
 
 @options.shares(
@@ -77,7 +77,7 @@ def command(
     work_list = read_work_list(source, wsi_dir)
     check_folder(out)
     with Connection(endpoint) as connection:
-        contract = read_contract(connection)
+        contract = read_contract(connection, warn_missing)
     console = options.console
     warn_untrained(console, contract)
     if left_out := [path.name for path in work_list.left_out]:

@@ -25,7 +25,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import warn, warn_untrained
+from .display import warn, warn_missing, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint)
@@ -79,7 +79,7 @@ def command(
     regions = _regions(embedded, annotations, area, origin)
     folder = out or results_folder(source, h5, embedded)
     with Connection(endpoint) as connection, open_cache(folder, embedded.slide_id) as cache:
-        contract = read_contract(connection)
+        contract = read_contract(connection, warn_missing)
         masked_slide = MaskedSlide.from_embedded(
             embedded, ServedForward(connection, contract), contract, cache
         )

@@ -22,12 +22,18 @@ from gigapath_contract.schema import Contract
 
 from ..attribution.explain import ExplainProgress, Explanation
 from ..attribution.methods.result import Attribution
+from ..errors import ClientError
 from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
 from . import options
 
 _COLOURS = {OK: "green", FAILED: "red"}
+
+
+def warn_missing(server: str, error: ClientError) -> None:
+    """Print that a server can't be reached, where others may do its work."""
+    warn(options.console, f"{error}; nothing is sent to {server} until it answers")
 
 
 def warn_untrained(console: Console, contract: Contract) -> None:

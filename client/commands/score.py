@@ -21,7 +21,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import tile_progress, warn, warn_untrained
+from .display import tile_progress, warn, warn_missing, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -46,7 +46,7 @@ def command(
     console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)
     check_free(out, source)
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
-        contract = read_contract(connection)
+        contract = read_contract(connection, warn_missing)
         with tile_progress(slide.name) as progress:
             record, scored = score_to(
                 outputs,

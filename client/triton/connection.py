@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
@@ -188,18 +187,32 @@ class Connection:
         """A model's configuration (a `ModelConfig` message) by server; raises as `infer` does."""
         return self.for_each_server(self._config(model), model=model)
 
-    def reachable_configs(self, model: str, version: int | None = None) -> dict[str, Any]:
-        """The same of those servers that can be reached, with retries until one can."""
-        call, answers = self._config(model, version), dict[str, Any]()
-        for server in filter(self._has_settled, self._clients):
-            with contextlib.suppress(ServerUnavailable, DeadlineExceeded):
-                answers[server] = self._try(model, call, server=server, retry=False)
-        return answers or {self.endpoint.url: self._try(model, call)}
+    def reachable_configs(
+        self,
+        model: str,
+        version: int | None = None,
+        missing: Callable[[str, ClientError], None] = lambda server, error: None,
+    ) -> dict[str, Any]:
+        """The same of those servers that can be reached, with retries until one can.
 
-    def _config(self, model: str, version: int | None = None) -> Callable[[InferenceServerClient], Any]:
+        `missing` is called at once with a server that can't be, and why.
+        """
+        briefly = min(self.endpoint.timeout, _PROBE_S)
+        call, answers = self._config(model, version, briefly), dict[str, Any]()
+        for server in filter(self._has_settled, self._clients):
+            try:
+                answers[server] = self._try(model, call, server=server, retry=False)
+            except (ServerUnavailable, DeadlineExceeded) as error:
+                missing(server, error)
+        return answers or {self.endpoint.url: self._try(model, self._config(model, version))}
+
+    def _config(
+        self, model: str, version: int | None = None, timeout: float | None = None
+    ) -> Callable[[InferenceServerClient], Any]:
+        timeout = timeout or self.endpoint.timeout
         return lambda client: (
             client.get_model_config(
-                model, _text(version), headers=self._headers, client_timeout=self.endpoint.timeout
+                model, _text(version), headers=self._headers, client_timeout=timeout
             ).config
         )
 

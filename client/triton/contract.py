@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import MODELS, Contract
 
-from ..errors import ContractMismatch, ExportChanged, RequestRefused
+from ..errors import ClientError, ContractMismatch, ExportChanged, RequestRefused
 from .connection import Connection
 
 
-def read_contract(connection: Connection) -> Contract:
+def read_contract(
+    connection: Connection, missing: Callable[[str, ClientError], None] | None = None
+) -> Contract:
     """The contract that all servers and all their models carry.
+
+    Args:
+        connection: to the servers.
+        missing: called at once with a server that can't be reached, and why; the contract is then that of the
+            others. None: all must answer.
 
     Raises:
         ContractMismatch: a model has none, an unreadable one, or two of them differ.
-        ServerUnavailable, DeadlineExceeded, RequestRefused: as `Connection.infer`, of every server.
+        ServerUnavailable, DeadlineExceeded, RequestRefused: as `Connection.infer`; of every server, or where
+            `missing` is given of all together.
     """
     found: dict[str, tuple[Contract, str]] = {}
+    named = set[str]()
+
+    def name_once(server: str, error: ClientError) -> None:
+        if missing and server not in named:
+            named.add(server)
+            missing(server, error)
+
     for model in MODELS:
-        for server, config in connection.model_configs(model).items():
+        if missing is None:
+            configs = connection.model_configs(model)
+        else:
+            configs = connection.reachable_configs(model, missing=name_once)
+        for server, config in configs.items():
             contract = _contract_in(config, f"{model} at {server}")
             found.setdefault(contract.export_id, (contract, f"{model} at {server}"))
     if len(found) > 1:

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -227,6 +228,22 @@ def test_a_model_swapped_meanwhile_is_refused_before_the_work_and_once(
     assert all(ended[name]["reason"].startswith(f"not started: {reason}") for name in ("b", "blank"))
     assert embedded < 5  # that of the server's own start, and what was in flight
     assert not list(out.glob(".partial/*"))
+
+
+def test_a_server_that_is_down_at_the_start_is_named_at_once(
+    server: RunningServer, three: Path, run_client: Run, tmp_path: Path
+) -> None:
+    """Retrying it would be silent for 300 seconds; a server that accepts and says nothing is down as well."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = f"127.0.0.1:{mute.getsockname()[1]}"
+        urls = ",".join([server.url, "127.0.0.1:1", silent])
+        began = time.monotonic()
+        done = run_client("batch", three, "--out", tmp_path, "--url", urls, "--timeout", 2)
+    assert done.code == 0, done.err
+    assert time.monotonic() - began < 120
+    for url in ("127.0.0.1:1", silent):
+        assert done.err.count(f"nothing is sent to {url} until it answers") == 1
+    assert [row["status"] for row in status(tmp_path).values()] == [OK, OK, "degraded"]
 
 
 class Scripted:

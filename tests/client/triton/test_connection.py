@@ -211,7 +211,8 @@ def test_the_contract_is_read_with_retries(
     triton_url: str, caplog: pytest.LogCaptureFixture, run_client: Callable[..., Any], real_slide: Path
 ) -> None:
     done = run_client("-v", "score", real_slide, "--url", DEAD, "--retry-for", 1)
-    assert (done.code, done.err.count("no answer from")) == (1, 1)
+    assert (done.code, done.err.count("error: no answer from")) == (1, 1)
+    assert done.err.count(f"nothing is sent to {DEAD} until it answers") == 1  # said at once
     assert "trying again" in caplog.text
 
 
