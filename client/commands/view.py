@@ -36,6 +36,10 @@ def command(
     annotations: Annotated[
         Path | None, typer.Option(help="Your own GeoJSON: a file, or a folder with SLIDE_ID.geojson.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write a static page into this folder instead, for a web host or a disk."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but the default needs the token that is printed.")
     ] = LOOPBACK,
@@ -52,6 +56,7 @@ def command(
 
     from ..viewer.app import OPENSEADRAGON, create_app
     from ..viewer.ask import Asker
+    from ..viewer.export import export_page
     from ..viewer.library import Library
 
     if not OPENSEADRAGON.is_file():
@@ -63,6 +68,11 @@ def command(
     entries = library.entries()
     if slide is not None and len(entries) != 1:
         raise ClientError(f"--slide is the file of one slide, but there are {len(entries)}: give --wsi-dir")
+    if export is not None:
+        with options.console.status(f"writing {export}"):
+            count = export_page(library, export)
+        typer.echo(f"{count} slides: open {export / 'index.html'}")
+        return
     token = None if host == LOOPBACK else secrets.token_urlsafe(16)
     with _listening(host, port) as listening:
         where = f"http://{host}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")

@@ -50,7 +50,7 @@ def create_app(library: Library, asker: Asker | None = None, *, token: str | Non
             Route("/api/slides/{key}/neighbours/{row:int}", view.neighbours),
             Route("/api/slides/{key}/ask", view.ask, methods=["POST"]),
             Route("/api/server", view.server),
-            Route("/slides/{key}/{level:int}/{column:int}_{row:int}.jpeg", view.tile),
+            Route("/slides/{key}_files/{level:int}/{column:int}_{row:int}.jpeg", view.tile),
             Route("/slides/{key}/maps/{x:int}_{y:int}.png", view.tile_map),
         ],
         middleware=[Middleware(Guard, token=token)],

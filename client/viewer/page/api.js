@@ -47,7 +47,7 @@ export const ask = (key, question, signal) =>
   });
 
 export const tileUrl = (key, level, column, row) =>
-  `slides/${encodeURIComponent(key)}/${level}/${column}_${row}.jpeg`;
+  `slides/${encodeURIComponent(key)}_files/${level}/${column}_${row}.jpeg`;
 export const innerMapUrl = (key, x, y) => `slides/${encodeURIComponent(key)}/maps/${x}_${y}.png`;
 
 const TYPES = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import openslide.deepzoom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -213,4 +214,26 @@ def test_the_page_is_small_and_logs_no_error(browser: Any, address: str) -> None
         ".reduce((sum, r) => sum + r.encodedBodySize, 0)"
     )
     assert 100_000 < loaded < 1_000_000
+    assert browser.get_log("browser") == []
+
+
+def test_an_export_opens_from_the_disk(
+    browser: Any, run_client: Run, explained: Path, coarse: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page"
+    assert run_client("view", explained, coarse, "--export", page).code == 0
+    assert "choose another path" in run_client("view", coarse, "--export", page).err
+    assert (page / "page" / "openseadragon" / "LICENSE.txt").is_file()
+    tiles = openslide.deepzoom.DeepZoomGenerator(openslide.OpenSlide(coarse.parent / "coarse.tif"), 256, 0)
+    written = [
+        len(list((page / "slides" / "coarse_files" / str(n)).iterdir())) for n in range(tiles.level_count)
+    ]
+    assert written == [columns * rows for columns, rows in tiles.level_tiles]
+    browser.get_log("browser")
+    show(browser, f"{(page / 'index.html').as_uri()}#slide=coarse&beside=CMU-1-Small-Region&limit=all")
+    assert len(browser.find_elements("css selector", ".pane")) == 2
+    assert not browser.find_elements("id", "ask")
+    at = f"{(page / 'index.html').as_uri()}#slide=coarse&class=lesion&layers=map:100"
+    show(browser, at)
+    assert (abs(screenshot(browser).astype(int) - (103, 0, 31)).max(axis=2) < 20).any()
     assert browser.get_log("browser") == []

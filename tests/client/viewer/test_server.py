@@ -61,7 +61,7 @@ def test_a_slide_comes_with_tiles_maps_trust_and_evidence(app: Starlette, explai
 
 
 def test_every_answer_forbids_foreign_scripts(app: Starlette) -> None:
-    for path in ("/", "/page/main.js", "/api/slides", f"/slides/{ID}/7/0_0.jpeg", "/nothing"):
+    for path in ("/", "/page/main.js", "/api/slides", f"/slides/{ID}_files/7/0_0.jpeg", "/nothing"):
         headers = send(app, path).headers
         assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
         assert headers["x-content-type-options"] == "nosniff"
@@ -73,9 +73,9 @@ def test_only_what_the_folders_hold_can_be_named(app: Starlette, out: Path, tmp_
         "/page/%2e%2e/app.py",
         "/api/slides/..",
         "/slides/../../etc/passwd",
-        "/slides/nobody/0/0_0.jpeg",
+        "/slides/nobody_files/0/0_0.jpeg",
         f"/slides/{ID}/maps/1_2.png",
-        f"/slides/{ID}/99/0_0.jpeg",
+        f"/slides/{ID}_files/99/0_0.jpeg",
     ):
         assert send(app, path).status == 404, path
     outside = tmp_path / "outside.h5"
