@@ -50,8 +50,8 @@ EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS
 export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed GPU_MEMORY=GiB]
 	$(BIN)/python -m export run $(EXPORT)
 
-serve: $(ALL) $(TRITON)  ## serve model_repository/ on loopback until Ctrl-C
-	$(BIN)/python -m server
+serve: $(ALL) $(TRITON)  ## serve model_repository/ until Ctrl-C [ARGS="--front --host 0.0.0.0": beyond loopback]
+	$(BIN)/python -m server $(ARGS)
 
 ##@ Checks
 .PHONY: lint types pytest cve
@@ -71,7 +71,7 @@ pytest: $(ALL) $(FOR_TESTS)  ## all tests (real slide, real Triton, no GPU)
 
 cve: $(ALL) $(FETCHED)  ## published weaknesses, tried on servers started here (docs/security.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/deploy/test_cve.py tests/deploy/test_server_settings.py \
-	    tests/deploy/test_tls.py tests/server/test_request_limits.py
+	    tests/deploy/test_tls.py tests/server/test_request_limits.py tests/server/front
 
 ##@ Training
 .PHONY: demo-weights check-demo-weights cohort-report
@@ -141,6 +141,7 @@ lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 	$(LOCK) pyproject.toml $(WITHIN_ALL) -o requirements/client.txt
 	$(LOCK) pyproject.toml --extra view --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt
+	$(LOCK) --group front $(WITHIN_ALL) -o requirements/front.txt
 	$(LOCK) --group uv $(WITHIN_ALL) -o requirements/uv.txt
 	for group in slide triton oldest-onnxruntime openseadragon; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
 

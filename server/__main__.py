@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,10 +16,12 @@ from gigapath_contract.command_line import run
 from server.assemble import ROOT
 from server.diagnosis import diagnose
 from server.errors import ServerError
+from server.front.proxy import LINE, Settings, Tls, run_front
 from server.local import LOOPBACK, run_triton
-from server.ports import is_loopback
+from server.ports import check_port, free_port, is_loopback
 
 LOG = ROOT / "build" / "log" / "triton.log"
+CERTS = ROOT / "deploy" / "certs" / "server"
 SETTLED = 60
 """Seconds that a server must have served for to be started again without a pause when it dies."""
 LONGEST_PAUSE = 30
@@ -32,8 +36,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
     front: Annotated[
         bool,
-        typer.Option("--front", help="A proxy that checks requests stands before a --host beyond loopback."),
+        typer.Option(
+            "--front", help="Check every request before Triton: wanted for a --host beyond loopback."
+        ),
     ] = False,
+    tls: Annotated[Tls, typer.Option(help="TLS of the front.")] = "off",
+    certs: Annotated[
+        Path, typer.Option(help="Folder with the front's tls.crt and tls.key, and ca.crt.")
+    ] = CERTS,
     grpc_port: Annotated[int, typer.Option(help="gRPC port.")] = 8001,
     http_port: Annotated[int | None, typer.Option(help="HTTP port (default: no HTTP).")] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
@@ -51,33 +61,47 @@ def serve(
     if not front and not is_loopback(host):
         raise ServerError(
             f"Triton 2.51 ends over malformed requests (docs/security.md): stay on loopback, not {host}, "
-            "or say --front where a proxy that checks requests stands before it"
+            "or give --front, which refuses them"
         )
+    if shared_memory and front:
+        raise ServerError("--front passes no shared memory on: leave it or --shared-memory out")
+    if tls != "off" and not front:
+        raise ServerError("--tls is the front's: give --front too")
+    listen = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
+    behind = free_port(LOOPBACK) if front else grpc_port
     pause = 0.0
     try:
-        while True:
-            with run_triton(
-                repository,
-                log=log,
-                host=host,
-                grpc_port=grpc_port,
-                http_port=http_port,
-                metrics_port=metrics_port,
-                flags=flags or [],
-                grace=grace,
-                client_shared_memory=shared_memory,
-            ) as server:
-                began = time.monotonic()
-                typer.echo(f"serving {', '.join(server.models)} at {server.url} (gRPC)")
-                typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
-                code = server.wait()
-            if code <= 0:  # ended in order by somebody else, or the guard was killed
-                raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
-            kept = log.replace(log.with_name(f"{log.name}.previous"))
-            settled = time.monotonic() - began > SETTLED
-            pause = 0.0 if settled else min(max(1, 2 * pause), LONGEST_PAUSE)
-            typer.echo(f"{diagnose(kept, code)}; starting it again in {pause:.0f} s", err=True)
-            time.sleep(pause)
+        with ExitStack() as running:
+            if front:
+                check_port(host, grpc_port, "--grpc-port")
+                _log_front(log.with_name("front.log"))
+                settings = Settings(listen, f"{LOOPBACK}:{behind}", tls=tls, certs=certs, grace=grace)
+                running.enter_context(run_front(settings))
+            while True:
+                with run_triton(
+                    repository,
+                    log=log,
+                    host=LOOPBACK if front else host,
+                    grpc_port=behind,
+                    http_port=http_port,
+                    metrics_port=metrics_port,
+                    flags=flags or [],
+                    grace=grace,
+                    client_shared_memory=shared_memory,
+                ) as server:
+                    began = time.monotonic()
+                    typer.echo(
+                        f"serving {', '.join(server.models)} at {listen if front else server.url} (gRPC)"
+                    )
+                    typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
+                    code = server.wait()
+                if code <= 0:  # ended in order by somebody else, or the guard was killed
+                    raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")
+                kept = log.replace(log.with_name(f"{log.name}.previous"))
+                settled = time.monotonic() - began > SETTLED
+                pause = 0.0 if settled else min(max(1, 2 * pause), LONGEST_PAUSE)
+                typer.echo(f"{diagnose(kept, code)}; starting it again in {pause:.0f} s", err=True)
+                time.sleep(pause)
     except KeyboardInterrupt:
         typer.echo("stopped")
 
@@ -87,6 +111,16 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
     run(app, ServerError)
+
+
+def _log_front(path: Path) -> None:
+    """Write a line per request to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter(LINE))
+    logger = logging.getLogger("server.front")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

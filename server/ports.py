@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _bind_error(host: str, port: int) -> str | None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As tritonserver does: a port whose last connections are still closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

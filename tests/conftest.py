@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.kept import copy_of_kept
@@ -29,6 +30,10 @@ def pytest_report_header() -> str | None:
     """Say what is left out."""
     return f"without PyTorch: {len(collect_ignore)} test files left out" if WITHOUT_TORCH else None
 
+
+# The same examples in every run, however busy the machine is.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,6 +5,7 @@ Everything goes to servers on loopback that these tests start, as start.sh deplo
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import threading
 import time
@@ -21,6 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from server.local import run_triton
+from tests.support.fronted import fronted
 
 ADMIN = {"triton-grpc-protocol-admin": "token-of-the-tests"}
 Tensors = dict[str, tuple[str, list[int], bytes]]
@@ -51,15 +53,19 @@ def slide(tiles: int = 1) -> Tensors:
     }
 
 
-@pytest.fixture
-def unharmed(deployment: Any) -> Iterator[Any]:
-    """The deployed server, which has to serve from the same processes afterwards."""
+@pytest.fixture(params=["triton", "front"])
+def unharmed(deployment: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The deployed server, directly or behind a front; the same processes have to serve afterwards."""
 
     def processes() -> set[int]:
         return {process.pid for process in psutil.Process(deployment.pid).children()}
 
     before = processes()
-    yield deployment
+    if request.param == "front":
+        with fronted(deployment.url, admin=True) as url:
+            yield dataclasses.replace(deployment, url=url)
+    else:
+        yield deployment
     done = deployment.probe("infer")
     assert done.returncode == 0, done.stderr
     assert processes() == before
@@ -86,6 +92,15 @@ def test_a_shape_whose_bytes_wrap_is_refused_or_ends_the_server_with_a_line(
         else:
             assert gone
             assert f"model '{model}': its process" in server.log.read_text()
+
+
+@pytest.mark.parametrize(("model", "tensors"), WRAPPING.values(), ids=WRAPPING)
+def test_a_front_refuses_a_shape_whose_bytes_wrap(deployment: Any, model: str, tensors: Tensors) -> None:
+    before = psutil.Process(deployment.pid).create_time()
+    with fronted(deployment.url) as url:
+        assert infer(url, request(model, tensors)) == grpc.StatusCode.INVALID_ARGUMENT
+        assert infer(url, request("slide_encoder", slide())) == grpc.StatusCode.OK
+    assert psutil.Process(deployment.pid).create_time() == before
 
 
 @pytest.mark.parametrize(

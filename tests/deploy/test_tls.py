@@ -1,8 +1,9 @@
-"""TLS and mutual TLS of a server started by start.sh: the right certificates, wrong ones and none."""
+"""TLS and mutual TLS of what start.sh starts, and of a front: the right certificates, wrong ones, none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from client.errors import ServerUnavailable
 from client.triton.connection import Connection
 from client.triton.endpoint import Endpoint
+from server.front.proxy import Tls
+from tests.support.fronted import fronted
 
 TILE = {"TILES": np.zeros((1, 224, 224, 3), np.uint8)}
 
@@ -27,16 +30,31 @@ def strangers(certificates: Callable[[str], Path]) -> Path:
     return certificates("strangers")
 
 
-@pytest.fixture(scope="module")
-def tls(deploy: Callable[..., Any], ours: Path) -> str:
-    url: str = deploy(TLS="server", CERTS=str(ours / "server")).url
-    return url
+@pytest.fixture(scope="module", params=["triton", "front"])
+def at(
+    request: pytest.FixtureRequest, deploy: Callable[..., Any], deployment: Any, ours: Path
+) -> Iterator[Callable[[Tls], str]]:
+    """The address of a server, or of a front before one, with the given TLS."""
+    certs = ours / "server"
+    with ExitStack() as running:
+
+        def serve(tls: Tls) -> str:
+            if request.param == "front":
+                return running.enter_context(fronted(deployment.url, tls=tls, certs=certs))
+            url: str = deploy(TLS=tls, CERTS=str(certs)).url
+            return url
+
+        yield serve
 
 
 @pytest.fixture(scope="module")
-def mutual(deploy: Callable[..., Any], ours: Path) -> str:
-    url: str = deploy(TLS="mutual", CERTS=str(ours / "server")).url
-    return url
+def tls(at: Callable[[Tls], str]) -> str:
+    return at("server")
+
+
+@pytest.fixture(scope="module")
+def mutual(at: Callable[[Tls], str]) -> str:
+    return at("mutual")
 
 
 def embed(url: str, ca: Path | None = None, identity: Path | None = None) -> tuple[int, ...]:

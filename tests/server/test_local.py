@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from server.errors import ServerError
@@ -207,7 +210,10 @@ def server_process(repository: Path, *options: str) -> Iterator[subprocess.Popen
             "serving slide_encoder, slide_occlusion, slide_pipeline, tile_encoder"
             in process.stdout.readline()
         )
-        yield process
+        try:
+            yield process
+        finally:
+            process.kill()  # where a test has failed; its guard ends the rest
 
 
 def ports() -> list[str]:
@@ -232,12 +238,13 @@ def test_the_end_of_the_foreground_server_leaves_nothing(
     assert shared_memory(process.pid) == []
 
 
+@pytest.mark.parametrize("front", [[], ["--front"]], ids=["alone", "behind a front"])
 def test_a_foreground_server_that_dies_is_started_again(
-    toy_repository: Path, tmp_path: Path, infer: Callable[..., Any]
+    toy_repository: Path, tmp_path: Path, infer: Callable[..., Any], front: list[str]
 ) -> None:
     log = tmp_path / "triton.log"
     addresses = ports()
-    with server_process(toy_repository, *addresses, "--log", str(log)) as process:
+    with server_process(toy_repository, *addresses, *front, "--log", str(log)) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         stub = next(member for member in family if "slide_encoder_0_0" in member.cmdline())
         stub.kill()
@@ -251,10 +258,50 @@ def test_a_foreground_server_that_dies_is_started_again(
         assert "metrics" in process.stdout.readline()
         assert "serving slide_encoder" in process.stdout.readline()
         slide = {"EMBEDDINGS": np.ones((3, 128), np.float32), "COORDS": np.zeros((3, 2), np.int64)}
-        assert infer(f"{LOOPBACK}:{addresses[1]}", "slide_encoder", **slide)["SLIDE"].shape == (128,)
+        url = f"{LOOPBACK}:{addresses[1]}"
+        with grpc.insecure_channel(url) as channel:  # a front connects again within half a second
+            live = service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive
+            while not answers(live):
+                time.sleep(0.05)
+        assert infer(url, "slide_encoder", **slide)["SLIDE"].shape == (128,)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
     assert shared_memory(process.pid) == []
+
+
+def answers(live: Callable[..., Any]) -> bool:
+    try:
+        return bool(live(service_pb2.ServerLiveRequest()).live)
+    except grpc.RpcError:
+        return False
+
+
+def test_a_server_behind_its_front_outlives_a_request_that_ends_triton(
+    toy_repository: Path, tmp_path: Path, infer: Callable[..., Any]
+) -> None:
+    addresses = ports()
+    options = ["--host", "0.0.0.0", "--front", "--log", str(tmp_path / "triton.log")]
+    with server_process(toy_repository, *addresses, *options) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        url = f"{LOOPBACK}:{addresses[1]}"
+        hostile = service_pb2.ModelInferRequest(
+            model_name="slide_encoder", raw_input_contents=[b"", bytes(16)]
+        )
+        hostile.inputs.add(name="EMBEDDINGS", datatype="FP32", shape=[1 << 57, 128])
+        hostile.inputs.add(name="COORDS", datatype="INT64", shape=[1, 2])
+        with grpc.insecure_channel(url) as channel, pytest.raises(grpc.RpcError, match="0 came"):
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(hostile)
+        slide = {"EMBEDDINGS": np.ones((3, 128), np.float32), "COORDS": np.zeros((3, 2), np.int64)}
+        assert infer(url, "slide_encoder", **slide)["SLIDE"].shape == (128,)
+        assert all(member.is_running() for member in family)
+        (triton_itself,) = (member for member in family if member.name() == "tritonserver")
+        exposed = [c.laddr for c in triton_itself.net_connections() if c.status == "LISTEN"]
+        assert exposed
+        assert all(address.ip.endswith(LOOPBACK) for address in exposed)
+        lines = (tmp_path / "front.log").read_text().splitlines()
+        assert ["INVALID_ARGUMENT" in line for line in lines] == [True, False]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
 
 
 def test_the_end_of_the_guard_leaves_nothing(toy_repository: Path, tmp_path: Path) -> None:
@@ -284,7 +331,17 @@ def test_the_server_stays_on_loopback_unless_a_front_is_named(toy_repository: Pa
         command = [sys.executable, "-m", "server", *options, "--host", host]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-        assert "or say --front" in result.stderr
+        assert "or give --front" in result.stderr
+    for options, why in (
+        (["--tls", "server"], "--tls is the front's"),
+        (["--front", "--shared-memory"], "--front passes no shared memory on"),
+        (["--front", "--tls", "server", "--certs", "/nowhere"], "/nowhere/tls.key can't be read"),
+    ):
+        command = [sys.executable, "-m", "server", "--repository", str(toy_repository), *ports(), *options]
+        command += ["--log", str(tmp_path / "log")]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert f"error: {why}" in result.stderr
     assert is_loopback("127.0.0.1")
     assert is_loopback("localhost")
 

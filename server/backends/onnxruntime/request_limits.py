@@ -61,30 +61,33 @@ def check_limits(arrays: Arrays, limits: Limits) -> None:
 
     Sizes come first, so that what is too large is refused without being read.
     """
-    if not {"EMBEDDINGS", "COORDS"} <= arrays.keys():
-        return
-    embeddings, coords = arrays["EMBEDDINGS"], arrays["COORDS"]
-    tiles = len(embeddings)
+    embeddings, coords = arrays.get("EMBEDDINGS"), arrays.get("COORDS")
+    if embeddings is not None:
+        check_sizes(len(embeddings), len(arrays.get("KEEP", ())), limits)
+    if coords is not None:
+        end = limits.grid * CELL
+        outside = ((coords < 0) | (coords >= end)).any(axis=1)
+        if outside.any():
+            tile = int(outside.argmax())
+            raise ValueError(
+                f"COORDS of tile {tile} are {tuple(coords[tile].tolist())}, out of data bounds: "
+                f"the grid goes from 0 to {end - 1}"
+            )
+    if embeddings is not None:
+        wrong = ~np.isfinite(embeddings.sum(axis=1, dtype=np.float64))  # no sum of floats overflows there
+        if "KEEP" in arrays and wrong.any():
+            wrong &= arrays["KEEP"].any(axis=0)  # a tile that no mask keeps is not read
+        if wrong.any():
+            raise ValueError(f"EMBEDDINGS of tile {int(wrong.argmax())} are not finite")
+
+
+def check_sizes(tiles: int, masks: int, limits: Limits) -> None:
+    """Raise ValueError unless a slide has neither too many tiles nor, for a request, too many masks."""
     if not 1 <= tiles <= limits.tiles:
         raise ValueError(f"a slide of {tiles} tiles: this export takes 1 to {limits.tiles}")
-    if "KEEP" in arrays:
-        masks = len(arrays["KEEP"])
-        tokens = masks * (tiles + 1)
-        if tokens > limits.mask_tokens:
-            raise ValueError(
-                f"{masks} masks of {tiles} tiles are {tokens} tokens, this export takes {limits.mask_tokens} "
-                "per request: send fewer masks at a time"
-            )
-    end = limits.grid * CELL
-    outside = ((coords < 0) | (coords >= end)).any(axis=1)
-    if outside.any():
-        tile = int(outside.argmax())
+    tokens = masks * (tiles + 1)
+    if tokens > limits.mask_tokens:
         raise ValueError(
-            f"COORDS of tile {tile} are {tuple(coords[tile].tolist())}, out of data bounds: the grid goes "
-            f"from 0 to {end - 1}"
+            f"{masks} masks of {tiles} tiles are {tokens} tokens, this export takes {limits.mask_tokens} "
+            "per request: send fewer masks at a time"
         )
-    wrong = ~np.isfinite(embeddings.sum(axis=1, dtype=np.float64))  # in float64 no sum of floats overflows
-    if "KEEP" in arrays and wrong.any():
-        wrong &= arrays["KEEP"].any(axis=0)  # a tile that no mask keeps is not read
-    if wrong.any():
-        raise ValueError(f"EMBEDDINGS of tile {int(wrong.argmax())} are not finite")
