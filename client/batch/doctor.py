@@ -18,7 +18,7 @@ from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 from ..errors import ClientError
 from ..reading.stream import read_tiles
-from ..scoring.score import SlideSource, TilingOptions, plan_slide
+from ..scoring.score import SlideSource, TilingOptions, find_tissue, plan_slide
 from ..slides.slide import open_slide
 from ..slides.tiling import TilePlan, plan_tiles
 from ..triton.connection import Connection
@@ -151,6 +151,7 @@ def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, 
                 if contract
                 else plan_tiles(slide, None)
             )
+            tissue = find_tissue(slide, source, TilingOptions())
             size, mpp, where, notes = slide.dimensions, slide.mpp, slide.mpp_source, slide.notes
         decoded = _decodes(plan)
     except ClientError as error:
@@ -159,6 +160,8 @@ def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, 
     detail = f"{size[0]} x {size[1]} px, mpp {mpp[0]:.4g} x {mpp[1]:.4g} ({where}), at most {tiles} tiles"
     if not decoded:
         return Check(name, BAD, f"{source.path}: none of {_TRIED} tiles could be decoded: copy it again"), 0
+    if tissue is not None and not tissue.mask.any():
+        notes = [*notes, "no tissue found"]
     if contract and tiles > contract.limits.max_tiles:
         notes = [*notes, f"the model takes {contract.limits.max_tiles}"]
     return Check(name, WARN if notes else GOOD, "; ".join([detail, *notes])), tiles

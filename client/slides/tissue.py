@@ -20,6 +20,10 @@ from .slide import Slide
 MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
 SMALLEST_UM = 60.0  # specks and holes of less than half a tile's width are noise
+SMOOTH = (
+    0.04  # deviation of optical density over 5 x 5 pixels, relative to it, under which these may be ink ...
+)
+SMOOTH_SHARE = 0.05  # ... and the share of such pixels in a patch of one hue from which on it is
 CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above glass, below faint eosin
 
 
@@ -48,22 +52,45 @@ def tissue_mask(slide: Slide) -> TissueMask:
     """
     overview = slide.overview(_downsample(slide))
     micron = overview.downsample[0] * max(slide.mpp)
-    found = segment(overview.pixels, SMALLEST_UM / micron)
+    found, pen, glass = _parts(overview.pixels, SMALLEST_UM / micron)
+    slide.notes += _doubts(found, pen, glass)
     return TissueMask(found | overview.unreadable, overview.downsample, "colour")
 
 
 def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> BinaryMask:
-    """Tissue in RGB uint8 [h, w, 3] on any light background and without pen marks, as bool [h, w].
+    """Tissue in RGB uint8 [h, w, 3] on glass of any exposure and without pen marks, as bool [h, w].
 
     Stain is colour that remains when the background's own is divided out: the spread of optical density over
     the channels, cut at Otsu's threshold (1979). Specks and holes under `smallest_px` across are tidied away.
     """
-    light = cv2.GaussianBlur(rgb, (3, 3), 0) / (_background(rgb) + 1)
+    return _parts(rgb, smallest_px)[0]
+
+
+def _parts(rgb: Pixels, smallest_px: float) -> tuple[BinaryMask, BinaryMask, Float32]:
+    """Tissue, coloured pen, and the colour of the glass."""
+    glass = _background(rgb)
+    light = cv2.GaussianBlur(rgb, (3, 3), 0) / (glass + 1)
     light = np.clip(light, 0.05, 1).astype(np.float32)  # darker is the sensor's noise
     darkest, lightest = _extremes(light)
     chroma = np.log(lightest / darkest)
-    pen = cv2.dilate(_pen(light, lightest - darkest, lightest).astype(np.uint8), _disc(2))
-    return _tidy((chroma > np.clip(_otsu(chroma), *CHROMA)) & (pen == 0), smallest_px)
+    pen = _smooth_strokes(_pen(light, lightest - darkest, lightest), light)
+    coloured = chroma > np.clip(_otsu(chroma), *CHROMA)
+    return _tidy(coloured & ~pen, smallest_px), coloured & pen, glass
+
+
+def _doubts(tissue: BinaryMask, pen: BinaryMask, glass: Float32) -> list[str]:
+    """What makes a mask implausible, each in a line."""
+    found, doubts = float(tissue.mean()), []
+    ink = pen.sum() / max(1, pen.sum() + tissue.sum())
+    if ink > 0.3:
+        doubts.append(f"{ink:.0%} of what is coloured is taken for pen: give a mask, if it is a stain")
+    if found > 0.95:
+        doubts.append(f"{found:.0%} of the slide is taken for tissue: give a mask, if it is not")
+    if glass.max() < 128:
+        doubts.append(
+            f"dark: its glass has a brightness of {glass.max():.0f} of 255; tiles are not corrected"
+        )
+    return doubts
 
 
 def mask_from_file(path: Path, slide: Slide) -> TissueMask:
@@ -136,12 +163,24 @@ def _has_shape(mask: BinaryMask, size: Sequence[int]) -> bool:
 
 
 def _background(rgb: Pixels) -> Float32:
-    """The colour of bare glass: the median of what is light and nearly grey; white where there is none."""
+    """The colour of bare glass, whatever the exposure; of light without a tint where there is no glass.
+
+    Glass is light and nearly grey, or tinted other than by stain, which takes most of the green. Of what
+    could be glass, the brightest is it. Pure white, which readers fill with, counts if little else is there.
+    """
+    step = max(1, max(rgb.shape) // 1000)
+    rgb = rgb[::step, ::step]
     darkest, lightest = _extremes(rgb)
-    glass = (lightest > 150) & (lightest - darkest < 0.1 * lightest)
+    scanned = darkest < 255
+    scanned = scanned if scanned.mean() > 0.05 else np.ones_like(scanned)
+    exposure = float(np.percentile(lightest[scanned], 99))
+    red, green, blue = cv2.split(rgb)
+    tint = np.where(green > np.minimum(red, blue), 0.25, 0.1)
+    glass = scanned & (lightest > 0.6 * exposure) & (lightest - darkest < tint * lightest)
     if glass.mean() < 0.01:
-        return np.full(3, 255, np.float32)
-    return np.asarray(np.median(rgb[glass], axis=0), np.float32)
+        return np.full(3, min(255.0, 1.05 * exposure), np.float32)
+    brightest = glass & (lightest > 0.88 * np.percentile(lightest[glass], 90))
+    return np.asarray(np.median(rgb[brightest], axis=0), np.float32)
 
 
 def _otsu(values: Float32) -> float:
@@ -158,6 +197,23 @@ def _pen(light: Float32, spread: Float32, lightest: Float32) -> BinaryMask:
     in_red, in_green, in_blue = (-np.log(channel) for channel in cv2.split(light))
     red = (in_green > 0.4) & (in_red < 0.5 * in_green) & (abs(in_blue - 0.95 * in_green) < 0.15 * in_green)
     return np.asarray(green | blue | black | red)
+
+
+def _smooth_strokes(pen: BinaryMask, light: Float32) -> BinaryMask:
+    """Of what has the hue of ink, what is as smooth as ink, with its edges: stains of that hue are not."""
+    if not pen.any():
+        return pen
+    density = -np.log(light).mean(axis=2)
+    mean = cv2.blur(density, (5, 5))
+    variance = cv2.blur(density * density, (5, 5)) - mean * mean
+    smooth = pen & (variance < (SMOOTH * mean) ** 2)
+    count, labels = cv2.connectedComponents(pen.astype(np.uint8), connectivity=8)
+    share = np.bincount(labels[smooth], minlength=count) / np.maximum(
+        1, np.bincount(labels.ravel(), minlength=count)
+    )
+    strokes = (share >= SMOOTH_SHARE)[labels] & pen
+    edges = pen & (cv2.dilate(strokes.astype(np.uint8), _disc(8)) > 0)
+    return np.asarray(cv2.dilate(edges.astype(np.uint8), _disc(2)) > 0)
 
 
 def _extremes(pixels: Array) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ from client.slides.tissue import (
     segment,
     tissue_mask,
 )
+from training.cohort.pyramid import write_pyramid
 
 Rgb = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -33,6 +34,21 @@ GLASS = {
     "grey": (215, 215, 220),
     "dark grey": (185, 185, 190),
     "yellowish": (240, 234, 215),
+    "warm": (240, 230, 205),
+    "blue at 0.85": (243, 243, 206),
+    "under-exposed": (122, 122, 122),
+    "dark": (85, 85, 85),
+}
+# Vectors of optical density (Ruifrok and Johnston, 2001): two stains in place of haematoxylin and eosin.
+HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
+BLUE = (0.80, 0.59, 0.11)
+STAINS = {
+    "AEC": (HAEMATOXYLIN, (0.27, 0.68, 0.68), 0.94),
+    "haematoxylin alone": (HAEMATOXYLIN, (0.0, 0.0, 0.0), 0.92),
+    "Masson's trichrome": (BLUE, (0.10, 0.74, 0.67), 0.9),
+    "PAS": (HAEMATOXYLIN, (0.18, 0.97, 0.15), 0.97),
+    "Alcian blue": (HAEMATOXYLIN, (0.87, 0.46, 0.16), 0.95),
+    "Azan": ((0.85, 0.51, 0.11), (0.07, 0.98, 0.20), 0.95),
 }
 PENS = {
     "blue": (30, 50, 160),
@@ -107,6 +123,31 @@ def overlap(found: Mask, truth: Mask) -> float:
 def test_tissue_on_glass(tissue: Rgb, glass: str) -> None:
     found = segment(photograph(compose(tissue, GLASS[glass], None, 0)))
     assert overlap(found, shapes()) > 0.97
+
+
+@pytest.mark.parametrize("stain", STAINS)
+def test_stains_other_than_haematoxylin_and_eosin(tissue: Rgb, stain: str) -> None:
+    """The densities of the real tissue's two stains, rendered in the colours of two others."""
+    first, second, least = STAINS[stain]
+    amounts = np.clip(-np.log(np.clip(tissue, 0.02, 1)) @ np.linalg.pinv([HAEMATOXYLIN, EOSIN]), 0, None)
+    restained = np.exp(-amounts @ np.array([first, second]))
+    found = segment(photograph(compose(restained, GLASS["scanner"], None, 0)))
+    assert overlap(found, shapes()) > least
+
+
+def test_what_is_implausible_is_noted(tissue: Rgb, tmp_path: Path) -> None:
+    def notes(scene: Rgb) -> str:
+        large = np.repeat(np.repeat(photograph(scene), 4, axis=0), 4, axis=1)
+        with open_slide(write_pyramid(tmp_path / "a.tif", large, mpp=2.0)) as slide:
+            tissue_mask(slide)
+            return "; ".join(slide.notes)
+
+    assert notes(compose(tissue, GLASS["scanner"], PENS["black"], 1.0)) == ""
+    assert "dark: its glass has a brightness of 8" in notes(compose(tissue, GLASS["dark"], None, 0))
+    assert "of the slide is taken for tissue" in notes(tissue * 243)
+    bare = np.full_like(tissue, 243.0)
+    bare[100:300, 100:300] = PENS["blue"]
+    assert "100% of what is coloured is taken for pen" in notes(bare)
 
 
 @pytest.mark.parametrize("cover", [1.0, 0.7])
