@@ -189,7 +189,7 @@ def contract_of(url: str) -> Contract:
 
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of every output whose bytes must not depend on how the run went."""
-    apart = {"records", ".partial", ".lock", "status.csv"}
+    apart = {".keys", "records", ".partial", ".lock", "status.csv"}
     files = (path for path in sorted(out.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()

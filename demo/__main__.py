@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from client.outputs.hdf5 import read_features
-from client.outputs.layout import find_features
-from demo.planted import planted_auroc, planted_tiles, read_csv
+from client.outputs.layout import Layout
+from demo.planted import planted_auroc, planted_tiles, read_csv, served_layout
 from gigapath_contract import command_line
 from server.errors import ServerError
 from server.local import run_triton
@@ -55,14 +55,15 @@ def demo(
             run("client", "batch", manifest, "--out", str(out / "cohort"), "--url", server.url)
         with timed(seconds, "attribute"):
             run("client", "attribute", str(h5), "--slide", str(slide), "--url", server.url)
-            scores = read_csv(out / "cohort" / "scores.csv")
+            layout = served_layout(out / "cohort", server.url)
+            scores = read_csv(layout.scores)
             for row in (row for row in scores if row["label"] == "lesion"):
                 source = COHORT / "slides" / f"{row['slide_id']}.tiff"
                 cohort = (str(out / "cohort"), "--slide-id", row["slide_id"])
                 about = (*cohort, "--slide", str(source), "--target", "lesion")
                 run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     report(h5, seconds)
-    report_held_out(scores, out)
+    report_held_out(scores, layout)
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
@@ -82,7 +83,7 @@ def report(h5: Path, seconds: dict[str, float]) -> None:
         console.print("[yellow]The demo model's weights are untrained: scores and map mean nothing yet.")
 
 
-def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
+def report_held_out(scores: list[dict[str, str]], layout: Layout) -> None:
     """Print the scores of the held-out slides, and how well their maps find the planted lesions."""
     columns = ("slide", "truth", "score for a lesion", "planted tiles", "their AUROC on the map")
     table = Table(*columns, title="held-out slides, with planted lesions", title_style="bold")
@@ -91,7 +92,7 @@ def report_held_out(scores: list[dict[str, str]], out: Path) -> None:
         if row["label"] != "lesion":
             table.add_row(name, "no lesion", score, "0", "")
             continue
-        h5 = find_features(out / "cohort", name)
+        h5 = layout.slide_features(name)
         truth = planted_tiles(COHORT, h5)
         found = f"{planted_auroc(truth, h5):.3f}"
         table.add_row(name, f"{row['pattern']} lesion", score, f"{truth.sum()} of {len(truth)}", found)

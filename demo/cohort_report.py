@@ -20,9 +20,9 @@ import numpy as np
 import typer
 from sklearn.metrics import roc_auc_score
 
-from client.outputs.layout import find_features
+from client.outputs.layout import Layout
 from demo.__main__ import ROOT, console, run
-from demo.planted import answered_tiles, planted_auroc, planted_tiles, read_csv
+from demo.planted import answered_tiles, planted_auroc, planted_tiles, read_csv, served_layout
 from gigapath_contract import command_line
 from server.errors import ServerError
 from server.local import run_triton
@@ -118,19 +118,20 @@ def serve(repository: Path) -> tuple[dict[str, float], list[AttributedSlide]]:
     out = WORK / "scored"
     with server(repository, "serve") as url:
         run("client", "batch", str(manifest), "--wsi-dir", str(COHORT), "--out", str(out), "--url", url)
-        scores = {row["slide_id"]: float(row["score_lesion"]) for row in read_csv(out / "scores.csv")}
-        attributed = [attribute(row, out, url) for row in held_out if row["label"] == "lesion"]
+        layout = served_layout(out, url)
+        scores = {row["slide_id"]: float(row["score_lesion"]) for row in read_csv(layout.scores)}
+        attributed = [attribute(row, layout, url) for row in held_out if row["label"] == "lesion"]
     return scores, attributed
 
 
-def attribute(row: dict[str, str], out: Path, url: str) -> AttributedSlide:
+def attribute(row: dict[str, str], layout: Layout, url: str) -> AttributedSlide:
     """Attribute one slide's score as lesion, and compare the values with where its lesion was planted."""
     name, slide = row["slide_id"], COHORT / row["image_path"]
-    about = (str(out), "--slide-id", name, "--slide", str(slide), "--target", "lesion")
+    about = (str(layout.out), "--slide-id", name, "--slide", str(slide), "--target", "lesion")
     run("client", "attribute", *about, "--out", str(WORK / "maps"), "--url", url)
-    h5 = find_features(out, name)
+    h5 = layout.slide_features(name)
     truth = planted_tiles(COHORT, h5)
-    answered = answered_tiles(truth, h5, url)
+    answered = answered_tiles(truth, layout.features(name), url)
     return AttributedSlide(
         slide_id=name,
         pattern=row["pattern"],

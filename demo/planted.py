@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.model.embedded import read_embedded
 from client.attribution.model.served import ServedForward
+from client.outputs.layout import Layout
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
@@ -24,6 +25,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """A CSV file's rows."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def served_layout(out: Path, url: str) -> Layout:
+    """Where a batch by the server at `url` has left its results below `out`."""
+    with Connection(Endpoint(url)) as connection:
+        return Layout(out, read_contract(connection))
 
 
 def planted_tiles(cohort: Path, h5: Path) -> npt.NDArray[np.bool_]:

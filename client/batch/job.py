@@ -64,12 +64,11 @@ def process_slide(
         with contextlib.suppress(OSError):  # a full disk is reported by what needs more of it
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        outputs = TridentFiles(job.layout, job.formats)
+        outputs = TridentFiles(job.layout)
         record, _ = score_to(
             outputs, source, connection, job.contract, job.tiling, job.throughput, progress=progress
         )
-        if record.reused:
-            write_formats(job.layout, source.slide_id, job.formats, overwrite=False)
+        write_formats(job.layout, source.slide_id, job.formats)
         return record
     except Cancelled:
         raise
@@ -85,5 +84,5 @@ def process_slide(
     finally:
         mark.unlink(missing_ok=True)
     with contextlib.suppress(OutputError):  # on a full disk, report the reason without keeping the record
-        write_record(job.out, failed)
+        write_record(job.layout.export, failed)
     return failed

@@ -98,7 +98,7 @@ class LocalPool:
                 f"its process died ({how}): the slide is damaged, copy it again, or too large for the memory",
             )
             with contextlib.suppress(OutputError):
-                write_record(self._job.out, record)
+                write_record(self._job.layout.export, record)
         process.join()
         return record
 

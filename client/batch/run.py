@@ -22,12 +22,13 @@ def run_batch(
 ) -> list[SlideRecord]:
     """Run a job on a list, and wait up to `wait_for` seconds for servers that are lost on the way.
 
-    `status.csv` is written even if the batch is interrupted, the score tables only if it is not. Returns the
-    records in the list's order.
+    `status.csv` is written even if the batch is interrupted, the score tables only if it is not; all of them
+    list the slides of this run. Returns the records in the list's order.
 
     Raises:
         Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
     """
+    job.layout.write_contract()
     records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in work_list.bad]
     for record in records:
         report.end(record)
@@ -49,7 +50,7 @@ def run_batch(
         ]
     finally:
         records.sort(key=lambda record: order.get(record.slide_id, -1))
-        write_status(job.out / "status.csv", records)
+        write_status(job.layout.status, records)
     write_scores(job.layout, records, work_list.columns)
     return records
 

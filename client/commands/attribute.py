@@ -17,14 +17,15 @@ from ..attribution.explain import explain
 from ..attribution.look_groups import MOST_GROUPS
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import own_copy, read_bank, read_embedded, results_folder
+from ..attribution.model.embedded import own_copy, read_bank, read_slide, results_folder
 from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.render.evidence import evidence_lines
+from ..attribution.render.outputs import check_attributions
 from ..attribution.tile import Fill, TileScore
 from ..files import check_folder
-from ..outputs.layout import find_features
-from ..outputs.store import SingleFile, check_free, score_to
+from ..outputs.layout import find_slide
+from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..slides.geojson import read_annotations
@@ -151,6 +152,9 @@ def command(
         typer.Option(min=0, max=MOST_GROUPS, help="Value this many groups of tiles that look alike, too."),
     ] = 0,
     checks: Annotated[bool, typer.Option(help="Measure the reliability of the map.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace attributions of another export in the H5 file.")
+    ] = False,
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
 
@@ -169,28 +173,29 @@ def command(
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
         contract = read_contract(connection, warn_missing)
-        stored = source.is_dir() or h5py.is_hdf5(source)
-        slide = slide if stored else source
+        from_slide = not source.is_dir() and not h5py.is_hdf5(source)
+        slide = source if from_slide else slide
         opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         origin = opened.bounds[:2] if opened else (0, 0)
         outlines = read_annotations(annotations, origin=origin) if annotations else None
-        if stored:
-            h5 = find_features(source, slide_id)
-        else:
+        if from_slide:
             outputs = SingleFile(out or Path("out"))
-            h5 = outputs.paths(source.stem)[0]
             check_free(outputs.out, SlideSource(source))
             with tile_progress(source.name) as progress:
                 to_score = SlideSource(source, source.stem, mpp)
                 score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
-        embedded = read_embedded(h5, tile_size, mpp)
-        if stored and opened:
+            source = outputs.paths(source.stem)[0]
+        stored = find_slide(source, slide_id, contract)
+        embedded = read_slide(stored, tile_size, mpp)
+        if opened and not from_slide:
             with options.console.status("comparing the slide with the one that was scored"):
                 embedded.check_slide(opened)
         if embedded.mpp_level0 is None and opened:
             embedded = replace(embedded, mpp_level0=opened.mpp)
-        folder = out or results_folder(source, h5, embedded)
-        h5 = own_copy(h5, embedded, folder)
+        folder = out or results_folder(stored, embedded)
+        stored = replace(stored, results=own_copy(stored.results, embedded, folder))
+        if not overwrite:
+            check_attributions(stored.results, contract)
         cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
         # matplotlib takes longer to import than everything else: not for `--help`, errors and other commands.
@@ -209,18 +214,19 @@ def command(
                     checks=checks,
                     look_groups=look_groups,
                     elsewhere=lambda target, full: level_elsewhere(
-                        h5, embedded.slide_id, target, score, full
+                        stored.export / "scores.csv", embedded.slide_id, target, score, full
                     ),
                     cache=cache,
                     progress=bar.show,
                 )
             check_same(connection, contract)
-            written = write_explanation(explanation, h5, folder, opened, limit, outlines)
+            written = write_explanation(explanation, stored.results, folder, opened, limit, outlines)
             if opened:
                 with options.console.status("mapping the strongest tiles"):
                     written += write_tile_maps(
                         explanation, folder, opened, encode, maps.count, maps.score, maps.fill
                     )
+            note_maps(stored, embedded.slide_id, written)
             warn_untrained(console, contract)
             warn(console, explanation.doubt)
             console.print(explanation_table(explanation, forward.bytes_sent))

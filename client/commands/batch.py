@@ -16,6 +16,7 @@ from ..batch.run import exclusive_output, run_batch
 from ..errors import ClientError
 from ..files import check_folder
 from ..outputs.formats import check_dependencies
+from ..outputs.layout import Layout, stored_layouts
 from ..outputs.records import FAILED
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
@@ -84,17 +85,25 @@ def command(
         some = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
         console.print(f"left out: {len(left_out)} files that are no slides ({some})", markup=False)
     job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
+    shown = Layout(out, contract)
+    if others := [stored.export.name for stored in stored_layouts(out) if stored.export != shown.export]:
+        console.print(
+            f"{out} holds results of {', '.join(others)} too; this run leaves them and writes to "
+            f"{shown.export.name}",
+            markup=False,
+            highlight=False,
+        )
     with exclusive_output(out), BatchView(console, work_list.slides) as view:
         pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.progress_for)
         try:
             records = run_batch(work_list, job, pool, view, wait_for=wait_for)
         except KeyboardInterrupt:
-            console.print(f"interrupted; the same command resumes ({out}/status.csv)")
+            console.print(f"interrupted; the same command resumes ({shown.status})")
             raise
     counts = collections.Counter(record.status for record in records)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
     if measured := [record.stages for record in records if record.stages and not record.reused]:
         console.print(bottleneck(total(measured)), soft_wrap=True)
-    typer.echo(out / "status.csv")
+    typer.echo(shown.status)
     if counts[FAILED]:
         raise typer.Exit(1)

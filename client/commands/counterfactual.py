@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,11 @@ from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_i
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded, results_folder
+from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_slide, results_folder
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
 from ..files import write_csv
-from ..outputs.layout import find_features
+from ..outputs.layout import find_slide
 from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
@@ -69,17 +70,14 @@ def command(
 
     Example: `python -m client counterfactual out/S.h5 S.geojson --area tumour --change remove`
     """
-    h5 = find_features(source, slide_id)
-    embedded = read_embedded(h5, tile_size, mpp)
-    origin = (0, 0)
-    if slide:
-        with open_slide(slide, mpp) as opened:
-            embedded.check_slide(opened)
-            origin = opened.bounds[:2]
-    regions = _regions(embedded, annotations, area, origin)
-    folder = out or results_folder(source, h5, embedded)
-    with Connection(endpoint) as connection, open_cache(folder, embedded.slide_id) as cache:
+    with ExitStack() as stack:
+        connection = stack.enter_context(Connection(endpoint))
         contract = read_contract(connection, warn_missing)
+        stored = find_slide(source, slide_id, contract)
+        embedded = read_slide(stored, tile_size, mpp)
+        regions = _regions(embedded, annotations, area, _origin(slide, mpp, embedded))
+        folder = out or results_folder(stored, embedded)
+        cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         masked_slide = MaskedSlide.from_embedded(
             embedded, ServedForward(connection, contract), contract, cache
         )
@@ -105,6 +103,15 @@ def command(
     warn_untrained(console, contract)
     warn(console, embedded.doubt(contract))
     console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+def _origin(slide: Path | None, mpp: float | None, embedded: EmbeddedSlide) -> tuple[int, int]:
+    """Where QuPath's (0, 0) lies, in level-0 pixels; raises ClientError for another slide than was scored."""
+    if slide is None:
+        return 0, 0
+    with open_slide(slide, mpp) as opened:
+        embedded.check_slide(opened)
+        return opened.bounds[:2]
 
 
 def _regions(

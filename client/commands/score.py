@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import h5py
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +17,7 @@ from ..files import check_folder
 from ..outputs.records import SlideRecord
 from ..outputs.store import SingleFile, check_free, score_to
 from ..scoring.embedding import Throughput
-from ..scoring.score import ScoredSlide, SlideSource, TilingOptions
+from ..scoring.score import SlideSource, TilingOptions
 from ..scoring.timings import bottleneck
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
@@ -37,6 +39,9 @@ def command(
     mask: Annotated[
         Path | None, typer.Option(help="Tissue: a mask image or QuPath GeoJSON annotations.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Score again, also over another export's result.")
+    ] = False,
 ) -> None:
     """Score one slide: OUT/SLIDE.h5 and OUT/SLIDE-tiles.png.
 
@@ -48,38 +53,40 @@ def command(
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
         with tile_progress(slide.name) as progress:
-            record, scored = score_to(
+            record, _ = score_to(
                 outputs,
                 source,
                 connection,
                 contract,
                 tiling,
                 throughput,
-                overwrite=True,
+                overwrite=overwrite,
                 progress=progress,
             )
-    assert scored is not None  # with overwrite
-    _report(console, scored, contract, record)
-    for path in outputs.paths(source.slide_id):
+    paths = outputs.paths(source.slide_id)
+    _report(console, paths[0], contract, record)
+    for path in paths:
         console.print(path, highlight=False, soft_wrap=True)
 
 
-def _report(console: Console, scored: ScoredSlide, contract: Contract, record: SlideRecord) -> None:
+def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord) -> None:
     """The short table at the end."""
     warn_untrained(console, contract)
+    if record.reused:
+        console.print("was done, with the same export and options: --overwrite scores it again")
     if record.reason:
         console.print(f"degraded: {record.reason}", style="yellow", markup=False)
     for note in record.notes:
         warn(console, note)
-    plan = scored.plan
+    with h5py.File(h5) as file:
+        tile_px, about = file["coords"].attrs["patch_size"], dict(file["features"].attrs)
+        scores = file["scores"][:] if contract.head else np.empty(0)
+    mpp, effective = [about["mpp_level0_x"], about["mpp_level0_y"]], about["mpp_effective"][0]
     table = Table(show_header=False, box=None)
-    table.add_row("tiles", f"{len(plan)} of {plan.tile_px} px at {plan.mpp_effective[0]:.4g} mpp")
-    table.add_row("mpp", f"{plan.mpp_level0[0]:.4g} x {plan.mpp_level0[1]:.4g} ({plan.mpp_source})")
-    if contract.head and scored.logits is not None:
-        for name, score in zip(
-            contract.head.classes, contract.head.probabilities(scored.logits), strict=True
-        ):
-            table.add_row(name, f"{score:.4f}")
+    table.add_row("tiles", f"{record.tiles} of {tile_px} px at {effective:.4g} mpp")
+    table.add_row("mpp", f"{mpp[0]:.4g} x {mpp[1]:.4g} ({about['mpp_source']})")
+    for name, score in zip(contract.head.classes if contract.head else (), scores, strict=False):
+        table.add_row(name, f"{score:.4f}")
     table.add_row("seconds", f"{record.seconds:.2f}")
     for name, stage in record.stages.items():
         table.add_row(f"  {name}", f"{stage['seconds']:.2f}")

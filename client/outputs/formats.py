@@ -13,22 +13,30 @@ import numpy as np
 from ..errors import ClientError
 from ..files import atomic_path
 from ..slides.geojson import tile_features, write_feature_collection
+from .file_keys import FileKeys
 from .hdf5 import StoredFeatures, new_file, read_features
 from .layout import Layout
 
 
-def write_formats(layout: Layout, slide_id: str, kinds: frozenset[str], *, overwrite: bool) -> None:
-    """Write those of `kinds` (keys of `FORMATS`) that are missing, or with `overwrite` all of them.
+def write_formats(layout: Layout, slide_id: str, kinds: frozenset[str]) -> None:
+    """Write those of `kinds` (keys of `FORMATS`) that are missing or were made from other features.
 
     Raises:
         ClientError: one can't be written, or needs a package that isn't there.
     """
-    stored: StoredFeatures | None = None
+    noted = FileKeys(layout.out, slide_id)
+    writers: dict[Path, Writer] = {}
+    keys: dict[Path, str] = {}
     for kind in sorted(kinds):
+        # Where the tiles lie is the same for every tile encoder.
+        made_from = layout.patches(slide_id) if kind == "geojson" else layout.features(slide_id)
         for path, write in FORMATS[kind](layout, slide_id).items():
-            if overwrite or not path.exists():
-                stored = stored or read_features(layout.features(slide_id))
-                write(path, stored)
+            writers[path], keys[path] = write, noted.of(made_from) or ""
+    if missing := noted.stale(keys):
+        stored = read_features(layout.features(slide_id))
+        with noted.writing({path: keys[path] for path in missing}):
+            for path in missing:
+                writers[path](path, stored)
 
 
 def write_clam_features(path: Path, stored: StoredFeatures) -> None:

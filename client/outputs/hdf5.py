@@ -22,6 +22,7 @@ from gigapath_contract.schema import Contract
 from ..arrays import Array
 from ..errors import ClientError
 from ..files import atomic_path
+from ..scoring.result_key import SlideKeys
 from ..scoring.score import ScoredSlide
 from ..slides.tiling import TilePlan
 from ..version import __version__
@@ -32,11 +33,10 @@ _MAGNIFICATIONS = (80, 40, 20, 10, 5)  # those that TRIDENT knows; nominal, neve
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result was computed from: the contract, the slide's content, and all options (`result_key`)."""
+    """What a result was computed from: the contract, and the keys of the slide's content and all options."""
 
     contract: Contract
-    slide_sha256: str
-    result_key: str
+    keys: SlideKeys
 
     def attributes(self, plan: TilePlan) -> dict[str, Any]:
         """Attributes that say how a result was computed, so that it can be reproduced."""
@@ -51,8 +51,8 @@ class Provenance:
             "trained": contract.trained,
             "export_id": contract.export_id,
             "contract": contract.to_json(),
-            "slide_sha256": self.slide_sha256,
-            "result_key": self.result_key,
+            "slide_sha256": self.keys.content.sha256,
+            "tile_key": self.keys.tiles,
             "mpp_level0_x": plan.mpp_level0[0],
             "mpp_level0_y": plan.mpp_level0[1],
             "mpp_target": plan.mpp_requested,
@@ -74,14 +74,17 @@ def write_slide_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> N
         _write_slide_arrays(file, scored, provenance, "slide_features", ".")
 
 
-def write_patches_h5(path: Path, scored: ScoredSlide) -> None:
+def write_patches_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     """TRIDENT's `<slide>_patches.h5`: coordinates alone."""
     with new_file(path) as file:
         _write_coords(file, scored, path.parent.name)
 
 
 def write_features_h5(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
-    """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates."""
+    """TRIDENT's `features_<encoder>/<slide>.h5`: tile embeddings and coordinates.
+
+    The contract in it is that of the export that embedded them; others with the same tile encoder use them.
+    """
     with new_file(path) as file:
         _write_coords(file, scored, path.parent.name)
         _write_features(file, scored, provenance, path.parent.name)
@@ -117,6 +120,19 @@ def read_features(path: Path, tile_size: int | None = None, mpp: float | None = 
             f"{path}: {error}: give a file of tile features, or a batch's folder with --slide-id; "
             "score the slide again if it is one"
         ) from error
+
+
+def stored_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of `features` in a file of `score` or `batch`, unread otherwise.
+
+    Raises:
+        ClientError: not HDF5, or without `features`.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return dict(file["features"].attrs)
+    except (OSError, KeyError) as error:
+        raise ClientError(f"{path}: cannot be read as HDF5 ({error}): score the slide again") from error
 
 
 @contextmanager
@@ -175,6 +191,7 @@ def _write_slide_arrays(
     embedding.attrs.update(provenance.attributes(scored.plan))
     embedding.attrs.update(
         {
+            "result_key": provenance.keys.result,
             "pooling": variant.pooling,
             "layer": variant.layer,
             "norm": variant.norm,

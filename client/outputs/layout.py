@@ -1,4 +1,8 @@
-"""Where outputs lie: TRIDENT's job folder, and how a slide's features are found again."""
+"""Where outputs lie: TRIDENT's job folder, a folder per export, and how a slide's features are found again.
+
+What all exports share lies in the job folder: coordinates, and the tile embeddings by encoder. What an export
+made of them, slide embeddings, scores, tables and attributions, lies in a folder of its own beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,15 @@ from pathlib import Path
 from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
+from ..files import write_text
+from .hdf5 import stored_attributes
+
+CONTRACT = "contract.json"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of a slide's outputs below `out`, as TRIDENT names them for a contract's encoders."""
+    """The paths of outputs below `out`, for a contract's encoders and export."""
 
     out: Path
     contract: Contract
@@ -29,13 +37,40 @@ class Layout:
         """Coordinates alone."""
         return self.job / "patches" / f"{slide_id}_patches.h5"
 
+    @property
+    def export(self) -> Path:
+        """The folder of this export's own results, `<preset>-<first 8 digits of its id>`."""
+        return self.out / f"{file_stem(self.contract.preset)}-{self.contract.export_id[:8]}"
+
+    @property
+    def status(self) -> Path:
+        """How every slide of the last run ended."""
+        return self.export / "status.csv"
+
+    @property
+    def scores(self) -> Path:
+        """The table of scores of the last run's slides."""
+        return self.export / "scores.csv"
+
+    @property
+    def encoder(self) -> str:
+        """Tile encoder, the first 8 digits of its weights' digest, and precision."""
+        encoder = self.contract.tile_encoder
+        return f"{file_stem(encoder.name)}-{encoder.weights_sha256[:8]}-{self.contract.precision}"
+
     def features(self, slide_id: str, suffix: str = ".h5") -> Path:
-        """Tile embeddings and coordinates."""
-        return self.job / f"features_{file_stem(self.contract.tile_encoder.name)}" / f"{slide_id}{suffix}"
+        """Tile embeddings and coordinates; every export with this tile encoder shares them."""
+        return self.job / f"features_{self.encoder}" / f"{slide_id}{suffix}"
 
     def slide_features(self, slide_id: str) -> Path:
-        """Slide embedding, layers and scores."""
-        return self.job / f"slide_features_{file_stem(self.contract.slide_encoder.name)}" / f"{slide_id}.h5"
+        """Slide embedding, layers, scores and attributions."""
+        folder = f"slide_features_{file_stem(self.contract.slide_encoder.name)}"
+        return self.export / folder / f"{slide_id}.h5"
+
+    @property
+    def attribution(self) -> Path:
+        """The folder of maps and whatever else explains this export's scores."""
+        return self.export / "attribution"
 
     def picture(self, slide_id: str) -> Path:
         """The thumbnail with the tiles."""
@@ -45,30 +80,105 @@ class Layout:
         """The tissue's outlines for QuPath."""
         return self.out / "contours_geojson" / f"{slide_id}.geojson"
 
-    def base(self, slide_id: str) -> list[Path]:
-        """The files that every scored slide has."""
-        return [
-            self.patches(slide_id),
-            self.features(slide_id),
-            self.slide_features(slide_id),
-            self.picture(slide_id),
-            self.contours(slide_id),
-        ]
-
     def tiles_geojson(self, slide_id: str) -> Path:
         """The tiles for QuPath."""
         return self.out / "tiles_geojson" / f"{slide_id}.geojson"
 
     def clam(self, kind: str, slide_id: str) -> Path:
         """CLAM's `patches`, `h5_files` or `pt_files`."""
-        return self.out / "clam" / kind / f"{slide_id}{'.pt' if kind == 'pt_files' else '.h5'}"
+        suffix = ".pt" if kind == "pt_files" else ".h5"
+        return self.out / "clam" / self.encoder / kind / f"{slide_id}{suffix}"
+
+    def stored(self, slide_id: str) -> StoredSlide:
+        """Where a slide's files lie once it is scored."""
+        files = self.features(slide_id), self.slide_features(slide_id)
+        return StoredSlide(*files, self.attribution, self.out, self.export)
+
+    def write_contract(self) -> None:
+        """Keep the contract in the export's folder, where `stored_layouts` finds it. Raises OutputError."""
+        write_text(self.export / CONTRACT, self.contract.to_json() + "\n")
 
 
-def find_features(target: Path, slide_id: str | None = None) -> Path:
+def stored_layouts(out: Path) -> list[Layout]:
+    """The layout of every export that a batch has scored into `out`, by the folder's name.
+
+    Raises:
+        ContractError: a contract can't be read.
+    """
+    return [
+        Layout(out, Contract.parse(path.read_text("utf-8"))) for path in sorted(out.glob(f"*/{CONTRACT}"))
+    ]
+
+
+@dataclass(frozen=True)
+class StoredSlide:
+    """Where what is known of a slide lies, as one export sees it.
+
+    Attributes:
+        features: the HDF5 file with the tile embeddings.
+        results: the one with the export's scores and attributions: the same unless a batch wrote it.
+        folder: where explanations go.
+        out: the folder that holds all of it, with the files' keys.
+        export: the folder of records and tables: the export's own in a batch's folder, else `out`.
+    """
+
+    features: Path
+    results: Path
+    folder: Path
+    out: Path
+    export: Path
+
+
+def find_slide(target: Path, slide_id: str | None, contract: Contract) -> StoredSlide:
+    """A slide's files in `target`, as `find_features` finds them, for the export of `contract`.
+
+    Raises:
+        ClientError: as `find_features`; in a batch's folder this export has no result for the slide, or one
+            of other tiles than are stored.
+    """
+    features = find_features(target, slide_id, contract)
+    layout, slide_id = Layout(features.parent.parent.parent, contract), features.stem
+    others = ", ".join(other.export.name for other in stored_layouts(layout.out))
+    if not (others and features.parent.name.startswith("features_")):
+        folder = target if target.is_dir() else features.parent
+        return StoredSlide(features, features, folder, features.parent, features.parent)
+    stored, again = layout.stored(slide_id), "run the batch again: it takes up the stored tile embeddings"
+    if not stored.results.exists():
+        raise ClientError(
+            f"{layout.out}: the served export {contract.export_id} has not scored {slide_id} (results there: "
+            f"{others}): {again}"
+        )
+    if len({stored_attributes(file).get("tile_key") for file in (features, stored.results)}) > 1:
+        raise ClientError(
+            f"{layout.out}: {slide_id} was embedded again after export {contract.export_id} had scored it: "
+            f"{again}"
+        )
+    return stored
+
+
+def stored_slides(out: Path) -> list[StoredSlide]:
+    """Every slide of a folder of `score` or `batch`, once per export, and other tools' feature files in it.
+
+    Raises:
+        ContractError: an export's contract can't be read.
+    """
+    found = [
+        layout.stored(path.stem)
+        for layout in stored_layouts(out)
+        for path in sorted(layout.slide_features("any").parent.glob("*.h5"))
+        if layout.features(path.stem).exists()
+    ]
+    known = {stored.features for stored in found}
+    others = [path for path in features_files(out) if path not in known]
+    return found + [StoredSlide(path, path, out, path.parent, out) for path in others]
+
+
+def find_features(target: Path, slide_id: str | None = None, contract: Contract | None = None) -> Path:
     """The HDF5 file with a slide's tile embeddings: `target` itself, or the one of `slide_id` below it.
 
     A folder is what `client score` (OUT/SLIDE.h5) or `client batch` (OUT/*/features_*/SLIDE.h5) wrote to;
-    `slide_id` may be left out where it holds a single slide.
+    `slide_id` may be left out where it holds a single slide. Where several tile encoders have embedded it,
+    `contract` chooses the one of its export.
 
     Raises:
         ClientError: there is no such file or slide, or several.
@@ -80,6 +190,9 @@ def find_features(target: Path, slide_id: str | None = None) -> Path:
             raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
         return target
     found = features_files(target, "*" if slide_id is None else glob.escape(slide_id))
+    if contract is not None:
+        served = f"features_{Layout(target, contract).encoder}"
+        found = [path for path in found if path.parent.name == served] or found
     if len(found) == 1:
         return found[0]
     if slide_id is None:

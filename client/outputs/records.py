@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from gigapath_contract.files import parse_json
+from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
 from ..files import write_text
-from ..scoring.result_key import ResultKey
+from ..scoring.result_key import SlideKeys
 from ..scoring.score import ScoredSlide, SlideSource
 from ..scoring.timings import StageTimer
 
@@ -34,8 +34,7 @@ class SlideRecord:
     """The outcome of one slide, kept as `records/<slide_id>.json`.
 
     `result_key` names what was computed (see `scoring.result_key`) and `outputs` the files, relative to the
-    output folder. `file_fingerprint` holds the slide's files with size and time, so that an unchanged slide
-    is not hashed again. `reused`: this run found everything done.
+    output folder. `resumed_tiles` were not embedded by this run. `reused`: it found everything done.
     """
 
     slide_id: str
@@ -49,23 +48,19 @@ class SlideRecord:
     seconds: float = 0.0
     mpp: float | None = None
     mpp_source: str = ""
+    export_id: str = ""
     result_key: str = ""
     slide_sha256: str = ""
-    file_fingerprint: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was odd about the slide and was dealt with
     outputs: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     reused: bool = False
 
-    @property
-    def key(self) -> ResultKey:
-        """What the result was computed from."""
-        return ResultKey(self.file_fingerprint, self.slide_sha256, self.result_key)
-
 
 def slide_record(
     source: SlideSource,
-    key: ResultKey,
+    contract: Contract,
+    keys: SlideKeys,
     scored: ScoredSlide,
     outputs: list[str],
     timer: StageTimer,
@@ -84,9 +79,9 @@ def slide_record(
         seconds=round(seconds, 3),
         mpp=scored.plan.mpp_level0[0],
         mpp_source=scored.plan.mpp_source,
-        result_key=key.value,
-        slide_sha256=key.slide_sha256,
-        file_fingerprint=key.file_fingerprint,
+        export_id=contract.export_id,
+        result_key=keys.result,
+        slide_sha256=keys.content.sha256,
         notes=list(scored.notes),
         outputs=outputs,
         stages=timer.as_dict(),
@@ -112,12 +107,18 @@ def read_record(out: Path, slide_id: str) -> SlideRecord | None:
 
 
 def read_records(out: Path) -> list[SlideRecord]:
-    """Every record of an output folder, by slide id.
+    """Every record of a folder, by slide id: of `score`'s or a batch's, or of one export's in a batch's.
 
     Raises:
-        ClientError: there is none.
+        ClientError: there is none, or several exports have scored into the folder.
     """
-    found = find_records(out)
+    folders = sorted(
+        {path.parent.parent for place in ("", "*/") for path in out.glob(f"{place}records/*.json")}
+    )
+    if len(folders) > 1:
+        some = ", ".join(map(str, folders))
+        raise ClientError(f"{out}: holds results of several exports: give one of {some}")
+    found = find_records(folders[0]) if folders else []
     if not found:
         raise ClientError(f"{out}: holds no records: score slides into it first, or name their --out folder")
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Protocol
 
 from gigapath_contract.schema import Contract
 
-from ..errors import ExportChanged, OutputError, RequestRefused
+from ..errors import ClientError, ExportChanged, OutputError, RequestRefused
 from ..files import check_folder
 from ..scoring.embedding import Progress, Throughput, chunk_size
-from ..scoring.result_key import find_result_key
+from ..scoring.result_key import KeyKind, find_keys
 from ..scoring.resume import EmbeddingCheckpoint
 from ..scoring.score import (
     DEFAULT_THROUGHPUT,
@@ -31,17 +32,20 @@ from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
 from ..triton.contract import check_same
-from .formats import write_formats
+from .file_keys import FileKeys
 from .hdf5 import (
     Provenance,
+    read_features,
     write_features_h5,
     write_patches_h5,
     write_slide_features_h5,
     write_slide_h5,
 )
-from .layout import Layout
-from .records import SlideRecord, read_record, record_path, slide_record, write_record
+from .layout import Layout, StoredSlide
+from .records import SlideRecord, read_record, slide_record, write_record
 from .thumbnail import draw_tiles, write_picture
+
+Writer = Callable[[Path, ScoredSlide, Provenance], None]
 
 
 class Outputs(Protocol):
@@ -49,16 +53,20 @@ class Outputs(Protocol):
 
     @property
     def out(self) -> Path:
-        """The folder; records lie in `out/records`."""
+        """The folder; the files' keys lie in `out/.keys`."""
 
-    def paths(self, slide_id: str) -> list[Path]:
-        """The files that every scored slide has."""
+    @property
+    def results(self) -> Path:
+        """The folder of this export's results; records lie in `results/records`."""
+
+    def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
+        """The files that every scored slide has: what decides each, and what writes it."""
+
+    def features(self, slide_id: str) -> Path | None:
+        """The file with the tile embeddings, which other exports use too; None: not kept apart."""
 
     def checkpoint(self, slide_id: str) -> Path | None:
         """Where embeddings are kept until the slide is done, so that a killed run resumes; None: nowhere."""
-
-    def write(self, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
-        """Write the files."""
 
 
 @dataclass(frozen=True)
@@ -67,51 +75,63 @@ class SingleFile:
 
     out: Path
 
+    @property
+    def results(self) -> Path:
+        """The folder itself."""
+        return self.out
+
     def paths(self, slide_id: str) -> list[Path]:
         """The HDF5 file and the picture."""
-        return [self.out / f"{slide_id}.h5", self.out / f"{slide_id}-tiles.png"]
+        return list(self.files(slide_id))
 
-    def checkpoint(self, slide_id: str) -> Path | None:
+    def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
+        """The HDF5 file and the picture."""
+        return {
+            self.out / f"{slide_id}.h5": ("file", write_slide_h5),
+            self.out / f"{slide_id}-tiles.png": ("file", _write_picture),
+        }
+
+    def features(self, slide_id: str) -> None:
+        """None: all is in one file."""
+
+    def checkpoint(self, slide_id: str) -> None:
         """None: one slide is scored in one go."""
-        return None
-
-    def write(self, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
-        """Write the HDF5 file and the picture."""
-        h5, picture = self.paths(slide_id)
-        write_slide_h5(h5, scored, provenance)
-        write_picture(picture, draw_tiles(scored))
 
 
 @dataclass(frozen=True)
 class TridentFiles:
-    """`client batch`: TRIDENT's layout, and the further `formats` (keys of `formats.FORMATS`)."""
+    """`client batch`: TRIDENT's layout, and a folder per export; `formats` makes further files from these."""
 
     layout: Layout
-    formats: frozenset[str] = frozenset()
 
     @property
     def out(self) -> Path:
         """The layout's folder."""
         return self.layout.out
 
-    def paths(self, slide_id: str) -> list[Path]:
-        """The layout's files; further formats are made from these."""
-        return self.layout.base(slide_id)
+    @property
+    def results(self) -> Path:
+        """The export's own folder."""
+        return self.layout.export
 
-    def checkpoint(self, slide_id: str) -> Path | None:
+    def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
+        """The layout's files."""
+        layout = self.layout
+        return {
+            layout.patches(slide_id): ("plan", write_patches_h5),
+            layout.picture(slide_id): ("plan", _write_picture),
+            layout.contours(slide_id): ("plan", _write_contours),
+            layout.features(slide_id): ("tiles", write_features_h5),
+            layout.slide_features(slide_id): ("result", write_slide_features_h5),
+        }
+
+    def features(self, slide_id: str) -> Path:
+        """The tile embeddings, one file per tile encoder and precision."""
+        return self.layout.features(slide_id)
+
+    def checkpoint(self, slide_id: str) -> Path:
         """OUT/.partial/SLIDE.part."""
         return self.out / ".partial" / f"{slide_id}.part"
-
-    def write(self, slide_id: str, scored: ScoredSlide, provenance: Provenance) -> None:
-        """Write the layout's files and the further formats."""
-        layout = self.layout
-        write_patches_h5(layout.patches(slide_id), scored)
-        write_features_h5(layout.features(slide_id), scored, provenance)
-        write_slide_features_h5(layout.slide_features(slide_id), scored, provenance)
-        write_picture(layout.picture(slide_id), draw_tiles(scored))
-        tissue = tissue_features(scored.contours, slide_id, origin=scored.origin)
-        write_feature_collection(layout.contours(slide_id), tissue)
-        write_formats(layout, slide_id, self.formats, overwrite=True)
 
 
 def check_free(out: Path, source: SlideSource) -> None:
@@ -147,17 +167,18 @@ def score_to(
 ) -> tuple[SlideRecord, ScoredSlide | None]:
     """Score a slide into `outputs` with its record; None for the result where it was there already.
 
-    It is there when the record has the same result key and all files exist.
+    It is there when the record and all files have the keys of this run. Where only the tile embeddings are,
+    no tile is embedded again. Files that were made from what is replaced are removed.
 
     Args:
         outputs: the files to write, `SingleFile(out)` or `TridentFiles(Layout(out, contract))`.
         source, connection, contract, tiling, throughput, progress: as for `score_slide`.
-        overwrite: score also what is there already.
+        overwrite: score also what is there already, and what another export left in the same files.
 
     Raises:
         OutputError: the files cannot be written.
         ExportChanged: a server serves another export than `contract` was read from.
-        ClientError: as `score_slide` raises.
+        ClientError: as `score_slide` raises; another export's results would be overwritten.
 
     Example::
 
@@ -165,18 +186,30 @@ def score_to(
     """
     began, timer, slide_id = time.perf_counter(), StageTimer(), source.slide_id
     check_folder(outputs.out)
-    previous = read_record(outputs.out, slide_id)
+    noted, previous = FileKeys(outputs.out, slide_id), read_record(outputs.results, slide_id)
     with timer.time("hash"):
-        key = find_result_key(source, contract, tiling, previous.key if previous else None)
-    paths = outputs.paths(slide_id)
-    names = [path.relative_to(outputs.out).as_posix() for path in paths]
-    done = previous and (previous.result_key, previous.outputs) == (key.value, names)
-    if previous and done and not overwrite and all(path.exists() for path in paths):
-        return dataclasses.replace(previous, path=str(source.path), reused=True), None
-    unfinished = outputs.checkpoint(slide_id)
+        keys = find_keys(source, contract, tiling, noted.content)
+    files = outputs.files(slide_id)
+    wanted = {path: keys[kind] for path, (kind, _) in files.items()}
+    missing = list(files) if overwrite else noted.stale(wanted)
+    if previous and previous.result_key == keys.result and not missing:
+        if previous.path != str(source.path):
+            previous = dataclasses.replace(previous, path=str(source.path))
+            write_record(outputs.results, previous)
+        return dataclasses.replace(previous, reused=True), None
+    if previous and previous.export_id not in ("", contract.export_id) and not overwrite:
+        raise ClientError(
+            f"{outputs.results}: holds the result of export {previous.export_id} for {slide_id}, the server "
+            f"serves {contract.export_id}: choose another --out, or replace it (client score --overwrite)"
+        )
+    unfinished, features = outputs.checkpoint(slide_id), outputs.features(slide_id)
+    stored = None
+    if features and features not in missing:
+        with contextlib.suppress(ClientError):  # damaged: the tiles are embedded again
+            stored = read_features(features)
 
     def open_checkpoint(plan: TilePlan) -> EmbeddingCheckpoint | None:
-        fingerprint = [key.value, plan.fingerprint, chunk_size(throughput, contract)]
+        fingerprint = [keys.tiles, plan.fingerprint, chunk_size(throughput, contract)]
         dim = contract.tile_encoder.embed_dim
         return EmbeddingCheckpoint(unfinished, fingerprint, dim) if unfinished else None
 
@@ -190,6 +223,7 @@ def score_to(
                 tiling,
                 throughput,
                 timer=timer,
+                stored=stored,
                 open_checkpoint=open_checkpoint,
                 progress=progress,
             )
@@ -198,15 +232,37 @@ def score_to(
         if unfinished:  # some of its rows may be the other export's
             unfinished.unlink(missing_ok=True)
         raise
-    with timer.time("write"):
-        # The record goes first: without it a slide counts as not done if this is killed between two outputs.
-        record_path(outputs.out, slide_id).unlink(missing_ok=True)
-        outputs.write(slide_id, scored, Provenance(contract, key.slide_sha256, key.value))
-    record = slide_record(source, key, scored, names, timer, seconds=time.perf_counter() - began)
-    write_record(outputs.out, record)
+    if features and (stored is None or scored.embeddings is not stored.embeddings):
+        missing = list({**dict.fromkeys(missing), features: None})
+    provenance = Provenance(contract, keys)
+    with timer.time("write"), noted.writing({path: wanted[path] for path in missing}, keys.content):
+        for path in missing:
+            files[path][1](path, scored, provenance)
+    names = [path.relative_to(outputs.out).as_posix() for path in files]
+    record = slide_record(source, contract, keys, scored, names, timer, seconds=time.perf_counter() - began)
+    write_record(outputs.results, record)
     if unfinished:
         unfinished.unlink(missing_ok=True)
     return record, scored
+
+
+def note_maps(stored: StoredSlide, slide_id: str, files: Iterable[Path]) -> None:
+    """Note that files explain a slide's stored result: they are removed when it is replaced.
+
+    Raises OutputError. Files elsewhere, and those of a slide that we didn't score, are passed over.
+    """
+    noted = FileKeys(stored.out, slide_id)
+    if key := noted.of(stored.results):
+        noted.note({path: key for path in files if path != stored.results})
+
+
+def _write_picture(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    write_picture(path, draw_tiles(scored))
+
+
+def _write_contours(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    tissue = tissue_features(scored.contours, scored.plan.slide_id, origin=scored.origin)
+    write_feature_collection(path, tissue)
 
 
 @contextmanager

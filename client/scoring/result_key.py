@@ -1,4 +1,4 @@
-"""What a slide's result depends on, as one short key: the same key means the same outputs."""
+"""What a slide's outputs depend on, as short keys: the same key means the same content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gigapath_contract.schema import Contract
 
@@ -14,38 +14,57 @@ from ..slides.fingerprint import file_fingerprint, slide_sha256
 from ..version import __version__
 from .score import SlideSource, TilingOptions
 
+KeyKind = Literal["plan", "tiles", "result", "file"]
+"""What decides an output: see `SlideKeys`; `file` is the result, all of it in one file."""
+
 
 @dataclass(frozen=True)
-class ResultKey:
-    """The key (`value`) of a slide's result, with the slide's SHA-256 and the state of its files."""
+class SlideContent:
+    """A slide's SHA-256, and the state of its files when they were hashed: name, size, time of each."""
 
-    file_fingerprint: list[list[Any]]
-    slide_sha256: str
-    value: str
+    sha256: str = ""
+    files: list[list[Any]] = dataclasses.field(default_factory=list)
 
 
-def find_result_key(
-    source: SlideSource, contract: Contract, tiling: TilingOptions, previous: ResultKey | None = None
-) -> ResultKey:
-    """Hash a slide, unless `previous` shows that its files are unchanged since they were hashed.
+@dataclass(frozen=True)
+class SlideKeys:
+    """The keys of a slide's outputs, 16 hex digits each, and the content that they were made from.
+
+    `plan` names where the tiles lie: content, tile size and scale, tiling options, mpp, mask, our version.
+    `tiles` names their embeddings: the plan, the tile encoder and the precision. `result` names the slide
+    embedding and the scores: the tiles and the export.
+    """
+
+    content: SlideContent = dataclasses.field(default_factory=SlideContent)
+    plan: str = ""
+    tiles: str = ""
+    result: str = ""
+
+    def __getitem__(self, kind: KeyKind) -> str:
+        return f"{self.result}-file" if kind == "file" else str(getattr(self, kind))
+
+
+def find_keys(
+    source: SlideSource, contract: Contract, tiling: TilingOptions, known: SlideContent
+) -> SlideKeys:
+    """Hash a slide, unless `known` shows that its files are unchanged since they were hashed.
 
     Raises:
         SlideError: a file is missing or cannot be read.
     """
     files = file_fingerprint(source.path)
-    unchanged = previous is not None and previous.file_fingerprint == files
-    content = previous.slide_sha256 if previous and unchanged else slide_sha256(source.path)
-    return ResultKey(files, content, result_key(source, content, contract, tiling))
+    content = known if known.files == files else SlideContent(slide_sha256(source.path), files)
+    encoder = contract.tile_encoder
+    tile = {
+        **dataclasses.asdict(contract.tile),
+        "max_batch": 0,
+    }  # how many are sent at a time is of no matter
+    mask = slide_sha256(source.mask) if source.mask else None
+    order = contract.variant.order
+    plan = _digest(content.sha256, tile, order, dataclasses.asdict(tiling), source.mpp, mask, __version__)
+    tiles = _digest(plan, encoder.name, encoder.weights_sha256, contract.precision)
+    return SlideKeys(content, plan, tiles, _digest(tiles, contract.export_id))
 
 
-def result_key(source: SlideSource, content: str, contract: Contract, tiling: TilingOptions) -> str:
-    """16 hex digits of what decides a slide's outputs: content, contract, tiling, mpp, mask, our version."""
-    parts = {
-        "slide_sha256": content,
-        "export_id": contract.export_id,
-        "tiling": dataclasses.asdict(tiling),
-        "mpp": source.mpp,
-        "mask_sha256": slide_sha256(source.mask) if source.mask else None,
-        "version": __version__,
-    }
+def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from gigapath_contract.coordinates import LevelZeroScale
+from gigapath_contract.features import TileFeatures
 from gigapath_contract.schema import Contract
 
 from ..arrays import Array, Bool, Float32, Int64, Pixels
@@ -95,6 +96,7 @@ def score_slide(
     throughput: Throughput = DEFAULT_THROUGHPUT,
     *,
     timer: StageTimer | None = None,
+    stored: TileFeatures | None = None,
     open_checkpoint: Callable[[TilePlan], EmbeddingCheckpoint | None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> ScoredSlide:
@@ -107,6 +109,7 @@ def score_slide(
         tiling: which tiles are scored.
         throughput: threads and tiles per request.
         timer: gets the stages' times.
+        stored: embeddings by the same tile encoder; they are taken if they are of the tiles that are planned.
         open_checkpoint: opens what an earlier run left of this plan, None where nothing is kept.
         progress: called with the tiles done and their total.
 
@@ -127,10 +130,15 @@ def score_slide(
         thumbnail = _thumbnail(slide)
     scale = LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
     grid_coords = grid_coordinates(contract, plan.coords, scale)
-    with open_checkpoint(plan) or nullcontext() as checkpoint:
-        embeddings, valid = embed_tiles(
-            plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress
-        )
+    if stored is not None and np.array_equal(stored.coords, plan.coords):
+        embeddings, valid, resumed = stored.embeddings, stored.valid, len(plan)
+        progress(resumed, resumed)
+    else:
+        with open_checkpoint(plan) or nullcontext() as checkpoint:
+            resumed = len(checkpoint.valid) if checkpoint else 0
+            embeddings, valid = embed_tiles(
+                plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress
+            )
     if len(valid) and not valid.any():
         raise SlideError(
             f"{source.path}: none of its {len(valid)} tiles could be decoded: copy the slide again"
@@ -154,7 +162,7 @@ def score_slide(
         layers=layers,
         slide_embedding=embedding,
         logits=logits,
-        resumed_tiles=len(checkpoint.valid) if checkpoint else 0,
+        resumed_tiles=resumed,
         notes=tuple(slide.notes),
     )
 

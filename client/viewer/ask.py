@@ -13,7 +13,7 @@ from ..arrays import Float32, KeepMask
 from ..attribution.counterfactual import Change, counterfactual, tiles_inside
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
-from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_embedded
+from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_slide
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
 from ..errors import ClientError
@@ -55,17 +55,17 @@ def answer(connection: Connection, entry: Entry, question: Any, bank: Entry | No
     Raises:
         ClientError: no tile is meant, the slide does not fit the served model, or the model fails.
     """
-    if entry.h5 is None:
+    if entry.stored is None:
         raise ClientError(f"{entry.slide_id}: has no embeddings to ask about: score it first")
-    embedded = read_embedded(entry.h5)
+    embedded = read_slide(entry.stored)
     inside = _inside(embedded, question)
     contract = read_contract(connection)
     masked_slide = MaskedSlide.from_embedded(embedded, ServedForward(connection, contract), contract)
     outputs, _ = choose_outputs(masked_slide, contract, None, SCORE)
     full = outputs(masked_slide.in_place()(np.ones((1, len(embedded.coords)), dtype=bool)))[0]
     changes: dict[Change, Float32 | None] = {"remove": None, "keep": None}
-    if bank is not None and bank.h5 is not None:
-        changes["replace"] = read_bank(bank.h5)
+    if bank is not None and bank.stored is not None:
+        changes["replace"] = read_bank(bank.stored.features)
     effects = {}
     for change, embeddings in changes.items():
         (effect,) = counterfactual(

@@ -21,6 +21,7 @@ from gigapath_contract.features import check_self_contained, dataset, one_line_e
 from ..arrays import Array
 from ..attribution.render.overlay import colour_limit
 from ..errors import ClientError
+from ..outputs.layout import StoredSlide
 from ..slides.geojson import read_features
 from .deepzoom import DeepZoom
 from .library import Entry, Library
@@ -50,9 +51,9 @@ def describe(library: Library, entry: Entry) -> Json:
     if entry.record:
         problems += filter(None, [entry.record.reason, *entry.record.notes])
     try:
-        found |= _stored(entry.h5) if entry.h5 else {"tiles": None, "maps": [], "sets": []}
+        found |= _stored(entry.stored) if entry.stored else {"tiles": None, "maps": [], "sets": []}
     except (ClientError, ContractError, OSError) as error:
-        problems.append(f"{entry.h5}: {error}")
+        problems.append(f"{entry.stored.results if entry.stored else entry.key}: {error}")
         found |= {"tiles": None, "maps": [], "sets": []}
     dimensions = found.get("dimensions")
     if slide is not None:
@@ -97,15 +98,23 @@ def summary(entry: Entry) -> Json:
         "invalid_tiles": record.invalid_tiles if record else None,
         "mpp": record.mpp if record else None,
         "scores": entry.scores,
-        **_brief(entry.h5),
+        **_brief(entry.stored.results if entry.stored else None),
     }
 
 
-def _stored(h5: Path) -> Json:
-    """The tiles, maps and provenance in a slide's HDF5 file."""
-    with one_line_errors(), h5py.File(h5) as file:
-        stored = read_tile_features(file)
-        about = {**stored.attributes, **stored.coords_attributes}
+def _stored(files: StoredSlide) -> Json:
+    """The tiles, maps and provenance in a slide's HDF5 files."""
+    with one_line_errors(), h5py.File(files.features) as features, h5py.File(files.results) as file:
+        stored = read_tile_features(features)
+        check_self_contained(file)
+        one_file = files.results == files.features
+        # In a batch's folder another export may have embedded the tiles.
+        of_export = stored.attributes if one_file else dict(file["features"].attrs)
+        if of_export.get("tile_key") != stored.attributes.get("tile_key"):
+            raise ClientError(
+                "the tiles were embedded again after this export had scored them: run the batch again"
+            )
+        about = {**stored.attributes, **of_export, **stored.coords_attributes}
         size = read_scale(about).tile_size
         if size is None:
             raise ClientError("`coords` has no attribute patch_size_level0, so tiles have no size")
@@ -211,7 +220,7 @@ def limits(library: Library) -> Json:
     found: dict[str, dict[str, float]] = {}
     for entry in library.entries().values():
         try:
-            maps = _stored(entry.h5)["maps"] if entry.h5 else []
+            maps = _stored(entry.stored)["maps"] if entry.stored else []
         except (ClientError, ContractError, OSError):
             continue  # the slide's own page says it
         for one in maps:

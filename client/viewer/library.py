@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import itertools
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from gigapath_contract.features import check_self_contained, dataset, one_line_e
 from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
 
 from ..errors import ClientError, SlideError
-from ..outputs.layout import features_files
+from ..outputs.layout import StoredSlide, stored_slides
 from ..outputs.records import FAILED, OK, SlideRecord, find_records
 from ..slides.geojson import SUFFIXES
 from ..slides.slide import open_slide
@@ -32,7 +31,8 @@ class Entry:
 
     Attributes:
         key: its name in addresses; the slide's id, numbered where several entries have the same.
-        h5: the file of its embeddings and attributions, None where it has none.
+        folder: that of the results: of one export, where a batch wrote them.
+        stored: the files of its embeddings and attributions, None where it has none.
         record: its outcome, None where another tool wrote the features.
         scores: probability by class; empty where unknown.
     """
@@ -40,14 +40,14 @@ class Entry:
     key: str
     slide_id: str
     folder: Path
-    h5: Path | None
+    stored: StoredSlide | None
     record: SlideRecord | None
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
         """`ok`, `degraded` or `failed`, as recorded."""
-        return self.record.status if self.record else OK if self.h5 else FAILED
+        return self.record.status if self.record else OK if self.stored else FAILED
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,11 @@ class Library:
         for folder in self.folders:
             if not folder.is_dir():
                 raise ClientError(f"{folder}: no such folder: name the --out folder of score or batch")
-            table = _score_table(folder)
-            for slide_id, h5, record in _slides_of(folder):
+            for slide_id, place, stored, record in _slides_of(folder):
                 numbered = (f"{slide_id}@{number}" for number in itertools.count(2))
                 key = next(name for name in itertools.chain([slide_id], numbered) if name not in found)
-                scores = table.get(slide_id) or _stored_scores(folder, h5, record)
-                found[key] = Entry(key, slide_id, folder, h5, record, scores)
+                scores = _stored_scores(stored) if stored else {}
+                found[key] = Entry(key, slide_id, place, stored, record, scores)
         return found
 
     def slide_path(self, entry: Entry) -> Path | None:
@@ -123,7 +122,7 @@ class Library:
         else:
             found = [own] if own else []
         name = glob.escape(entry.slide_id)
-        for folder in self.folders:
+        for folder in self._near(entry):
             near = [
                 *folder.glob(f"{name}-*-evidence.geojson"),
                 *folder.glob(f"contours_geojson/{name}.geojson"),
@@ -134,12 +133,16 @@ class Library:
     def tile_maps(self, entry: Entry) -> dict[tuple[int, int], Path]:
         """Pictures of maps inside tiles by the tile's level-0 corner (x, y)."""
         found = {}
-        for folder in self.folders:
+        for folder in self._near(entry):
             for path in sorted(folder.glob(f"{glob.escape(entry.slide_id)}-*-tile-*.png")):
                 x, y = path.stem.split("-")[-2:]
                 if x.isdecimal() and y.isdecimal() and _is_inside(path, folder):
                     found[int(x), int(y)] = path
         return found
+
+    def _near(self, entry: Entry) -> list[Path]:
+        """The folders that may hold what explains a slide, that of its export first."""
+        return list(dict.fromkeys([*([entry.stored.folder] if entry.stored else []), *self.folders]))
 
 
 @lru_cache(OPEN_SLIDES)
@@ -148,43 +151,31 @@ def _opened(path: Path, changed: int, mpp: float | None) -> DeepZoom:
     return DeepZoom(open_slide(path, mpp))
 
 
-def _slides_of(folder: Path) -> Iterator[tuple[str, Path | None, SlideRecord | None]]:
-    """Id, features and record of a folder's slides; features outside of it, behind a link, are left out."""
-    records = {one.slide_id: one for one in find_records(folder) if is_file_name(one.slide_id)}
-    files = [path for path in features_files(folder) if _is_inside(path, folder)]
-    for path in files:
-        yield path.stem, path, records.get(path.stem)
-    for slide_id in sorted(records.keys() - {path.stem for path in files}):
-        yield slide_id, None, records[slide_id]
-
-
-def _score_table(folder: Path) -> dict[str, dict[str, float]]:
-    """The probabilities in a batch's scores.csv by slide id; empty where there is none that can be read."""
-    try:
-        with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-            return {row["slide_id"]: _probabilities(row) for row in csv.DictReader(file)}
-    except (OSError, UnicodeError, csv.Error, KeyError, ValueError):
-        return {}
-
-
-def _probabilities(row: dict[str, str]) -> dict[str, float]:
-    prefix = "score_"
-    return {
-        name.removeprefix(prefix): float(row[name]) for name in row if name.startswith(prefix) and row[name]
+def _slides_of(folder: Path) -> Iterator[tuple[str, Path, StoredSlide | None, SlideRecord | None]]:
+    """Id, place, files and record of a folder's slides by export; links that lead out of it are left out."""
+    places = {path.parent.parent for place in ("", "*/") for path in folder.glob(f"{place}records/*.json")}
+    records = {
+        (place, one.slide_id): one
+        for place in sorted(places)
+        for one in find_records(place)
+        if is_file_name(one.slide_id)
     }
+    listed = set()
+    for stored in stored_slides(folder):
+        if _is_inside(stored.features, folder) and _is_inside(stored.results, folder):
+            key = stored.export, stored.features.stem
+            listed.add(key)
+            yield key[1], key[0], stored, records.get(key)
+    for place, slide_id in sorted(records.keys() - listed):
+        yield slide_id, place, None, records[place, slide_id]
 
 
-def _stored_scores(folder: Path, h5: Path | None, record: SlideRecord | None) -> dict[str, float]:
-    """The probabilities in the slide's own HDF5 file, or in the one of its slide embedding."""
-    outputs = [folder / name for name in (record.outputs if record else []) if "slide_features_" in name]
-    for path in [h5, *outputs]:
-        if path is not None and path.is_file() and _is_inside(path, folder):
-            try:
-                if found := _scores_in(path, path.stat().st_mtime_ns):
-                    return found
-            except (OSError, FeatureFileError):
-                continue  # the slide's page says what is wrong with the file
-    return {}
+def _stored_scores(stored: StoredSlide) -> dict[str, float]:
+    """The probabilities in the slide's own HDF5 file."""
+    try:
+        return _scores_in(stored.results, stored.results.stat().st_mtime_ns)
+    except (OSError, FeatureFileError):
+        return {}  # the slide's page says what is wrong with the file
 
 
 @lru_cache(4096)

@@ -61,9 +61,9 @@ def nearest(library: Library, entry: Entry, row: int, among: Iterable[Entry]) ->
 
 
 def _read(entry: Entry) -> StoredFeatures:
-    if entry.h5 is None:
+    if entry.stored is None:
         raise ClientError(f"{entry.slide_id}: has no embeddings: score it first")
-    return read_features(entry.h5)
+    return read_features(entry.stored.features)
 
 
 def _unit(embeddings: Float32) -> Float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
+from server.local import run_triton
 from training.cohort.pyramid import write_pyramid
 
 
@@ -164,3 +166,20 @@ def reading() -> SimpleNamespace:
         )
 
     return SimpleNamespace(plan=plan, collect=collect, plainly=plainly, write_deflate=write_deflate)
+
+
+OTHER_EXPORT = "0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def other_export(
+    demo_repository: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """host:port of a Triton that serves the demo's models as another export with the same tile encoder."""
+    folder = tmp_path_factory.mktemp("other")
+    shutil.copytree(demo_repository, folder / "repository")
+    for path in (folder / "repository").rglob("*"):
+        if path.suffix in (".json", ".pbtxt"):
+            path.write_text(path.read_text().replace(contract.export_id, OTHER_EXPORT))
+    with run_triton(folder / "repository", log=folder / "triton.log") as server:
+        yield server.url

@@ -57,7 +57,7 @@ def test_verbose_says_how_a_slide_is_read(
     arguments = ("score", slides / "a.tif", "--out", tmp_path, "--url", triton_url)
     assert run_client(*arguments).code == 0
     assert "tiles through" not in caplog.text
-    assert run_client("-v", *arguments).code == 0
+    assert run_client("-v", *arguments, "--overwrite").code == 0
     assert "a.tif: tiles through jpeg tiles" in caplog.text
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from client.outputs.hdf5 import Provenance, write_slide_h5
+from client.scoring.result_key import SlideKeys
 from client.scoring.score import ScoredSlide
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
@@ -90,7 +91,7 @@ def test_training_reads_the_positions_that_are_served(
         slide_embedding=None,
         logits=None,
     )
-    write_slide_h5(stored, scored, Provenance(served_as, "0" * 64, "a key"))
+    write_slide_h5(stored, scored, Provenance(served_as, SlideKeys()))
     trained = read_bag(stored, rule).coords
     np.testing.assert_array_equal(trained, served)
     if rule != "level0/256":

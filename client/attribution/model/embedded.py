@@ -17,7 +17,8 @@ from gigapath_contract.slides import is_file_name
 
 from ...arrays import Float32, Int64
 from ...errors import ClientError, ContractMismatch
-from ...outputs.hdf5 import new_file, read_features
+from ...outputs.hdf5 import new_file, read_features, stored_attributes
+from ...outputs.layout import StoredSlide
 from ...scoring.conformance import grid_coordinates
 from ...slides.fingerprint import slide_sha256
 from ...slides.slide import Slide
@@ -206,11 +207,9 @@ def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = 
     )
 
 
-def results_folder(source: Path, h5: Path, embedded: EmbeddedSlide) -> Path:
-    """Where results lie by default: in `source`, beside our own `h5`, or in `out` for another tool's file."""
-    if embedded.origin is None:
-        return Path("out")
-    return source if source.is_dir() else h5.parent
+def results_folder(stored: StoredSlide, embedded: EmbeddedSlide) -> Path:
+    """Where results lie by default: with the stored ones, or in `out` for another tool's file."""
+    return Path("out") if embedded.origin is None else stored.folder
 
 
 def own_copy(source: Path, embedded: EmbeddedSlide, folder: Path) -> Path:
@@ -250,6 +249,18 @@ def own_copy(source: Path, embedded: EmbeddedSlide, folder: Path) -> Path:
 def _same_tiles(one: EmbeddedSlide, other: EmbeddedSlide) -> bool:
     same = (one.digest, one.tile_size, one.mpp_level0) == (other.digest, other.tile_size, other.mpp_level0)
     return same and np.array_equal(one.coords, other.coords)
+
+
+def read_slide(stored: StoredSlide, tile_size: int | None = None, mpp: float | None = None) -> EmbeddedSlide:
+    """The slide's embeddings; in a batch's folder `origin` is the export that scored the slide from them.
+
+    Raises:
+        ClientError: as `read_embedded` does.
+    """
+    slide = read_embedded(stored.features, tile_size, mpp)
+    if stored.results == stored.features:
+        return slide
+    return replace(slide, origin=_origin(stored.results, stored_attributes(stored.results)))
 
 
 def _origin(path: Path, attributes: Mapping[str, Any]) -> Contract | None:

@@ -13,10 +13,10 @@ from ..methods.model_outputs import Score
 SAME_SCORE = 1e-3
 
 
-def level_elsewhere(h5: Path, slide_id: str, target: str, score: Score, full: float) -> float | None:
+def level_elsewhere(table: Path, slide_id: str, target: str, score: Score, full: float) -> float | None:
     """Median output `score` of the class `target` over a batch's slides that were not called it.
 
-    h5: the slide's features in the folder of a batch; its `scores.csv` is read.
+    table: the `scores.csv` of the batch, where there is one.
     full: this slide's own output, by which another model's table is recognised.
 
     Returns None where it can't be known: no batch, no other slide, another model, or another output.
@@ -24,8 +24,7 @@ def level_elsewhere(h5: Path, slide_id: str, target: str, score: Score, full: fl
     Raises:
         ClientError: the table can't be read.
     """
-    table = h5.resolve().parents[2] / "scores.csv" if len(h5.resolve().parents) > 2 else None
-    if table is None or not table.is_file() or score not in ("log_odds", "probability"):
+    if not table.is_file() or score not in ("log_odds", "probability"):
         return None
     try:
         with table.open(newline="", encoding="utf-8") as file:

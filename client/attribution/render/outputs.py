@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from gigapath_contract.features import check_self_contained
+from gigapath_contract.schema import Contract
 
 from ...arrays import Float64
 from ...errors import ClientError
@@ -22,6 +23,25 @@ from .evidence import COLOURS, evidence_arrays
 from .overlay import tile_colours
 
 PLAIN_GEOJSON_TILES = 20_000
+
+
+def check_attributions(path: Path, contract: Contract) -> None:
+    """Refuse a file with the attributions of another export, which `write_arrays` would replace.
+
+    Raises:
+        ClientError: it holds such, or can't be read as HDF5.
+    """
+    try:
+        with h5py.File(path) as file:
+            found = {str(data.attrs["export_id"]) for data in file.values() if "evaluations" in data.attrs}
+    except OSError as error:
+        raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    if others := found - {contract.export_id}:
+        raise ClientError(
+            f"{path}: holds attributions of export {', '.join(others)}, the server serves "
+            f"{contract.export_id}: serve the former, score the slide into another folder, or replace them "
+            "(--overwrite)"
+        )
 
 
 def write_arrays(path: Path, explanation: Explanation) -> None:

@@ -185,23 +185,25 @@ def test_an_empty_slide_that_is_not_neutral_is_named_with_what_it_does_to_the_va
 
 
 def write_batch(folder: Path, *rows: str) -> Path:
-    h5 = folder / "20x" / "features_x" / "a.h5"
-    h5.parent.mkdir(parents=True)
-    (folder / "scores.csv").write_text("\n".join(["slide_id,score_benign,score_lesion", *rows]) + "\n")
-    return h5
+    folder.mkdir(exist_ok=True)
+    table = folder / "scores.csv"
+    table.write_text("\n".join(["slide_id,score_benign,score_lesion", *rows]) + "\n")
+    return table
 
 
 def test_a_batch_tells_how_slides_of_another_class_score(tmp_path: Path) -> None:
-    h5 = write_batch(tmp_path, "a,0.1,0.9", "b,0.99,0.01", "c,0.98,0.02", "d,0.97,0.03", "e,0.2,0.8", "f,,")
+    table = write_batch(
+        tmp_path, "a,0.1,0.9", "b,0.99,0.01", "c,0.98,0.02", "d,0.97,0.03", "e,0.2,0.8", "f,,"
+    )
     own = float(np.log(9))
-    assert level_elsewhere(h5, "a", "lesion", "log_odds", own) == pytest.approx(np.log(0.02 / 0.98))
-    assert level_elsewhere(h5, "a", "lesion", "probability", 0.9) == pytest.approx(0.02)
-    assert level_elsewhere(h5, "a", "benign", "log_odds", -own) == pytest.approx(np.log(0.2 / 0.8))
+    assert level_elsewhere(table, "a", "lesion", "log_odds", own) == pytest.approx(np.log(0.02 / 0.98))
+    assert level_elsewhere(table, "a", "lesion", "probability", 0.9) == pytest.approx(0.02)
+    assert level_elsewhere(table, "a", "benign", "log_odds", -own) == pytest.approx(np.log(0.2 / 0.8))
     # Not this slide, another model's table, an output that the table lacks, or no table at all.
-    assert level_elsewhere(h5, "z", "lesion", "log_odds", own) is None
-    assert level_elsewhere(h5, "a", "lesion", "log_odds", own + 1) is None
-    assert level_elsewhere(h5, "a", "lesion", "logit", own) is None
-    assert level_elsewhere(tmp_path / "a.h5", "a", "lesion", "log_odds", own) is None
+    assert level_elsewhere(table, "z", "lesion", "log_odds", own) is None
+    assert level_elsewhere(table, "a", "lesion", "log_odds", own + 1) is None
+    assert level_elsewhere(table, "a", "lesion", "logit", own) is None
+    assert level_elsewhere(tmp_path / "none.csv", "a", "lesion", "log_odds", own) is None
     broken = write_batch(tmp_path / "broken", "a,0.1,much")
     with pytest.raises(ClientError, match="run the batch again"):
         level_elsewhere(broken, "a", "lesion", "log_odds", own)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from client.outputs.layout import Layout
 from client.triton.connection import Connection
 from client.triton.statistics import available_statistics
 from gigapath_contract.schema import Contract
@@ -34,7 +35,7 @@ SLOWLY = ("--chunk", "1", "--in-flight", "1", "--workers", "1")
 
 def outputs(out: Path) -> dict[str, bytes]:
     """Every file whose bytes must not depend on how the run went."""
-    apart = {"records", ".partial", ".begun", ".lock", "status.csv"}
+    apart = {".keys", "records", ".partial", ".begun", ".lock", "status.csv"}
     files = (path for path in out.rglob("*") if path.is_file())
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -44,7 +45,8 @@ def outputs(out: Path) -> dict[str, bytes]:
 
 
 def status(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "status.csv").open() as file:
+    [table] = out.glob("*/status.csv")
+    with table.open() as file:
         return {row["slide_id"]: row for row in csv.DictReader(file)}
 
 
@@ -89,7 +91,7 @@ def test_the_layout_and_the_tables(undisturbed: Path, contract: Contract) -> Non
     names = [f"{name}.h5" for name in "abc"]
     assert sorted(p.name for p in (job / "patches").iterdir()) == [f"{name}_patches.h5" for name in "abc"]
     [features] = job.glob("features_*")
-    [slide_features] = job.glob("slide_features_*")
+    [slide_features] = undisturbed.glob("*/slide_features_*")
     assert sorted(p.name for p in features.iterdir()) == names
     assert sorted(p.name for p in slide_features.iterdir()) == names
     with h5py.File(slide_features / "a.h5") as file:
@@ -100,15 +102,16 @@ def test_the_layout_and_the_tables(undisturbed: Path, contract: Contract) -> Non
     assert contours["type"] == "FeatureCollection"
     assert {f["properties"]["objectType"] for f in contours["features"]} == {"annotation"}
     assert {row["status"] for row in status(undisturbed).values()} == {"ok"}
-    table = pq.read_table(undisturbed / "scores.parquet").to_pydict()
+    export = Layout(undisturbed, contract).export
+    table = pq.read_table(export / "scores.parquet").to_pydict()
     assert table["slide_id"] == ["a", "b", "c"]
     assert contract.head
     for name, score in zip(contract.head.classes, scores, strict=True):
         assert table[f"score_{name}"][0] == score
-    vectors = pq.read_table(undisturbed / "slide_embeddings.parquet")
+    vectors = pq.read_table(export / "slide_embeddings.parquet")
     first = [column[0].as_py() for column in vectors.columns[1:]]
     np.testing.assert_array_equal(np.array(first, np.float32), embedding)
-    with (undisturbed / "scores.csv").open() as file:
+    with (export / "scores.csv").open() as file:
         assert [row["prediction"] for row in csv.DictReader(file)] == table["prediction"]
 
 
@@ -161,7 +164,7 @@ def test_killed_and_resumed(
     for least in (5, 15):
         with started(slides, tmp_path, triton_url, least) as process:
             process.kill()
-        assert not (tmp_path / "scores.csv").exists()
+        assert not list(tmp_path.glob("*/scores.csv"))
     assert run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY).code == 0
     assert sum(int(row["resumed_tiles"]) for row in status(tmp_path).values()) > 0
     assert outputs(tmp_path) == outputs(undisturbed)
@@ -204,7 +207,7 @@ def test_interrupted_by_ctrl_c(slides: Path, triton_url: str, tmp_path: Path) ->
     assert process.returncode == 130
     assert "interrupted; the same command resumes" in err
     assert "Traceback" not in err
-    assert (tmp_path / "status.csv").exists()
+    assert list(tmp_path.glob("*/status.csv"))
     assert len(list(tmp_path.glob(".partial/*"))) > 0
 
 
@@ -249,12 +252,13 @@ def test_further_files(
     [stored] = tmp_path.glob("*/features_*/a.h5")
     with h5py.File(stored) as file:
         features, coords = file["features"][:], file["coords"][:]
-    for path in (tmp_path / "clam" / "pt_files" / "a.pt", stored.with_suffix(".pt")):
+    [clam] = (tmp_path / "clam").iterdir()
+    for path in (clam / "pt_files" / "a.pt", stored.with_suffix(".pt")):
         np.testing.assert_array_equal(torch.load(path, weights_only=True).numpy(), features)
-    with h5py.File(tmp_path / "clam" / "h5_files" / "a.h5") as file:
+    with h5py.File(clam / "h5_files" / "a.h5") as file:
         np.testing.assert_array_equal(file["features"][:], features)
         np.testing.assert_array_equal(file["coords"][:], coords)
-    with h5py.File(tmp_path / "clam" / "patches" / "a.h5") as file:
+    with h5py.File(clam / "patches" / "a.h5") as file:
         attributes = file["coords"].attrs
         assert (attributes["patch_level"], attributes["patch_size"]) == (0, 256)
     tiles = json.loads((tmp_path / "tiles_geojson" / "a.geojson").read_text())["features"]
@@ -264,13 +268,13 @@ def test_further_files(
 
 
 def test_a_manifests_own_columns_stand_beside_the_scores(
-    slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+    slides: Path, triton_url: str, contract: Contract, run_client: Run, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "cohort.csv"
     manifest.write_text("case_id,slide_id,label,split\np1,b,tumour,train\n")
     done = run_client("batch", manifest, "--wsi_dir", slides, "--out", tmp_path / "out", "--url", triton_url)
     assert done.code == 0, done.err
-    with (tmp_path / "out" / "scores.csv").open() as file:
+    with Layout(tmp_path / "out", contract).scores.open() as file:
         [row] = csv.DictReader(file)
     assert (row["slide_id"], row["case_id"], row["label"], row["split"]) == ("b", "p1", "tumour", "train")
 

@@ -71,14 +71,14 @@ def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
             done = run_client(*command, "--slide-id", "b", "--slide", other, *server)
             assert (done.code, done.err.count("\n")) == (1, 1), done.err
             assert message in done.err
-    names = {path.name for path in out.glob("b-*")}
+    names = {path.name for path in out.glob("*/attribution/b-*")}
     assert {path.rsplit(".")[-1] for path in names} == {"png", "geojson", "sqlite"}
     assert not list(out.glob("*/features_*/b-*"))
     # The tissue that `batch` wrote for QuPath is an area to remove.
     annotations = out / "contours_geojson" / "b.geojson"
     done = run_client("counterfactual", out, annotations, "--slide-id", "b", "--change", "keep", *server)
     assert done.code == 0, done.err
-    assert (out / "b-counterfactual-keep.csv").exists()
+    assert len(list(out.glob("*/attribution/b-counterfactual-keep.csv"))) == 1
     # Which slide, and a file of slide features: one line each.
     [stored] = out.glob("*/slide_features_*/b.h5")
     for arguments, message in (((out,), "choose one with --slide-id"), ((stored,), "tile features")):

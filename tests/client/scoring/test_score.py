@@ -20,6 +20,7 @@ import tritonclient.grpc as triton
 from client.outputs.hdf5 import Provenance, read_features, write_slide_h5
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput, chunk_size
+from client.scoring.result_key import SlideKeys
 from client.scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
 from client.scoring.timings import StageTimer
 from client.triton.connection import Connection
@@ -91,7 +92,7 @@ def test_bytes_are_the_same_however_it_was_done(
     demo_repository: Path,
     tmp_path: Path,
 ) -> None:
-    provenance = Provenance(contract, "sha", "key")
+    provenance = Provenance(contract, SlideKeys())
     write_slide_h5(tmp_path / "one" / "a.h5", scored, provenance)
     expected = (tmp_path / "one" / "a.h5").read_bytes()
     with run_triton(demo_repository, log=tmp_path / "log") as second:
@@ -113,7 +114,7 @@ def test_bytes_are_the_same_however_it_was_done(
 def test_a_file_as_trident_and_prov_gigapath_read_it(
     scored: ScoredSlide, contract: Contract, tmp_path: Path
 ) -> None:
-    write_slide_h5(tmp_path / "s.h5", scored, Provenance(contract, "sha", "key"))
+    write_slide_h5(tmp_path / "s.h5", scored, Provenance(contract, SlideKeys()))
     with h5py.File(tmp_path / "s.h5") as file:
         assets = {key: file[key][:] for key in file}  # prov-gigapath's way: every key must be an array
         features, coords = file["features"], file["coords"]
@@ -151,7 +152,7 @@ def test_a_slide_without_tissue_is_an_empty_file_not_a_missing_one(
     slide = write_pyramid(tmp_path / "white.tif", np.full((512, 512, 3), 255, np.uint8))
     scored = score(slide, connection, contract)
     assert scored.degraded_reason.startswith("no tissue found")
-    write_slide_h5(tmp_path / "white.h5", scored, Provenance(contract, "sha", "key"))
+    write_slide_h5(tmp_path / "white.h5", scored, Provenance(contract, SlideKeys()))
     stored = read_features(tmp_path / "white.h5")
     assert stored.embeddings.shape == (0, contract.tile_encoder.embed_dim)
     assert stored.coords.shape == (0, 2)
@@ -183,7 +184,7 @@ def test_a_slide_is_stored_under_its_own_name_not_its_file_s(
     slides: Path, connection: Connection, contract: Contract, tmp_path: Path
 ) -> None:
     scored = score_slide(SlideSource(slides / "a.tif", "case 7"), connection, contract)
-    write_slide_h5(tmp_path / "any.h5", scored, Provenance(contract, "sha", "key"))
+    write_slide_h5(tmp_path / "any.h5", scored, Provenance(contract, SlideKeys()))
     with h5py.File(tmp_path / "any.h5") as file:
         names = {file[key].attrs["name"] for key in ("coords", "features", "slide_features")}
     assert names == {"case 7"}
@@ -201,6 +202,7 @@ def test_the_command(
         "CMU-1-Small-Region.h5",
         "CMU-1-Small-Region-tiles.png",
         "records",
+        ".keys",
     }
     explained = run_client("timings", tmp_path)
     assert explained.code == 0
