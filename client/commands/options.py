@@ -16,6 +16,7 @@ from rich.console import Console
 from ..errors import ClientError
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
+from ..slides.tissue import Frame
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither overwrites the other; results go to stdout.
@@ -82,9 +83,13 @@ def throughput(
 def tiling(
     min_tissue: Annotated[float, _tiles(min=0, max=1, help="Fraction of a tile that must be tissue.")] = 0.1,
     all_tiles: Annotated[bool, _tiles("--all-tiles", help="Keep tiles without tissue too.")] = False,
+    mask_frame: Annotated[
+        Frame,
+        _tiles(help="Origin of GeoJSON masks on slides with bounds: theirs, as in QuPath, or level 0's."),
+    ] = "qupath",
 ) -> TilingOptions:
     """Build the TilingOptions from the command line."""
-    return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue)
+    return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue, mask_frame=mask_frame)
 
 
 def shares(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -18,7 +18,7 @@ from ..arrays import Array, Bool, Float32, Int64, Pixels
 from ..errors import NonFiniteAnswer, SlideError
 from ..slides.slide import Slide, open_slide
 from ..slides.tiling import TilePlan, plan_tiles
-from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
+from ..slides.tissue import Frame, TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Connection
 from .conformance import check_plan, grid_coordinates
 from .embedding import Progress, Throughput, embed_tiles
@@ -54,10 +54,12 @@ class TilingOptions:
     """Tiling options; changing them invalidates stored results.
 
     `tissue` False keeps every tile; else at least `min_tissue` (0 to 1) of a tile must be tissue.
+    `mask_frame` says where masks that are annotations have their origin, see `slides.tissue`.
     """
 
     tissue: bool = True
     min_tissue: float = 0.1
+    mask_frame: Frame = "qupath"
 
 
 DEFAULT_TILING, DEFAULT_THROUGHPUT = TilingOptions(), Throughput()
@@ -179,7 +181,7 @@ def _thumbnail(slide: Slide) -> Pixels:
 def find_tissue(slide: Slide, source: SlideSource, tiling: TilingOptions) -> TissueMask | None:
     """The tissue as the source's mask says, else by colour; None where every tile is wanted."""
     if source.mask:
-        return mask_from_file(source.mask, slide)
+        return mask_from_file(source.mask, slide, frame=tiling.mask_frame)
     return tissue_mask(slide) if tiling.tissue else None
 
 

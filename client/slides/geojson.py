@@ -177,6 +177,8 @@ def _areas(path: Path) -> list[tuple[str, BaseGeometry]]:
     """Class and valid shape of each feature with an area."""
     shapes = []
     for feature in read_features(path):
+        if "geometry" in feature and feature["geometry"] is None:  # RFC 7946: an object without a place
+            continue
         try:
             shapes.append((_class_name(feature), shape(feature["geometry"])))
         except (
@@ -256,4 +258,6 @@ def _cross(one: Float64, other: Float64) -> Bool:
 def _class_name(feature: Feature) -> str:
     """QuPath's class of an object; empty where it has none."""
     named = (feature.get("properties") or {}).get("classification") or {}
-    return str(named.get("name") or "/".join(named.get("names") or ()))
+    if isinstance(named, dict):
+        named = named.get("name") or named.get("names") or ""
+    return "/".join(map(str, named)) if isinstance(named, list) else str(named)

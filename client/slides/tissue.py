@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-from shapely.geometry import Polygon
+from shapely.geometry import Polygon, box
 
 from ..arrays import Array, BinaryMask, Float32, Pixels
 from ..errors import MaskError
@@ -16,6 +17,9 @@ from .contours import mask_contours, rasterise
 from .geojson import is_geojson, read_annotations
 from .mask_image import read_mask_image
 from .slide import Slide
+
+Frame = Literal["qupath", "level0"]
+"""Where annotations have their (0, 0) on a slide with bounds: at the bounds' corner, or at level 0's."""
 
 MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
@@ -93,13 +97,17 @@ def _doubts(tissue: BinaryMask, pen: BinaryMask, glass: Float32) -> list[str]:
     return doubts
 
 
-def mask_from_file(path: Path, slide: Slide) -> TissueMask:
+def mask_from_file(path: Path, slide: Slide, *, frame: Frame = "qupath") -> TissueMask:
     """Take tissue from GeoJSON annotations (.geojson, .json, either .gz) or from a mask image.
+
+    `frame` is that of annotations, see `mask_from_annotations`.
 
     Raises:
         MaskError: see `mask_from_image` and `client.slides.geojson.read_annotations`.
     """
-    return mask_from_annotations(path, slide) if is_geojson(path) else mask_from_image(path, slide)
+    if is_geojson(path):
+        return mask_from_annotations(path, slide, frame=frame)
+    return mask_from_image(path, slide)
 
 
 def mask_from_image(path: Path, slide: Slide) -> TissueMask:
@@ -135,13 +143,27 @@ def mask_from_image(path: Path, slide: Slide) -> TissueMask:
     )
 
 
-def mask_from_annotations(path: Path, slide: Slide, classes: frozenset[str] | None = None) -> TissueMask:
-    """Take tissue from QuPath's annotations; `classes` keeps those of these names only.
+def mask_from_annotations(
+    path: Path, slide: Slide, classes: frozenset[str] | None = None, *, frame: Frame = "qupath"
+) -> TissueMask:
+    """Take tissue from annotations; `classes` keeps those of these names only.
+
+    `frame` says where (0, 0) lies on a slide with bounds: at theirs, as in QuPath, or at level 0's.
 
     Raises:
-        MaskError: not GeoJSON, or no area in it.
+        MaskError: not GeoJSON, or no area in it that lies on the slide.
     """
-    shape = read_annotations(path, origin=slide.bounds[:2], classes=classes)
+    left, top, width, height = slide.bounds
+    origin = (left, top) if frame == "qupath" else (0, 0)
+    shape = read_annotations(path, origin=origin, classes=classes)
+    size = "x".join(str(side) for side in slide.dimensions)
+    if not shape.intersects(box(0, 0, *slide.dimensions)):
+        raise MaskError(f"{path}: none of its areas lies on the {size} slide: give the one of this slide")
+    if origin != (0, 0) and not box(left, top, left + width, top + height).buffer(1).covers(shape):
+        slide.notes.append(
+            f"{path.name} reaches beyond the slide's bounds, where QuPath's (0, 0) lies: if it is in level-0 "
+            "pixels, give --mask-frame level0"
+        )
     width, height = _mask_size(slide)
     downsample = (slide.dimensions[0] / width, slide.dimensions[1] / height)
     return TissueMask(rasterise(shape, downsample, (width, height)), downsample, f"annotations {path.name}")

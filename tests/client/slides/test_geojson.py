@@ -48,6 +48,7 @@ def test_names() -> None:
         SQUARE,
         {"type": "FeatureCollection", "features": [SQUARE, SQUARE]},
         {"type": "FeatureCollection", "features": [{**SQUARE, "properties": None}]},
+        [SQUARE, {"type": "Feature", "geometry": None, "properties": {}}],  # allowed by RFC 7946
         [
             SQUARE,
             {"type": "Feature", "geometry": {"type": "Point", "coordinates": [90, 90]}, "properties": {}},
@@ -71,6 +72,10 @@ def test_classes_and_ignored(tmp_path: Path) -> None:
     assert read_annotations(path, classes=frozenset({"Tissue"})).equals(box(5, 0, 10, 10))
     with pytest.raises(MaskError, match=r"classes with areas: Ignore\*, Stroma, Tissue"):
         read_annotations(path, classes=frozenset({"Tumor"}))
+    named = [{**SQUARE, "properties": {"classification": how}} for how in ("Tumor", ["Tumor", "CD8"])]
+    path.write_text(json.dumps(named))
+    for name in ("Tumor", "Tumor/CD8"):
+        assert read_annotations(path, classes=frozenset({name})).equals(box(0, 0, 10, 10))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,8 @@ def test_classes_and_ignored(tmp_path: Path) -> None:
         (b"3", "not GeoJSON"),
         (b'["a"]', "not GeoJSON"),
         (b"{}", "no valid geometry"),
-        (b'[{"geometry": null}]', "no valid geometry"),
+        (b'[{"geometry": null}]', "no area of the wanted class"),
+        (b'[{"type": "Feature"}]', "no valid geometry"),
         (b'[{"geometry": {"type": "Polygon", "coordinates": [[0, 1]]}}]', "no valid geometry"),
         (b'[{"geometry": {"type": "Cube", "coordinates": [[0, 1]]}}]', "no valid geometry"),
         (b'{"type": "FeatureCollection", "features": []}', r"classes with areas: none at all"),

@@ -275,3 +275,21 @@ def test_annotations_start_at_the_bounds(leica_slide: Path, tmp_path: Path) -> N
     assert columns.min() * found.downsample[0] == pytest.approx(300, abs=16)
     assert (columns.max() + 1) * found.downsample[0] == pytest.approx(620, abs=16)
     assert rows.min() * found.downsample[1] == pytest.approx(200, abs=16)
+    assert not slide.notes
+
+
+def test_annotations_in_level_0_pixels_stay_where_they_are(leica_slide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps(square(960, 560, 320)))
+    with open_slide(leica_slide) as slide:
+        found = mask_from_file(path, slide, frame="level0")
+        assert not slide.notes
+        rows, columns = np.nonzero(found.mask)
+        assert columns.min() * found.downsample[0] == pytest.approx(960, abs=16)
+        assert rows.min() * found.downsample[1] == pytest.approx(560, abs=16)
+        mask_from_file(path, slide)
+        assert "a.geojson reaches beyond the slide's bounds" in slide.notes[0]
+        assert "--mask-frame level0" in slide.notes[0]
+        path.write_text(json.dumps(square(5000, 200, 320)))
+        with pytest.raises(MaskError, match="none of its areas lies on the 2000x1500 slide"):
+            mask_from_file(path, slide)
