@@ -53,7 +53,7 @@ def read_table(path: Path) -> Table:
 
     Raises:
         OSError: it cannot be opened; FileNotFoundError where there is none.
-        TableError: it is no text in UTF-8, or no table.
+        TableError: it is no text in UTF-8, or no table, or two columns have one name.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -64,7 +64,18 @@ def read_table(path: Path) -> Table:
     except UnicodeDecodeError as error:
         raise TableError(str(error)) from error
     rows = [row for row in rows if any(row.cells)]
-    return Table(rows[0].cells, tuple(rows[1:])) if rows else Table((), ())
+    if not rows:
+        return Table((), ())
+    table = Table(rows[0].cells, tuple(_trimmed(row, len(rows[0].cells)) for row in rows[1:]))
+    names = [name for name in table.columns if name]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TableError(f"column {min(twice)} is there twice: rename one")
+    return table
+
+
+def _trimmed(row: Row, width: int) -> Row:
+    """A row without the empty cells beyond the header's, such as a comma at its end makes."""
+    return row if any(row.cells[width:]) else Row(row.line, row.cells[:width])
 
 
 def _records(reader: Any) -> Iterator[list[str]]:

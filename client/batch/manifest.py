@@ -235,7 +235,7 @@ def _is_utf8(path: Path | str) -> bool:
 
 
 def _mpp(text: str) -> float:
-    value = float(text)
+    value = float(text.replace(",", "."))  # a decimal comma, as in tables with semicolons
     if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
         raise ValueError(text)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -108,10 +109,30 @@ def _resolution(prefix: str) -> Look:
     return look
 
 
+def _ome(properties: Properties) -> tuple[float, float] | None:
+    """PhysicalSizeX and -Y of the first image in an OME-TIFF's XML."""
+    description = properties.get("tiff.ImageDescription", properties.get("openslide.comment", ""))
+    if not (pixels := _OME_PIXELS.search(description)):
+        return None
+    found = dict(_ATTRIBUTE.findall(pixels[0]))
+    sizes = []
+    for axis in "XY":
+        unit = _MICRONS_PER_OME_UNIT.get(found.get(f"PhysicalSize{axis}Unit", "µm"))
+        size = _number(found, f"PhysicalSize{axis}")
+        if unit is None or size is None:
+            return None
+        sizes.append(size * unit)
+    return sizes[0], sizes[1]
+
+
+_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
+_ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
+_MICRONS_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _MIRAX = "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_"
 
 SOURCES: dict[str, Look] = {
     "openslide.mpp": _microns("openslide.mpp-x", "openslide.mpp-y"),
+    "ome.PhysicalSize": _ome,
     "aperio.MPP": _microns("aperio.MPP", "aperio.MPP"),
     "mirax": _microns(f"{_MIRAX}X", f"{_MIRAX}Y"),
     "openslide.mirax.MPP": _microns("openslide.mirax.MPP", "openslide.mirax.MPP"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Self
 import cv2
 import numpy as np
 import openslide
+from tifffile import COMPRESSION
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
@@ -25,6 +27,11 @@ FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block c
 MOST_OVERVIEW_PIXELS = 2e10  # of a level to look through: larger ones come with smaller ones
 MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
 ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
+# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
+_OTHER_KIND = re.compile(
+    rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
+    r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
+)
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
 
@@ -246,13 +253,25 @@ def open_handle(path: Path) -> openslide.OpenSlide:
             f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF"
         ) from None
     except openslide.OpenSlideError as error:
-        raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {_one_line(error)})") from None
+        message = _one_line(error).removeprefix(f"Reading {path}: ")
+        if _OTHER_KIND.match(message):
+            raise SlideError(
+                f"{path}: of a kind that OpenSlide does not read ({_named(message)}): convert it, for "
+                "example to tiled JPEG TIFF"
+            ) from None
+        raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None
     try:
         check_claims(path, handle)
     except SlideError:
         handle.close()
         raise
     return handle
+
+
+def _named(message: str) -> str:
+    """OpenSlide's message with the name of a TIFF's compression."""
+    code = message.removeprefix("Unsupported TIFF compression: ")
+    return f"TIFF compression {COMPRESSION(int(code)).name}" if code.isdecimal() else message
 
 
 def read_region(

@@ -114,6 +114,8 @@ def test_an_id_that_two_files_have_is_refused(folder: Path) -> None:
         "\ufeffSlide_ID;Path\ns1;s1.svs\n",  # Excel
         "slide_id\tpath\ns1\ts1.svs\n",
         "file_name\ns1.svs\n\n",
+        "wsi\ns1.svs,\n",
+        "wsi;mpp\ns1.svs;0,25\n",
         ",slide_id,path\n7,s1,s1.svs\n",  # pandas with its index
         "Unnamed: 0,slide_id,label\n7,s1.svs,x\n",  # prov-gigapath's splits, read and written again
         "PATIENT,FILENAME\np,s1.h5\n",  # STAMP, of features
@@ -127,7 +129,7 @@ def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
     work_list = read_work_list(manifest(folder, text), folder)
     assert [(slide.slide_id, slide.path) for slide in work_list.slides] == [("s1", folder / "s1.svs")]
     assert not work_list.bad
-    assert work_list.slides[0].mpp == (0.25 if "0.25" in text else None)
+    assert work_list.slides[0].mpp == (0.25 if "mpp" in text else None)
     assert work_list.slides[0].mask is None
     assert not {"", "unnamed: 0"} & {name.lower() for name in work_list.columns["s1"]}
 
@@ -199,6 +201,7 @@ def test_an_id_that_cannot_name_files_is_found_before_any_work(folder: Path, nam
         ('slide_id,path\ns1,s1.svs\ns2,"s2.tiff\ns3,s3.ndpi\n', "line 3: a quote is not closed"),
         ("slide_id,path\ns1,s1.svs\ns2," + "x" * 200_000 + "\n", "line 3: field larger"),
         ("", "is empty"),
+        ("slide_id,mpp,MPP\ns1,0.5,0.25\n", "column mpp is there twice: rename one"),
         ("slide_id,path\n", "holds no slides"),
         ("name,age\na,1\n", "no column names the slides .has name, age."),
     ],

@@ -13,9 +13,11 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from client.arrays import Pixels
 from client.errors import ClientError, MppError, SlideError
 from client.slides.mpp import objective_power
 from client.slides.slide import flatten_alpha, open_slide
+from tests.support.dicom import write_series
 from training.cohort.pyramid import write_pyramid
 
 
@@ -187,6 +189,47 @@ def test_bad_slides_say_so_in_one_line(
     assert message.startswith(str(path))
     assert said in message
     assert "\n" not in message
+
+
+def test_a_kind_that_openslide_does_not_read_is_not_called_damaged(tmp_path: Path, picture: Pixels) -> None:
+    path = tmp_path / "webp.tif"
+    tifffile.imwrite(path, picture[:512, :512], tile=(256, 256), photometric="rgb", compression="webp")
+    with pytest.raises(SlideError, match=r"does not read \(TIFF compression WEBP\): convert it"):
+        open_slide(path)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].aspage().tags["Compression"].overwrite(9999)
+    with pytest.raises(SlideError, match="damaged, copy it again"):
+        open_slide(path)
+    [dicom] = write_series(tmp_path, "a", picture[:512, :512], levels=(1,), flavour="")
+    with pytest.raises(SlideError, match=r"does not read \(.*\): convert it"):
+        open_slide(dicom)
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "mpp"), [("0.25", None, 0.25), ("250", "nm", 0.25), ("0,5", "µm", 0.5)]
+)
+def test_the_scale_of_an_ome_tiff(
+    tmp_path: Path, picture: Pixels, size: str, unit: str | None, mpp: float
+) -> None:
+    units = f' PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"' if unit else ""
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image ID="0"><Pixels SizeX="512" PhysicalSizeX="{size}" PhysicalSizeY="{size}"{units}/></Image>'
+        '<Image ID="1"><Pixels PhysicalSizeX="9" PhysicalSizeY="9"/></Image></OME>'
+    )
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(
+        path,
+        picture[:512, :512],
+        tile=(256, 256),
+        photometric="rgb",
+        compression="deflate",
+        description=xml.encode(),
+        metadata=None,
+    )
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx((mpp, mpp))
+        assert slide.mpp_source == "ome.PhysicalSize"
 
 
 def test_mpp_error_is_a_slide_error(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
