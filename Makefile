@@ -106,14 +106,14 @@ bench: $(if $(NAME),$(ALL) $(FETCHED),$(READY))  ## measure, and write docs/benc
 # docker where an engine runs; buildah needs none.
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 .PHONY: images sbom certificates docs wheel
-images:  ## the images gigapath-client and gigapath-triton-cpu [BUILDER=docker|buildah BASE_IMAGE=]
-	for target in client triton-cpu; do \
+images:  ## the images gigapath-client, -triton-cpu and -front [BUILDER=docker|buildah BASE_IMAGE=]
+	for target in client triton-cpu front; do \
 	    $(BUILDER) build --target $$target --tag gigapath-$$target --file docker/Dockerfile \
 	        --build-arg REVISION=$$(git rev-parse HEAD) \
 	        $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) .; \
 	done
 
-sbom: $(READY)  ## what both images hold, as CycloneDX: build/sbom
+sbom: $(READY)  ## what the images hold, as CycloneDX: build/sbom
 	$(BIN)/python docker/sbom.py
 
 certificates:  ## certificates to try TLS with, in deploy/certs

@@ -15,7 +15,11 @@ from typing import Any
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {"gigapath-client": ("client",), "gigapath-triton-cpu": ("server", "triton")}
+LOCKS = {
+    "gigapath-client": ("client",),
+    "gigapath-triton-cpu": ("server", "triton"),
+    "gigapath-front": ("front",),
+}
 """The images, and the locks in `requirements/` that they are filled from."""
 TRITON = "2.51.0"
 """The tritonserver inside the wheel of `requirements/triton.txt`; tests/deploy asks it."""
@@ -46,7 +50,7 @@ def bill(image: str) -> dict[str, Any]:
     if "triton" in LOCKS[image]:
         purl = f"pkg:github/triton-inference-server/server@v{TRITON}"
         parts.append(component("application", "tritonserver", TRITON, purl))
-    else:
+    if "client" in LOCKS[image]:
         parts.append(component("library", "gigapath-triton", version, f"pkg:pypi/gigapath-triton@{version}"))
     subject = {"type": "container", "bom-ref": image, "name": image, "version": version}
     return {

@@ -15,7 +15,8 @@ def is_transient(error: BaseException) -> bool:
     UNAVAILABLE stands for a full queue, a timeout in it, a server that shuts down and a refused connection,
     all of which pass, but also for a restricted protocol and a failed TLS handshake, which don't. A server
     that shuts down may answer CANCELLED too, and one whose backend died INTERNAL, before it is started again.
-    While it unloads its models it has none of their versions: NOT_FOUND.
+    While it unloads its models it has none of their versions: NOT_FOUND. A front answers RESOURCE_EXHAUSTED
+    while this client, or others at its address, have too much in flight.
     For a missed deadline see `missed_deadline`. All else (INVALID_ARGUMENT, NOT_FOUND …) is permanent.
     """
     if not isinstance(error, InferenceServerException):
@@ -24,6 +25,8 @@ def is_transient(error: BaseException) -> bool:
     if error.status() == "StatusCode.UNAVAILABLE":
         return not any(sign in message for sign in ("protocol is restricted", "ssl_error", "certificate"))
     if error.status() == "StatusCode.INTERNAL" and "is not healthy" in message:
+        return True
+    if error.status() == "StatusCode.RESOURCE_EXHAUSTED" and "in flight" in message:
         return True
     if _is_unloading(error):
         return True

@@ -8,8 +8,8 @@
 #   ADMIN_TOKEN  opens the restricted calls to clients that send it as the header triton-grpc-protocol-admin (over HTTP:
 #                admin); without one a random value closes them to everybody
 #   GPU          required: probe.py takes a server that runs on the CPU for one that does not serve
-#   BIND, FRONT  the address that gRPC is published on (compose says it; default loopback): a release before 26.04, which
-#                the CPU image has, refuses any but loopback unless FRONT=yes says that a checking proxy stands before it
+#   BIND         the address that gRPC is published on (compose says it; default loopback): a release before 26.04, which
+#                the CPU image has, refuses any but loopback; publish a front instead (docs/server.md)
 #
 # Further flags are passed on to tritonserver and win over those below.
 set -eu
@@ -40,9 +40,8 @@ for flag in --allow-sagemaker=false --allow-vertex-ai=false --allow-client-shm=f
 done
 case "$known" in *--allow-client-shm*) ;; *)
     case "${BIND:-127.0.0.1}" in 127.*|localhost|::1|"[::1]") ;; *)
-        [ "${FRONT:-no}" = yes ] || {
-            echo "start.sh: this Triton is older than 26.04 and ends over malformed requests: publish it on loopback," \
-                "not on $BIND, or set FRONT=yes where a proxy that checks requests stands before it" >&2; exit 2; } ;;
+        echo "start.sh: this Triton is older than 26.04 and ends over malformed requests: publish it on loopback, not on" \
+            "$BIND, and the service front on $BIND (BIND_FRONT)" >&2; exit 2 ;;
     esac ;;
 esac
 

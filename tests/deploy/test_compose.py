@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("triton", "triton-cpu", "client", "prometheus", "grafana")
+SERVICES = ("triton", "triton-cpu", "front", "client", "prometheus", "grafana")
 
 
 def resolve(compose: str, file: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +72,7 @@ def test_every_service_has_limits(services: dict[str, Any], name: str) -> None:
 def test_every_door_has_a_setting_of_its_own(compose: str) -> None:
     doors = {
         "BIND": ("triton", "8001"),
+        "BIND_FRONT": ("front", "8003"),
         "BIND_METRICS": ("triton", "8002"),
         "BIND_PROMETHEUS": ("prometheus", "9090"),
         "BIND_GRAFANA": ("grafana", "3000"),
@@ -120,6 +121,14 @@ def test_settings_reach_the_server(compose: str) -> None:
     assert "/etc/certs:/certs:ro" in triton["volumes"]
     assert "10.1.2.3:8001:8001/tcp" in triton["ports"]
     assert triton["image"].endswith(":99.01-py3")
+
+
+def test_a_front_stands_before_the_server_with_tls_of_its_own(compose: str) -> None:
+    settings = {"FRONT_TLS": "mutual", "CERTS": "/etc/certs"}
+    found = yaml.safe_load(resolve(compose, ROOT / "compose.yaml", **settings).stdout)["services"]
+    assert found["front"]["command"] == ["--upstream=triton:8001", "--tls=mutual"]
+    assert "/etc/certs:/certs:ro" in found["front"]["volumes"]
+    assert found["triton"]["environment"]["TLS"] == "off"
 
 
 def test_the_client_which_decodes_slides_sees_no_key_of_the_server(services: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""docker/Dockerfile: linted, every step of both images run by buildah, and the images used together.
+"""docker/Dockerfile: linted, every step of the images run by buildah, and the images used together.
 
 Where the tests run, no registry of images can be reached. So this machine stands in for python:3.11-slim: the
 base image is nearly empty, and the machine's programs and Python are mounted read-only where they would be.
@@ -115,7 +115,7 @@ def builder(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def images(builder: Builder) -> dict[str, dict[str, Any]]:
-    return {target: builder.build(target) for target in ("triton-cpu", "client")}
+    return {target: builder.build(target) for target in ("triton-cpu", "client", "front")}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def containers(builder: Builder, images: dict[str, dict[str, Any]]) -> Iterator[
     builder("rm", *made.values())
 
 
-@pytest.mark.parametrize("target", ["triton-cpu", "client"])
+@pytest.mark.parametrize("target", ["triton-cpu", "client", "front"])
 def test_an_image_names_itself_and_runs_without_privileges(
     images: dict[str, dict[str, Any]], target: str
 ) -> None:
@@ -137,7 +137,7 @@ def test_an_image_names_itself_and_runs_without_privileges(
     )
 
 
-@pytest.mark.parametrize("target", ["triton-cpu", "client"])
+@pytest.mark.parametrize("target", ["triton-cpu", "client", "front"])
 def test_an_image_needs_nothing_of_the_machine_but_what_its_base_has(
     builder: Builder, containers: dict[str, str], target: str
 ) -> None:
@@ -163,7 +163,11 @@ def test_an_image_needs_nothing_of_the_machine_but_what_its_base_has(
 
 @pytest.mark.parametrize(
     ("target", "absent", "limit"),
-    [("client", "torch onnxruntime onnx", 700e6), ("triton-cpu", "torch", 350e6)],
+    [
+        ("client", "torch onnxruntime onnx", 700e6),
+        ("triton-cpu", "torch", 350e6),
+        ("front", "torch onnxruntime", 100e6),
+    ],
 )
 def test_an_image_leaves_out_what_it_does_not_need(
     builder: Builder, containers: dict[str, str], target: str, absent: str, limit: float
@@ -187,9 +191,14 @@ def test_the_client_image_runs_the_installed_wheel(
 
 
 def test_a_slide_is_scored_from_image_to_image(
-    builder: Builder, containers: dict[str, str], demo_repository: Path, real_slide: Path, tmp_path: Path
+    builder: Builder,
+    images: dict[str, dict[str, Any]],
+    containers: dict[str, str],
+    demo_repository: Path,
+    real_slide: Path,
+    tmp_path: Path,
 ) -> None:
-    """Both run as user 1000, as their images say: start.sh, its probe, and the client's command line."""
+    """All run as user 1000, as their images say: start.sh, its probe, the front, the client."""
     models, results = tmp_path / "models", tmp_path / "out"
     shutil.copytree(demo_repository, models)
     results.mkdir()
@@ -218,11 +227,22 @@ def test_a_slide_is_scored_from_image_to_image(
                     break
             mounts = [f"--volume={real_slide}:/slides/slide.svs:ro", f"--volume={results}:/out"]
             score = ["gigapath-client", "score", "/slides/slide.svs", "--out", "/out"]
-            url = ["--url", f"127.0.0.1:{ports['grpc']}"]
-            done = subprocess.run(
-                [*run, *mounts, containers["client"], "--", *score, *url], capture_output=True, text=True
+            listen = f"127.0.0.1:{free_port('127.0.0.1')}"
+            front = [*images["front"]["OCIv1"]["config"]["Entrypoint"]]
+            front += [f"--listen={listen}", f"--upstream=127.0.0.1:{ports['grpc']}"]
+            before = subprocess.Popen(
+                [*run, containers["front"], "--", *front], stderr=subprocess.PIPE, text=True
             )
+            try:
+                assert before.stderr is not None
+                assert listen in before.stderr.readline()
+                command = [*run, *mounts, containers["client"], "--", *score, "--url", listen]
+                done = subprocess.run(command, capture_output=True, text=True)
+            finally:
+                before.terminate()
+                said = before.communicate()[1]
             assert done.returncode == 0, done.stderr
+            assert "slide_encoder EMBEDDINGS[" in said
         finally:
             server.terminate()
             server.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -12,22 +13,28 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from server.front.proxy import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
-OVERLAYS = ROOT / "deploy" / "overlays"
 Manifests = dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["gpu", "cpu"])
+@pytest.fixture(scope="module", params=["gpu", "cpu", "cpu with a front"])
 def overlay(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture(scope="module")
-def manifests(overlay: str) -> Manifests:
-    """Every object of one overlay by its kind."""
-    build = [str(KUBECTL), "kustomize", str(OVERLAYS / overlay)]
+def manifests(overlay: str, tmp_path_factory: pytest.TempPathFactory) -> Manifests:
+    """Every object of one overlay by its kind; its commented line asks for a front."""
+    name, _, front = overlay.partition(" ")
+    deploy = shutil.copytree(ROOT / "deploy", tmp_path_factory.mktemp("deploy") / "deploy")
+    path = deploy / "overlays" / name / "kustomization.yaml"
+    if front:
+        path.write_text(path.read_text().replace("# components:", "components:"))
+    build = [str(KUBECTL), "kustomize", str(path.parent)]
     documents = list(
         yaml.safe_load_all(subprocess.run(build, check=True, capture_output=True, text=True).stdout)
     )
@@ -43,9 +50,10 @@ def pod(manifests: Manifests) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def container(pod: dict[str, Any]) -> dict[str, Any]:
-    (only,) = pod["containers"]
-    found: dict[str, Any] = only
+def container(overlay: str, pod: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any]
+    found, *fronts = pod["containers"]
+    assert [one["name"] for one in fronts] == ["front"] * ("front" in overlay)
     return found
 
 
@@ -62,19 +70,18 @@ def test_the_schemas_refuse_a_typing_error(manifests: Manifests) -> None:
         kubernetes_validate.validate(wrong, "1.37", strict=True)
 
 
-def test_pods_have_no_privileges(
-    manifests: Manifests, pod: dict[str, Any], container: dict[str, Any]
-) -> None:
+def test_pods_have_no_privileges(manifests: Manifests, pod: dict[str, Any]) -> None:
     """What the Pod Security Standard `restricted` asks for, which the namespace enforces."""
     assert manifests["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
+    for one in pod["containers"]:
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
     assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {
@@ -82,9 +89,10 @@ def test_pods_have_no_privileges(
     }
 
 
-def test_a_pod_has_limits(pod: dict[str, Any], container: dict[str, Any]) -> None:
+def test_a_pod_has_limits(pod: dict[str, Any]) -> None:
     """The number of processes is the kubelet's to limit (podPidsLimit)."""
-    assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+    for one in pod["containers"]:
+        assert {"cpu", "memory", "ephemeral-storage"} <= set(one["resources"]["limits"])
     assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
 
 
@@ -92,7 +100,7 @@ def test_a_server_with_stubs_can_be_killed_from_within_its_container(
     overlay: str, pod: dict[str, Any]
 ) -> None:
     """Process 1 of a namespace can't be."""
-    assert pod.get("shareProcessNamespace", False) is (overlay == "cpu")
+    assert pod.get("shareProcessNamespace", False) is overlay.startswith("cpu")
 
 
 def test_the_probes_infer(container: dict[str, Any]) -> None:
@@ -102,12 +110,14 @@ def test_the_probes_infer(container: dict[str, Any]) -> None:
     assert container["livenessProbe"]["exec"]["command"] == ["python3", "/deploy/probe.py", "live"]
 
 
-def test_a_pod_drains_before_it_is_killed(pod: dict[str, Any], container: dict[str, Any]) -> None:
+def test_a_pod_drains_before_it_is_killed(pod: dict[str, Any]) -> None:
     start = (ROOT / "deploy" / "base" / "start.sh").read_text()
     exit_timeout = re.search(r"--exit-timeout-secs=(\d+)", start)
     assert exit_timeout
-    _, pause = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert pod["terminationGracePeriodSeconds"] > int(pause) + int(exit_timeout[1])
+    assert Settings("", "").grace == int(exit_timeout[1])
+    for one in pod["containers"]:
+        _, pause = one["lifecycle"]["preStop"]["exec"]["command"]
+        assert pod["terminationGracePeriodSeconds"] > int(pause) + int(exit_timeout[1])
 
 
 def test_names_meet(manifests: Manifests, pod: dict[str, Any], container: dict[str, Any]) -> None:
@@ -128,11 +138,24 @@ def test_names_meet(manifests: Manifests, pod: dict[str, Any], container: dict[s
     claim = volumes["models"]["persistentVolumeClaim"]
     assert claim == {"claimName": manifests["PersistentVolumeClaim"]["metadata"]["name"], "readOnly": True}
     assert volumes["deploy"]["configMap"]["name"] == manifests["ConfigMap"]["metadata"]["name"]
-    ports = {port["name"] for port in container["ports"]}
-    assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == ports
+    ports = [port["name"] for one in pod["containers"] for port in one["ports"]]
+    assert len(ports) == len(set(ports))
+    assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == set(ports)
     rules = manifests["NetworkPolicy"]["spec"]["ingress"]
-    assert {port["port"] for rule in rules for port in rule["ports"]} == ports
+    assert {port["port"] for rule in rules for port in rule["ports"]} == set(ports)
     assert manifests["Service"]["spec"]["clusterIP"] == "None"
+
+
+def test_clients_reach_the_front_alone(overlay: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
+    (door,) = (
+        (one["name"], port["containerPort"])
+        for one in pod["containers"]
+        for port in one["ports"]
+        if port["name"] == "grpc"
+    )
+    behind = "front" in overlay
+    assert door == (("front", 8003) if behind else ("triton", 8001))
+    assert ("--grpc-address=127.0.0.1" in container["args"]) is behind
 
 
 def test_a_pod_that_is_labelled_as_a_client_reaches_grpc_and_no_other_does(manifests: Manifests) -> None:

@@ -14,7 +14,11 @@ from server.assemble import TRITON, tritonserver
 from server.local import server_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = {"gigapath-client": ["client"], "gigapath-triton-cpu": ["server", "triton"]}
+LOCKS = {
+    "gigapath-client": ["client"],
+    "gigapath-triton-cpu": ["server", "triton"],
+    "gigapath-front": ["front"],
+}
 
 
 @pytest.mark.parametrize("image", LOCKS)

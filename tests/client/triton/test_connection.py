@@ -108,6 +108,8 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ("NOT_FOUND", "Request for unknown model: 'tile_encoder' version 9 is not found", False),
         ("NOT_FOUND", "Request for unknown model: 'tile_encoder' has no available versions", True),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", False),
+        ("RESOURCE_EXHAUSTED", "ipv4:10.1.2.3 has 32 requests in flight", True),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 8)", False),
         ("INTERNAL", "onnx runtime error", False),
         ("INTERNAL", "Stub process 'tile_encoder_0_0' is not healthy.", True),
     ],
