@@ -98,9 +98,12 @@ check-engines: $(ALL)  ## build engines without a GPU, to test the graphs
 	$(BIN)/python -m export check-engines
 
 ##@ Benchmarks
-.PHONY: bench
+.PHONY: bench screenshots
 bench: $(if $(NAME),$(ALL) $(FETCHED),$(READY))  ## measure, and write docs/benchmarks/NAME.md [NAME=, none: list them; ARGS=]
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+screenshots: $(READY) $(VIEWER)  ## pictures of the viewer for the README, from what make demo left in out/
+	@$(BIN)/python -m demo.screenshots
 
 ##@ Deployment and release
 # docker where an engine runs; buildah needs none.

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "serving": (25, "every kind of request against bare ONNX Runtime sessions, and every setting"),
     "slide-encoder": (10, "the slide encoder at 1,000, 10,000 and 100,000 tiles on the CPU"),
     "soak": (6, "32 clients over the limit of the server's queue for 5 minutes"),
+    "viewer": (2, "the viewer's first tile, frames and memory on a slide of 20,000 tiles"),
 }
 """Name of a driver and of its page in docs/benchmarks: minutes on 2 cores, and what it measures."""
 

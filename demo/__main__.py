@@ -64,6 +64,7 @@ def demo(
                 run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     report(h5, seconds)
     report_held_out(scores, layout)
+    console.print(f"\nLook at them in the browser:\n[bold]$ python -m client view {out} {out / 'cohort'}")
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:

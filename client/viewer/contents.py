@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 
 from gigapath_contract.command_line import one_line
-from gigapath_contract.coordinates import read_scale
 from gigapath_contract.errors import ContractError, FeatureFileError
 from gigapath_contract.features import check_self_contained, dataset, one_line_errors, read_tile_features
 
@@ -71,6 +70,7 @@ def describe(library: Library, entry: Entry) -> Json:
             "bounds": slide.slide.bounds,
             "deep_zoom": {"tile": slide.tile, "levels": slide.levels},
         }
+    problems += filter(None, [found.get("assumed", "")])
     annotations, unreadable = _annotations(library, entry, found.get("origin", (0, 0)))
     for problem in problems + unreadable:
         logger.warning("%s: %s", entry.slide_id, problem)
@@ -105,7 +105,7 @@ def summary(entry: Entry) -> Json:
 def _stored(files: StoredSlide) -> Json:
     """The tiles, maps and provenance in a slide's HDF5 files."""
     with one_line_errors(), h5py.File(files.features) as features, h5py.File(files.results) as file:
-        stored = read_tile_features(features)
+        stored = read_tile_features(features, embeddings=False)
         check_self_contained(file)
         one_file = files.results == files.features
         # In a batch's folder another export may have embedded the tiles.
@@ -115,24 +115,23 @@ def _stored(files: StoredSlide) -> Json:
                 "the tiles were embedded again after this export had scored them: run the batch again"
             )
         about = {**stored.attributes, **of_export, **stored.coords_attributes}
-        size = read_scale(about).tile_size
-        if size is None:
+        if stored.scale.tile_size is None:
             raise ClientError("`coords` has no attribute patch_size_level0, so tiles have no size")
         sides = [int(about.get(f"level0_{side}", 0)) for side in ("width", "height")]
         x, y = (int(start) for start in about.get("bounds_origin", (0, 0)))
-        scale = read_scale(about).mpp
         return {
             "tiles": {
                 "coords": packed(stored.coords, np.int32),
                 "valid": packed(stored.valid, np.uint8),
                 "tissue": packed(stored.tissue),
-                "size": size,
+                "size": stored.scale.tile_size,
             },
             "dimensions": sides if min(sides) > 0 else None,
-            "mpp": scale,
+            "mpp": stored.scale.mpp,
             "origin": (x, y),
             "maps": list(_maps(file, len(stored.coords))),
             "sets": list(_sets(file, len(stored.coords))),
+            "assumed": stored.assumed,
             "contract": _parsed(about.get("contract", "")),
             "about": {name: plain(value) for name, value in about.items() if name != "contract"},
         }

@@ -104,7 +104,7 @@ class Library:
         """
         path = self.slide_path(entry)
         if path is None:
-            raise SlideError(f"{entry.slide_id}: nothing says where the slide's file is: name its --wsi-dir")
+            raise SlideError("nothing says where the slide's file is: name its --wsi-dir")
         record = entry.record
         explicit = record.mpp if record and record.mpp_source == "explicit" else None
         try:
@@ -152,7 +152,10 @@ def _opened(path: Path, changed: int, mpp: float | None) -> DeepZoom:
 
 
 def _slides_of(folder: Path) -> Iterator[tuple[str, Path, StoredSlide | None, SlideRecord | None]]:
-    """Id, place, files and record of a folder's slides by export; links that lead out of it are left out."""
+    """Id, place, files and record of a folder's slides by export; links that lead out of it are left out.
+
+    Where `attribute` explained another tool's file, its copy with the maps is taken.
+    """
     places = {path.parent.parent for place in ("", "*/") for path in folder.glob(f"{place}records/*.json")}
     records = {
         (place, one.slide_id): one
@@ -160,8 +163,14 @@ def _slides_of(folder: Path) -> Iterator[tuple[str, Path, StoredSlide | None, Sl
         for one in find_records(place)
         if is_file_name(one.slide_id)
     }
+    found = stored_slides(folder)
+    ours = {one.features.stem for one in found if one.results != one.features}
+    copies = [path for path in sorted((folder / "attribution").glob("*.h5")) if path.stem not in ours]
+    replaced = {path.stem for path in copies}
+    found = [one for one in found if one.features.stem not in replaced]
+    found += [StoredSlide(path, path, folder, folder, folder) for path in copies]
     listed = set()
-    for stored in stored_slides(folder):
+    for stored in found:
         if _is_inside(stored.features, folder) and _is_inside(stored.results, folder):
             key = stored.export, stored.features.stem
             listed.add(key)

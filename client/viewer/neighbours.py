@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gigapath_contract.coordinates import read_scale
 from gigapath_contract.errors import ContractError
 
 from ..arrays import Float32
@@ -51,7 +50,7 @@ def nearest(library: Library, entry: Entry, row: int, among: Iterable[Entry]) ->
             continue
         rows = np.flatnonzero(stored.valid)
         alike = _unit(stored.embeddings[rows]) @ wanted
-        size = read_scale({**stored.attributes, **stored.coords_attributes}).tile_size or (1, 1)
+        size = stored.scale.tile_size or (1, 1)
         for i in np.argsort(-alike, kind="stable")[: COUNT + 1].tolist():
             if (other.key, rows[i]) != (entry.key, row):
                 corner = tuple(map(int, stored.coords[rows[i]]))

@@ -54,7 +54,8 @@ export function askPanel(page) {
   const { server, pane } = page;
   const section = el("section", { id: "ask" }, el("h2", {}, "Ask the model"));
   if (!server) section.append(el("p", { className: "quiet" }, "looking for the server …"));
-  else if (server.error) section.append(el("p", { className: "quiet" }, `No server answers, so areas cannot be asked about: ${server.error}`));
+  else if (server.error)
+    section.append(el("p", { className: "quiet", title: server.error }, `No server answers${server.url ? ` at ${server.url}` : ""}: areas cannot be asked about.`));
   else section.append(...tools(page));
   if (pane.answer) section.append(result(pane.answer, page.cls));
   return section;

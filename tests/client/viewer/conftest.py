@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +20,13 @@ import shapely
 from numpy.typing import NDArray
 from starlette.types import ASGIApp, Message
 
+from benchmarks.browser import open_browser
 from client.attribution.attribute import Settings
 from client.attribution.explain import explain
 from client.attribution.model.embedded import read_embedded
 from client.attribution.model.served import ServedForward
 from client.attribution.render.files import write_explanation
+from client.errors import ClientError
 from client.outputs.store import SingleFile, score_to
 from client.scoring.score import SlideSource
 from client.triton.connection import Connection
@@ -158,20 +159,10 @@ def serve() -> Callable[..., AbstractContextManager[str]]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Debian's chromium without a screen, driven through its own chromedriver."""
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = str(paths[0])
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    driver = Chrome(options=options, service=Service(str(paths[1])))
-    driver.set_window_size(1400, 900)
-    driver.set_script_timeout(60)
+    """Debian's chromium, see `benchmarks.browser`."""
+    try:
+        driver = open_browser()
+    except ClientError as error:
+        pytest.skip(str(error))
     yield driver
     driver.quit()

@@ -17,19 +17,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.browser import SETTLED
 from tests.client.conftest import Run
 from tests.client.viewer.conftest import BLACK, TILE
 
 NAME = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
-SETTLED = """
-const done = arguments[arguments.length - 1];
-const look = (quiet) => {
-  const panes = globalThis.viewer?.panes || [];
-  const still = panes.length && panes.every((p) => p.viewer.world.getItemAt(0)?.getFullyLoaded());
-  quiet >= 3 ? done(true) : requestAnimationFrame(() => look(still ? quiet + 1 : 0));
-};
-look(0);
-"""
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +92,7 @@ def test_what_is_drawn_follows_class_threshold_scale_and_layers(browser: Any, ad
     assert draw(browser, cls="benign") == first
     assert draw(browser, threshold=0.2) != first
     assert draw(browser, threshold=0, limit="10") != first
-    assert (
-        draw(browser, limit="slide", map="partition_shap_look") != first
-        or draw(browser, map="partition_shap_place") != first
-    )
+    assert draw(browser, limit="slide", map="keep_one") != first
     browser.find_element("id", "layer-map").click()
     assert browser.execute_script("return document.querySelector('[data-layer=map]').hidden")
     grid = "return document.querySelector('[data-layer=grid]').hidden"

@@ -1,0 +1,71 @@
+"""`python -m demo.screenshots`: pictures of the viewer for the README, from what `make demo` left."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+
+from benchmarks.browser import SETTLED, open_browser
+from client.errors import ClientError
+from gigapath_contract import command_line
+
+ROOT = Path(__file__).resolve().parent.parent
+SLIDE = "test-24B"
+
+
+def screenshots(
+    out: Annotated[list[Path] | None, typer.Option(help="Folders of results [default: the demo's].")] = None,
+    images: Annotated[Path, typer.Option(help="Folder for the pictures.")] = ROOT / "docs" / "images",
+) -> None:
+    """Take pictures of the list and of a map on its slide."""
+    from selenium.webdriver import ActionChains
+
+    folders = out or [Path("out"), Path("out", "cohort")]
+    images.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "client", "view", *map(str, folders), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if " at " not in line:
+                raise ClientError("there is nothing to show: run make demo first")
+            url = line.split(" at ")[1].split(" until")[0]
+            browser = open_browser((1500, 670))
+            try:
+                browser.implicitly_wait(20)
+                browser.get(url)
+                browser.find_element("css selector", "#list td")
+                browser.execute_async_script(
+                    "const [done] = arguments;"
+                    "const wait = () => [...document.images].every((one) => one.complete)"
+                    " ? setTimeout(done, 300) : setTimeout(wait, 100);"
+                    "wait();"
+                )
+                save(browser, images / "viewer-list.jpg")
+                browser.set_window_size(1500, 940)
+                browser.get(f"{url}#slide={SLIDE}&class=lesion&layers=map:75,tissue:100,sets:100")
+                browser.execute_async_script(SETTLED)
+                ActionChains(browser).send_keys("n", "0").perform()  # the strongest tile, on the whole slide
+                browser.execute_async_script("setTimeout(arguments[0], 1000)")
+                browser.execute_async_script(SETTLED)
+                save(browser, images / "viewer-map.jpg")
+            finally:
+                browser.quit()
+        finally:
+            server.terminate()
+
+
+def save(browser: Any, path: Path) -> None:
+    """Save what the browser shows."""
+    shown = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    shown.save(path, quality=82, optimize=True)
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: typer.run(screenshots), ClientError)
