@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openslide
 
@@ -16,7 +18,8 @@ _MAGIC = (
     *(b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]"),
 )
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_SOP_CLASS, _IMAGE_TYPE, _SERIES = 0x00080016, 0x00080008, 0x0020000E
+_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
+_FRAMES = 0x52009230  # PerFrameFunctionalGroupsSequence
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,29 @@ def read_instance(path: Path) -> Instance | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _read_instance(path: Path, size: int, modified: int) -> Instance | None:
+    header = _read_header(path, lambda tag: tag > _SERIES)
+    if header is None:
+        return None
+    kind, flavours, series = (header.get(tag) for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES))
+    is_level = kind == _WHOLE_SLIDE and not {"LABEL", "OVERVIEW", "THUMBNAIL"} & set(flavours or ())
+    return Instance(str(series or ""), is_level)
+
+
+def lacks_frames(path: Path) -> bool:
+    """Whether a DICOM file should list where each of its frames lies and does not: OpenSlide dies of it."""
+    listed = False
+
+    def at_frames(tag: int) -> bool:
+        nonlocal listed
+        listed |= tag == _FRAMES
+        return tag >= _FRAMES
+
+    header = _read_header(path, at_frames) or {}
+    return not listed and header.get(_ORGANISATION) not in (None, "", "TILED_FULL")
+
+
+def _read_header(path: Path, stop: Callable[[int], bool]) -> dict[int, Any] | None:
+    """The elements before the one at which `stop(tag)` is true; None where there is no DICOM to read."""
     if not is_dicom(first_bytes(path)):
         return None
     # pydicom takes longer to import than the other readers, and most folders hold no DICOM.
@@ -76,10 +102,7 @@ def _read_instance(path: Path, size: int, modified: int) -> Instance | None:
     damage = (InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError)
     try:
         with path.open("rb") as file:
-            header = read_partial(file, stop_when=lambda tag, _vr, _length: tag > _SERIES)
-            found = [header[tag].value if tag in header else "" for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES)]
+            header = read_partial(file, stop_when=lambda tag, _vr, _length: stop(int(tag)))
+            return {tag: header[tag].value for tag in _READ if tag in header}
     except (OSError, EOFError, NotImplementedError, *damage):
         return None
-    kind, flavours, series = found
-    is_level = kind == _WHOLE_SLIDE and not {"LABEL", "OVERVIEW", "THUMBNAIL"} & set(flavours or ())
-    return Instance(str(series), is_level)

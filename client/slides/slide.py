@@ -18,6 +18,8 @@ from tifffile import COMPRESSION
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
 from .damage import check_claims, check_file, is_truncated_tiff
+from .detect import lacks_frames
+from .fingerprint import slide_files
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
 from .tiff import Page, read_pages
@@ -213,7 +215,13 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
         MppError: the file holds no plausible scale and `mpp` is not given.
     """
     check_file(path)
-    # Before OpenSlide opens it: it allocates what the file claims, and ends the process where that fails.
+    # Before OpenSlide opens it: what it can't allocate, or misses, ends the process.
+    try:
+        unlisted = [file for file in slide_files(path) if lacks_frames(file)]
+    except OSError as error:
+        raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
+    if unlisted:
+        raise SlideError(f"{unlisted[0]}: does not say where its frames lie: damaged, copy it again")
     pages = read_pages(path, openslide.OpenSlide.detect_format(path) or "")
     handle = open_handle(path)
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from client.arrays import Pixels
+from client.errors import SlideError
 from client.slides.detect import has_slide_content, read_instance
 from client.slides.fingerprint import file_fingerprint, slide_files, slide_sha256
 from client.slides.slide import open_slide
@@ -76,3 +78,13 @@ def test_what_a_file_is_does_not_depend_on_its_name(tmp_path: Path, picture: Pix
     assert has_slide_content(write_pyramid(tmp_path / "slide", picture[:256, :256]))
     assert not has_slide_content(Path(__file__))
     assert not has_slide_content(tmp_path / "missing")
+
+
+def test_dicom_without_the_places_of_its_frames_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    """OpenSlide 4.0.1 ends the process with a segmentation fault."""
+    path = write_series(tmp_path, "a", picture[:512, :512])[1]
+    data = pydicom.dcmread(path)
+    data.DimensionOrganizationType = "TILED_SPARSE"
+    data.save_as(path, enforce_file_format=True)
+    with pytest.raises(SlideError, match=r"a-4\.dcm: does not say where its frames lie"):
+        open_slide(tmp_path / "a-1.dcm")
