@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
-import h5py
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from benchmarks.planted_slides import (
     benign_tissue,
     place,
     planted_slide,
+    read_cohort,
     tissue,
 )
 from client.attribution.curves import curves, descending
@@ -102,12 +101,6 @@ class Case:
         """The kind, and how many tiles there are and are planted."""
         return f"{self.kind} | {len(self.wanted):,} | {int(self.slide.planted.sum())}"
 
-    def precision(self, values: Float64) -> float:
-        """Precision among the k strongest tiles, for the k wanted tiles; other planted ones are left out."""
-        inside = self.wanted | ~self.slide.planted
-        strongest = np.argsort(-values[inside], kind="stable")[: self.wanted.sum()]
-        return float(self.wanted[inside][strongest].mean())
-
 
 @dataclass(frozen=True)
 class Found:
@@ -172,20 +165,7 @@ def cohort_tiles(folder: Path) -> CohortTiles:
                 part,
             )
             part.rename(features)
-    kinds = _kinds(folder / "cohort" / "tiles.csv")
-    embeddings, kind, slide = [], [], []
-    for path in sorted(features.glob("*.h5")):
-        with h5py.File(path) as file:
-            embeddings.append(file["features"][:])
-            places = file["coords"][:].tolist()
-        kind += [kinds[path.stem, x, y] for x, y in places]
-        slide += [path.stem] * len(places)
-    return CohortTiles(np.concatenate(embeddings), np.array(kind), np.array(slide))
-
-
-def _kinds(path: Path) -> dict[tuple[str, int, int], str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row["slide_id"], int(row["x"]), int(row["y"])): row["kind"] for row in csv.DictReader(file)}
+    return read_cohort(features, folder / "cohort" / "tiles.csv")
 
 
 def _cases(
@@ -275,7 +255,7 @@ def _found(
 ) -> Found:  # fmt: skip
     r = float("nan") if case.shapley is None else float(np.corrcoef(values, case.shapley)[0, 1])
     srg = curves(_game(case), descending(values), LESION).srg
-    return Found(case.precision(values), r, srg, forwards, seconds, grouping, covered)
+    return Found(case.slide.precision(values, case.wanted), r, srg, forwards, seconds, grouping, covered)
 
 
 def _short(found: dict[str, dict[str, list[Found]]]) -> list[str]:

@@ -7,10 +7,13 @@ that no two tiles of a slide are equal.
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import cv2
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +54,28 @@ class PlantedSlide:
     embeddings: Float32
     coords: Int64
     planted: Bool
+
+    def precision(self, values: Float64, wanted: Bool) -> float:
+        """Precision among the k strongest tiles for k `wanted` ones; other planted tiles are left out."""
+        inside = wanted | ~self.planted
+        strongest = np.argsort(-values[inside], kind="stable")[: wanted.sum()]
+        return float(wanted[inside][strongest].mean())
+
+
+def read_cohort(features: Path, tiles: Path) -> CohortTiles:
+    """The tiles of the H5 files in the folder `features`; their kinds are in the cohort's table `tiles`."""
+    with tiles.open(newline="", encoding="utf-8") as table:
+        kinds = {
+            (row["slide_id"], int(row["x"]), int(row["y"])): row["kind"] for row in csv.DictReader(table)
+        }
+    embeddings, kind, slide = [], [], []
+    for path in sorted(features.glob("*.h5")):
+        with h5py.File(path) as file:
+            embeddings.append(file["features"][:])
+            places = file["coords"][:].tolist()
+        kind += [kinds.get((path.stem, x, y), "benign") for x, y in places]
+        slide += [path.stem] * len(places)
+    return CohortTiles(np.concatenate(embeddings), np.array(kind), np.array(slide))
 
 
 def planted_slide(

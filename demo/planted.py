@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.planted_slides import PlantedSlide
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.model.embedded import read_embedded
 from client.attribution.model.served import ServedForward
@@ -42,6 +43,17 @@ def planted_tiles(cohort: Path, h5: Path) -> npt.NDArray[np.bool_]:
     }
     with h5py.File(h5) as file:
         return np.array([tuple(place) in planted for place in file["coords"][:].tolist()])
+
+
+def write_planted(slide: PlantedSlide, like: Path, path: Path) -> None:
+    """Write a slide that was put together from embeddings as an H5 file with the attributes of `like`."""
+    with h5py.File(like) as source, h5py.File(path, "w") as file:
+        for name, values in (("features", slide.embeddings), ("coords", slide.coords)):
+            file[name] = values
+            file[name].attrs.update(source[name].attrs)
+            file[name].attrs["name"] = path.stem
+        width, height = slide.coords.max(axis=0) + source["coords"].attrs["patch_size_level0"]
+        file["coords"].attrs.update({"level0_width": width, "level0_height": height})
 
 
 def planted_auroc(
