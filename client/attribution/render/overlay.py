@@ -54,10 +54,16 @@ class Canvas:
 
 
 def colour_limit(values: Float64) -> float:
-    """Symmetric limit of the colour scale: the 99th percentile of |value|, robust to single tiles."""
-    finite = np.abs(values[np.isfinite(values)])
-    limit = float(np.percentile(finite, 99)) if len(finite) else 0.0
-    return limit if limit > 0 else float(finite.max(initial=0.0)) or 1.0
+    """Symmetric limit of the colour scale: the 99th percentile of |value|, robust to single tiles.
+
+    It is larger where tiles beyond it hold over a tenth of the sum of |value|: the evidence of a large slide
+    may lie in less than a hundredth of it, and weak values would be drawn as strong.
+    """
+    finite = np.sort(np.abs(values[np.isfinite(values)]))
+    if not finite.any():
+        return 1.0
+    tenth = finite[np.searchsorted(finite.cumsum(), 0.9 * finite.sum())]
+    return float(max(np.percentile(finite, 99), tenth))
 
 
 def tile_colours(values: Float64, limit: float | None = None) -> Float64:

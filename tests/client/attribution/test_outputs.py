@@ -132,6 +132,13 @@ def test_zero_is_the_middle_of_the_colours_and_one_outlier_does_not_set_them() -
     values = np.concatenate([np.linspace(-1, 1, 1000), [50.0, np.nan]])
     assert 0.9 < colour_limit(values) < 1.1
     assert colour_limit(np.array([0.0, 0.0])) == 1
+    assert colour_limit(np.array([np.nan])) == 1
+
+
+def test_weak_values_of_a_large_slide_are_pale_where_few_tiles_carry_the_score() -> None:
+    values = np.full(3000, -0.002)
+    values[::200] = 0.6
+    assert colour_limit(values) == 0.6
     middle = np.array(COLOURS(0.5))[:3]
     assert np.ptp(middle) < 0.02  # neither red nor blue
 
