@@ -1,9 +1,9 @@
 // The panel on the left: class and map, colour scale, threshold, the layers.
 
-import { diverging, STEPS } from "./colours.js";
+import { diverging, sequential, STEPS } from "./colours.js";
 import { el, select, signed } from "./dom.js";
-import { LAYERS, own } from "./layers.js";
-import { noiseFloor } from "./slide.js";
+import { labelOf, LAYERS, largest, own } from "./layers.js";
+import { column, noiseFloor } from "./slide.js";
 
 /**
  * Fill `parent`; `state` is the page's and `panes` what is shown. `change(part)` merges a part into the state.
@@ -13,7 +13,7 @@ export function showControls(parent, { state, panes, look, change, jump, load })
   const { slide } = panes[0];
   const classes = [...new Set(slide.maps.flatMap((map) => map.classes))];
   const figures = el("div", { className: "figures" });
-  const update = () => figures.replaceChildren(...legend(look(panes[0])));
+  const update = () => figures.replaceChildren(...legend(look(panes[0])), ...further(slide, look(panes[0])));
   parent.replaceChildren(
     slide.maps.length
       ? el(
@@ -34,7 +34,7 @@ export function showControls(parent, { state, panes, look, change, jump, load })
       annotationList(panes[0], jump),
       el("label", { className: "file" }, "Add GeoJSON … ", fileInput(load)),
     ),
-    el("section", {}, el("h2", {}, "View"), rotationSlider(state, change)),
+    el("section", {}, el("h2", {}, "View"), rotationSlider(state, change), greySwitch(state, change)),
   );
   update();
   return update;
@@ -50,21 +50,44 @@ function mapChoice(pane, index, look, change, count) {
 
 const mapName = (map) => map.name.replace(/_(look|place)$/, ", by $1") + (map.about.grouping ? ` (by ${map.about.grouping})` : "");
 
-/** The colour bar, what it means, and the noise below which values are hatched. */
-function legend({ map, cls, limit }) {
-  if (!map) return [];
+function colourBar(colours) {
   const bar = el("canvas", { className: "bar", width: STEPS + 1, height: 1 });
   const ctx = bar.getContext("2d");
-  diverging.forEach((colour, i) => {
+  colours.forEach((colour, i) => {
     ctx.fillStyle = colour;
     ctx.fillRect(i, 0, 1, 1);
   });
+  return bar;
+}
+
+const ends = (...texts) => el("div", { className: "ends" }, texts.map((text) => el("span", {}, text)));
+
+/** The colour bars of the other layers that are on. */
+function further(slide, look) {
+  const found = [];
+  const { map, cls, opacity } = look;
+  const alone = slide.maps.find((one) => one.name === "keep_one");
+  if (alone && opacity("alone")) {
+    const limit = alone.limits[alone.classes.indexOf(cls)] || 1;
+    found.push(el("div", {}, "Keep one"), colourBar(diverging), ends(signed(-limit), "0", signed(limit)));
+  }
+  for (const [id, name, values] of [["error", "Standard error", map?.stderr], ["leaf", "Leaf size (log)", map?.leaf_size]]) {
+    if (!values || !opacity(id)) continue;
+    const shown = id === "error" ? column(map, values, cls) : values;
+    found.push(el("div", {}, name), colourBar(sequential), ends(id === "error" ? "0" : "1", largest(shown).toPrecision(3)));
+  }
+  return found;
+}
+
+/** The colour bar, what it means, and the noise below which values are hatched. */
+function legend({ map, cls, limit }) {
+  if (!map) return [];
   const floor = noiseFloor(map, cls);
   const { base, full, classes } = map.about;
   const at = classes.indexOf(cls);
   return [
-    bar,
-    el("div", { className: "ends" }, el("span", {}, signed(-limit)), el("span", {}, "0"), el("span", {}, signed(limit))),
+    colourBar(diverging),
+    ends(signed(-limit), "0", signed(limit)),
     el("div", { className: "ends quiet" }, el("span", {}, `opposes ${cls}`), el("span", {}, `supports ${cls}`)),
     floor === null ? null : el("div", { className: "quiet" }, `hatched: within the noise, below ${floor.toPrecision(2)}`),
     Array.isArray(full) && Array.isArray(base)
@@ -121,8 +144,8 @@ function layerRow({ id, label, needs }, index, state, panes, look, change) {
 function annotationList(pane, jump) {
   const items = own(pane.slide).flatMap((file) =>
     file.features.map((feature) => {
-      const name = feature.properties?.name || feature.properties?.classification?.name || "(no name)";
-      return el("li", {}, el("button", { type: "button", onclick: () => jump(pane, feature.geometry, file.origin) }, String(name)));
+      const show = () => jump(pane, feature.geometry, file.origin);
+      return el("li", {}, el("button", { type: "button", onclick: show }, labelOf(feature) || "(no name)"));
     }),
   );
   return items.length ? el("ul", { id: "annotations" }, items) : el("p", { className: "quiet" }, "none");
@@ -130,6 +153,11 @@ function annotationList(pane, jump) {
 
 function fileInput(load) {
   return el("input", { type: "file", accept: ".geojson,.json", onchange: (event) => event.target.files[0] && load(event.target.files[0]) });
+}
+
+function greySwitch(state, change) {
+  const box = el("input", { type: "checkbox", checked: state.grey, onchange: () => change({ grey: box.checked }, false) });
+  return el("label", {}, box, "Slide in grey");
 }
 
 function rotationSlider(state, change) {

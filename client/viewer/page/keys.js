@@ -14,6 +14,7 @@ export const KEYS = [
   ["m", "next map", ["m"]],
   ["[ ]", "lower or raise the threshold", ["[", "]"]],
   ["r R", "rotate by 15°", ["r", "R"]],
+  ["g", "slide in grey", ["g"]],
   ["o", "overview on or off", ["o"]],
   ["a", "ask: draw an area", ["a"]],
   ["t", "how far to trust it", ["t"]],

@@ -31,7 +31,7 @@ export function drawLayer(id, ctx, view, slide, look) {
     if (alone) signedCells(ctx, view, slide, column(alone, alone.values, cls), alone.limits[alone.classes.indexOf(cls)] || 1, 0, null);
   }
   if (id === "error" && map?.stderr) partCells(ctx, view, slide, column(map, map.stderr, cls), (value, most) => value / most);
-  if (id === "leaf" && map?.leaf_size) partCells(ctx, view, slide, map.leaf_size, (value, most) => Math.log(value) / Math.log(most || 1));
+  if (id === "leaf" && map?.leaf_size) partCells(ctx, view, slide, map.leaf_size, (value, most) => (most > 1 ? Math.log(value) / Math.log(most) : 0));
   if (id === "grid") outline(ctx, view, slide, rows(slide), LINES.grid, 1);
   if (id === "failed") {
     const failed = rows(slide).filter((row) => !slide.valid[row]);
@@ -90,8 +90,10 @@ function signedCells(ctx, view, slide, values, limit, threshold, floor) {
   ctx.setTransform(1, 0, 0, 1, 0, 0);
 }
 
+export const largest = (values) => values.reduce((high, value) => (value > high ? value : high), 0);
+
 function partCells(ctx, view, slide, values, part) {
-  const most = values.reduce((high, value) => (value > high ? value : high), 0);
+  const most = largest(values);
   const fill = filler(ctx, view, slide);
   visible(view, slide, values, (row, x, y) => {
     ctx.fillStyle = sequential[partStep(part(values[row], most))];
@@ -147,7 +149,12 @@ function* lines(geometry) {
   else if (type === "MultiPolygon") for (const polygon of parts) yield* polygon;
 }
 
-const named = (feature) => feature.properties?.name || feature.properties?.classification?.name || "";
+/** What an annotation is called: its name, else its class, in any of QuPath's forms. */
+export function labelOf({ properties }) {
+  const kind = properties?.classification;
+  const names = kind?.name || kind?.names || kind || "";
+  return String(properties?.name || (Array.isArray(names) ? names.join("/") : typeof names === "string" ? names : ""));
+}
 
 function shapes(ctx, view, file, colour) {
   const [dx, dy] = file.origin;
@@ -167,7 +174,7 @@ function shapes(ctx, view, file, colour) {
       else points.forEach((point, i) => (i ? ctx.lineTo(...point) : ctx.moveTo(...point)));
       ctx.stroke();
     }
-    const label = String(named(feature));
+    const label = labelOf(feature);
     if (!colour && first && label) {
       ctx.lineJoin = "round";
       const [style, wide] = [ctx.strokeStyle, ctx.lineWidth];

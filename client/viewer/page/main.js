@@ -65,6 +65,7 @@ async function change(part, whole = true) {
     }
   }
   if (part.rotation !== undefined) for (const pane of panes) pane.goTo({ rotation: part.rotation });
+  at("panes").classList.toggle("grey", state.grey);
   if (whole) panels();
   updateControls();
   for (const pane of panes) pane.redraw();
@@ -340,6 +341,8 @@ function act(key) {
     }
     case "a":
       return server && !server.error && draw();
+    case "g":
+      return change({ grey: !state.grey });
     case "t":
       return showTrust(drawer, panes, look);
     case "l":

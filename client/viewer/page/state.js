@@ -25,6 +25,7 @@ export function parse(hash) {
     rotation: number("rotation") || 0,
     threshold: number("threshold") || 0,
     limit: given.get("limit") || "slide",
+    grey: given.has("grey"),
     layers,
   };
 }
@@ -47,6 +48,7 @@ export function format(state) {
   if (state.rotation) put("rotation", state.rotation);
   if (state.threshold) put("threshold", state.threshold);
   if (state.limit !== "slide") put("limit", state.limit);
+  if (state.grey) put("grey", 1);
   const layers = [...state.layers].filter(([, { on }]) => on);
   put("layers", layers.map(([id, { opacity }]) => `${id}:${Math.round(100 * opacity)}`).join(",") || "none");
   return found.toString();

@@ -203,14 +203,15 @@ def test_the_page_is_small_and_logs_no_error(browser: Any, address: str) -> None
         ".reduce((sum, r) => sum + r.encodedBodySize, 0)"
     )
     assert 100_000 < loaded < 1_000_000
+    everything = "map,alone,error,leaf,grid,failed,tissue,sets,annotations".replace(",", ":90,")
+    show(browser, f"{address}#slide=CMU-1-Small-Region&rotation=30&grey=1&layers={everything}:90")
+    assert browser.execute_script("return viewer.panes[0].rotation") == 30
     assert browser.get_log("browser") == []
 
 
-def test_an_export_opens_from_the_disk(
-    browser: Any, run_client: Run, explained: Path, coarse: Path, tmp_path: Path
-) -> None:
+def test_an_export_opens_from_the_disk(browser: Any, run_client: Run, coarse: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
-    assert run_client("view", explained, coarse, "--export", page).code == 0
+    assert run_client("view", coarse, "--export", page).code == 0
     assert "choose another path" in run_client("view", coarse, "--export", page).err
     assert (page / "page" / "openseadragon" / "LICENSE.txt").is_file()
     tiles = openslide.deepzoom.DeepZoomGenerator(openslide.OpenSlide(coarse.parent / "coarse.tif"), 256, 0)
@@ -219,7 +220,7 @@ def test_an_export_opens_from_the_disk(
     ]
     assert written == [columns * rows for columns, rows in tiles.level_tiles]
     browser.get_log("browser")
-    show(browser, f"{(page / 'index.html').as_uri()}#slide=coarse&beside=CMU-1-Small-Region&limit=all")
+    show(browser, f"{(page / 'index.html').as_uri()}#slide=coarse&beside=coarse&limit=all")
     assert len(browser.find_elements("css selector", ".pane")) == 2
     assert not browser.find_elements("id", "ask")
     at = f"{(page / 'index.html').as_uri()}#slide=coarse&class=lesion&layers=map:100"
