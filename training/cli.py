@@ -21,7 +21,10 @@ app = typer.Typer(
 )
 console = Console()
 RunFolder = Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="Override, such as seed=1; repeatable.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override, such as seed=1 or 'task.classes=[a, b]'; repeatable."),
+]
 Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
 Source = Annotated[Path, typer.Option(help="Real slide to take the tissue from.")]
 REAL_SLIDE = Path("build/CMU-1-Small-Region.svs")
@@ -104,11 +107,14 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _print_metrics(test: dict[str, Any]) -> None:
+    from training.runs.record import NO_INTERVAL
+
     table = Table("metric", "held out", "95 % interval" if "metrics" in test else "sd over folds")
     if "metrics" in test:
         for name, value in test["metrics"].items():
             low, high = test["intervals_95"][name]
-            table.add_row(name, _number(value), f"{_number(low)} to {_number(high)}")
+            certain = low is not None and low == low
+            table.add_row(name, _number(value), f"{low:.3f} to {high:.3f}" if certain else NO_INTERVAL)
     else:
         for name, value in test.items():
             table.add_row(name, _number(value["mean"]), _number(value["sd"]))

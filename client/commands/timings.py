@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import ClientError
 from ..outputs.records import read_records
-from ..scoring.timings import STAGES, bottleneck, total
+from ..scoring.timings import STAGES, bottleneck, shares, total
 
 
 def command(
@@ -27,13 +27,28 @@ def command(
         raise ClientError(f"{out}: no finished slide{f' {slide}' if slide else ''}, so no timings")
     stages = total([record.stages for record in records])
     tiles = sum(record.tiles - record.resumed_tiles for record in records)
-    table = Table("stage", "seconds", "MB", "calls", "what it is")
-    for name, entry in stages.items():
-        size = f"{entry['bytes'] / 1e6:.1f}" if entry["bytes"] else ""
-        table.add_row(name, f"{entry['seconds']:.2f}", size, f"{entry['calls']:.0f}", STAGES[name])
+    seconds = sum(record.seconds for record in records)
+    in_turn = shares(stages, seconds)
+    table = Table("stage", "seconds", "share", "MB", "calls", "what it is")
+    for name, (spent, share) in in_turn.items():
+        table.add_row(name, f"{spent:.2f}", f"{share:.0%}", *_details(name, stages))
+    table.add_section()
+    for name in (name for name in stages if name not in in_turn):
+        table.add_row(name, f"{stages[name]['seconds']:.2f}", "", *_details(name, stages))
     console = Console()
     console.print(table)
     console.print(
-        f"{len(records)} slides, {tiles} tiles embedded, {sum(r.seconds for r in records):.1f} s in all"
+        f"{len(records)} slides, {tiles} tiles embedded, {seconds:.1f} s in all: the stages above the line "
+        "add up to it, those below run at the same time",
+        soft_wrap=True,
     )
     console.print(bottleneck(stages), soft_wrap=True)
+
+
+def _details(name: str, stages: dict[str, dict[str, float]]) -> tuple[str, str, str]:
+    """MB, calls and meaning of a stage."""
+    if name not in stages:
+        return "", "", "records, checks of the export, and whatever else no stage measures"
+    entry = stages[name]
+    size = f"{entry['bytes'] / 1e6:.1f}" if entry["bytes"] else ""
+    return size, f"{entry['calls']:.0f}", STAGES[name]

@@ -22,7 +22,8 @@ STAGES = {
     "slide": "the slide encoder, as the client sees it",
     "write": "write the outputs",
 }
-# Stages that follow one another; the others run at the same time as these.
+# Stages that follow one another; the others run at the same time as these. `REST` is what is in none.
+REST = "rest"
 SERIAL = ("hash", "open", "tissue", "wait-read", "wait-server", "slide", "write")
 
 
@@ -87,6 +88,16 @@ def total(timings: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
         if found:
             summed[name] = {key: sum(entry[key] for entry in found) for key in ("seconds", "bytes", "calls")}
     return summed
+
+
+def shares(stages: dict[str, dict[str, float]], seconds: float) -> dict[str, tuple[float, float]]:
+    """Seconds, and the share of all `seconds`, of the stages that follow one another; they add up to it.
+
+    What is in none of them is `REST`: records and checks of the export.
+    """
+    serial = {name: stages[name]["seconds"] for name in SERIAL if name in stages}
+    serial[REST] = max(0.0, seconds - sum(serial.values()))
+    return {name: (spent, spent / max(seconds, 1e-9)) for name, spent in serial.items()}
 
 
 def bottleneck(stages: dict[str, dict[str, float]]) -> str:

@@ -44,7 +44,12 @@ def read_presplit(folder: Path, fold: int, slides: dict[str, LabelledSlide]) -> 
 
 def read_split_column(table: Table, slides: dict[str, LabelledSlide]) -> Fold:
     """The one fold that the labels file's own column `split` names (train, val, test)."""
-    column = table.column("split")
+    if "split" not in table.columns:
+        raise TrainingError(
+            f"{table.path} has no column split: add one, name a folder of splits (--splits), or have folds "
+            "made (--set data.folds=5)"
+        )
+    column = "split"
     parts: dict[str, list[LabelledSlide]] = {split: [] for split in SPLITS}
     for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
         if row[column] not in parts:
@@ -56,11 +61,12 @@ def read_split_column(table: Table, slides: dict[str, LabelledSlide]) -> Fold:
 def make_folds(slides: dict[str, LabelledSlide], count: int, val_share: float, seed: int) -> list[Fold]:
     """`count` seeded folds, stratified by label, grouped by patient; each slide is held out in one of them.
 
-    About `val_share` of the slides that aren't held out validate.
+    About `val_share` of the slides that aren't held out validate, at least those of one patient.
     """
     folds = []
     for rest, test in _divide(list(slides.values()), count, seed):
-        train, val = _divide(rest, max(2, round(1 / val_share)), seed)[0]
+        most = min(len({slide.patient_id for slide in rest}), _largest_class(rest))
+        train, val = _divide(rest, max(2, min(round(1 / val_share), most)), seed)[0]
         folds.append(Fold(tuple(train), tuple(val), tuple(test)))
     return folds
 
@@ -69,14 +75,19 @@ def _divide(
     slides: Sequence[LabelledSlide], pieces: int, seed: int
 ) -> list[tuple[list[LabelledSlide], list[LabelledSlide]]]:
     patients = [slide.patient_id for slide in slides]
-    if len(set(patients)) < pieces:
-        raise TrainingError(
-            f"{len(set(patients))} patients can't be divided into {pieces}: ask for fewer folds"
-        )
+    for count, what in ((len(set(patients)), "patients"), (_largest_class(slides), "slides of a class")):
+        if count < pieces:
+            raise TrainingError(
+                f"{count} {what} can't be divided into {pieces}: lower data.folds, or add patients"
+            )
     splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
     labels = [str(slide.target) for slide in slides]
     divided = splitter.split(np.zeros(len(slides)), labels, patients)
     return [([slides[i] for i in rest], [slides[i] for i in piece]) for rest, piece in divided]
+
+
+def _largest_class(slides: Sequence[LabelledSlide]) -> int:
+    return max(Counter(str(slide.target) for slide in slides).values(), default=0)
 
 
 def check_fold(fold: Fold, task: Task) -> None:

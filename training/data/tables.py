@@ -97,7 +97,8 @@ def read_slides(table: Table, task: Task) -> dict[str, LabelledSlide]:
             if row[column] not in allowed:
                 raise TrainingError(
                     f"{table.at(index)}: slide {slide_id} has {column} {row[column]!r}, which is none of "
-                    f"{', '.join(allowed)}"
+                    f"{', '.join(allowed)}: correct it"
+                    + ("" if task.kind == "multilabel" else ", or set your classes: --set 'task.classes=[…]'")
                 )
         found = tuple(allowed.index(row[column]) for column in columns)
         target = found if task.kind == "multilabel" else found[0]

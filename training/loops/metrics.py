@@ -13,6 +13,8 @@ from sklearn import metrics
 from gigapath_contract.probabilities import HeadKind
 
 Array = npt.NDArray[Any]
+LEAST_GROUPS = 10
+"""Patients, fewer than which have no bootstrap interval."""
 
 
 def indicator(truth: Array, classes: int, kind: HeadKind) -> Array:
@@ -66,10 +68,13 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of every metric, over whole patients (`groups`, one name per slide).
 
-    Draws in which a metric is undefined don't count for it.
+    Draws in which a metric is undefined don't count for it. With fewer than `LEAST_GROUPS` groups all are
+    NaN: resampling so few says nothing of other patients.
     """
     rng = np.random.default_rng(seed)
     names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < LEAST_GROUPS:
+        return dict.fromkeys(evaluate(truth, scores, classes, kind), (float("nan"), float("nan")))
     slides_of = [np.flatnonzero(member == index) for index in range(len(names))]
     drawn: list[dict[str, float]] = []
     for _ in range(samples):

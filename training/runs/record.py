@@ -19,7 +19,7 @@ from gigapath_contract.probabilities import HeadKind
 from training.config import RunConfig
 from training.errors import TrainingError
 from training.files import make_folder, read_json, read_yaml, write_csv, write_json, write_text
-from training.loops.metrics import evaluate, indicator, intervals
+from training.loops.metrics import LEAST_GROUPS, evaluate, indicator, intervals
 from training.runs.layout import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CARD, config_path
 
 LIBRARIES = ("torch", "timm", "lightning", "numpy", "scikit-learn", "h5py", "safetensors")
@@ -59,6 +59,9 @@ def _same_but_for_resources(path: Path, config: RunConfig) -> bool:
     except ValidationError:
         return False
     return before.model_copy(update={"resources": config.resources}) == config
+
+
+NO_INTERVAL = f"none: fewer than {LEAST_GROUPS} patients, or undefined"
 
 
 def record_predictions(
@@ -107,8 +110,8 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
     ]
     for name, value in content["test"]["metrics"].items():
         low, high = content["test"]["intervals_95"][name]
-        row = (f"{number:.3f}" for number in (content["val"]["metrics"][name], value, low, high))
-        lines.append("| {} | {} | {} | {} to {} |".format(name, *row))
+        between = f"{low:.3f} to {high:.3f}" if np.isfinite(low) else NO_INTERVAL
+        lines.append(f"| {name} | {content['val']['metrics'][name]:.3f} | {value:.3f} | {between} |")
     write_text(folder / MODEL_CARD, "\n".join([*lines, ""]))
     write_json(folder / METRICS, content)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.scoring.timings import StageTimer, bottleneck, total
+from client.scoring.timings import StageTimer, bottleneck, shares, total
 
 
 def stages(**seconds: float) -> dict[str, dict[str, float]]:
@@ -45,3 +45,8 @@ def test_sums() -> None:
     timer.merge(other)
     assert timer.seconds("open") >= 1.5
     assert (timer.stages["open"].bytes, timer.stages["open"].calls) == (12, 2)
+
+
+def test_the_shares_of_all_the_time_add_up() -> None:
+    found = shares(stages(open=1, wait_server=6, compute=9, write=2), 10.0)
+    assert found == {"open": (1, 0.1), "wait-server": (6, 0.6), "write": (2, 0.2), "rest": (1, 0.1)}

@@ -137,3 +137,18 @@ def test_seeded_folds_divide_no_patient_and_hold_each_slide_out_once() -> None:
     assert make_folds(slides, 5, 0.2, seed=2) != folds
     with pytest.raises(TrainingError, match="20 patients can't be divided into 21"):
         make_folds(slides, 21, 0.2, seed=1)
+
+
+def test_eight_patients_are_enough_for_folds_at_the_default_share() -> None:
+    slides = {f"s{k}": LabelledSlide(f"s{k}", f"p{k}", k % 2) for k in range(8)}
+    for fold in make_folds(slides, 4, 0.125, seed=0):
+        assert sorted(slide.target for slide in fold.val) == [0, 1]
+        assert len(fold.slides) == 8
+
+
+def test_errors_name_the_setting_that_helps(tmp_path: Path) -> None:
+    labels = table(tmp_path / "l.csv", "slide_id,label\na,tumour\n")
+    with pytest.raises(TrainingError, match=r"--set 'task\.classes="):
+        read_slides(labels, GRADES)
+    with pytest.raises(TrainingError, match=r"\(--splits\), or have folds made \(--set data\.folds=5\)"):
+        read_split_column(labels, {})

@@ -85,3 +85,11 @@ def test_intervals_cover_as_often_as_they_say_and_widen_when_patients_have_many_
         }.items()
     }
     assert by["patient"][1] - by["patient"][0] > 1.5 * (by["slide"][1] - by["slide"][0])
+
+
+def test_too_few_patients_have_no_interval() -> None:
+    truth, scores = np.arange(20)[:, None] % 2, np.linspace(0, 1, 20)[:, None]
+    few = intervals(truth, scores, ("a",), "binary", groups=["p", "q"] * 10, samples=20)
+    assert all(math.isnan(edge) for pair in few.values() for edge in pair)
+    enough = intervals(truth, scores, ("a",), "binary", groups=list("abcdefghij") * 2, samples=20)
+    assert all(math.isfinite(edge) for edge in enough["accuracy"])
