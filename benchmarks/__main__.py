@@ -16,7 +16,7 @@ BENCHMARKS = {
     "export": (30, "exports of all presets, 100,000 tiles, fused attention"),
     "gpu": (15, "the tile encoder on this machine's GPU, runtime by runtime"),
     "half-precision": (3, "what half precision costs the tile encoder, with massive activations too"),
-    "maps": (10, "what maps find of planted lesions on slides of 56 to 10,000 tiles"),
+    "maps": (5, "what maps find of planted lesions on slides of 56 to 10,000 tiles"),
     "reading": (5, "reading tiles against a loop over OpenSlide"),
     "serving": (25, "every kind of request against bare ONNX Runtime sessions, and every setting"),
     "slide-encoder": (10, "the slide encoder at 1,000, 10,000 and 100,000 tiles on the CPU"),
