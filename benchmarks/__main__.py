@@ -14,6 +14,7 @@ BENCHMARKS = {
     "attribution": (15, "occlusion masks through the server against one PyTorch forward per mask"),
     "client": (30, "the whole client against the bare encoder, its memory, resuming after 20 kills"),
     "export": (30, "exports of all presets, 100,000 tiles, fused attention"),
+    "front": (6, "the same requests directly and through the front"),
     "gpu": (15, "the tile encoder on this machine's GPU, runtime by runtime"),
     "half-precision": (3, "what half precision costs the tile encoder, with massive activations too"),
     "maps": (5, "what maps find of planted lesions on slides of 56 to 10,000 tiles"),
