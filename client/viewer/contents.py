@@ -20,7 +20,9 @@ from gigapath_contract.features import check_self_contained, dataset, one_line_e
 from ..arrays import Array
 from ..attribution.render.overlay import colour_limit
 from ..errors import ClientError
+from ..outputs.file_keys import FileKeys
 from ..outputs.layout import StoredSlide
+from ..scoring.result_key import SlideContent
 from ..slides.geojson import read_features
 from .deepzoom import DeepZoom
 from .library import Entry, Library
@@ -57,11 +59,8 @@ def describe(library: Library, entry: Entry) -> Json:
     dimensions = found.get("dimensions")
     if slide is not None:
         size = list(slide.slide.dimensions)
-        if dimensions and dimensions != size:
-            problems.append(
-                f"{slide.slide.path}: {size[0]}x{size[1]} px, but {dimensions[0]}x{dimensions[1]} px when it "
-                "was scored: another file, so maps and tiles are not shown"
-            )
+        if other := _other_file(entry, slide.slide.path, size, dimensions):
+            problems.append(f"{slide.slide.path}: {other}: another file, so maps and tiles are not shown")
             found |= {"tiles": None, "maps": [], "sets": []}
         found |= {
             "dimensions": size,
@@ -83,6 +82,16 @@ def describe(library: Library, entry: Entry) -> Json:
         "record": _record(entry),
         "problems": problems + unreadable,
     }
+
+
+def _other_file(entry: Entry, path: Path, size: list[int], scored: list[int] | None) -> str:
+    """Why a file is not the one that was scored, by its size in px and in bytes; empty where it may be."""
+    if scored and scored != size:
+        return f"{size[0]}x{size[1]} px, but {scored[0]}x{scored[1]} px when it was scored"
+    content = FileKeys(entry.stored.out, entry.slide_id).content if entry.stored else SlideContent()
+    before = {name: length for name, length, _ in content.files}.get(path.name)
+    now = path.stat().st_size
+    return "" if before in (None, now) else f"{now} bytes, but {before} when it was scored"
 
 
 def summary(entry: Entry) -> Json:

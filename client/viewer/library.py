@@ -94,7 +94,11 @@ class Library:
             for path in (self.wsi_dir / name for name in names):
                 if path.exists():
                     return path
-        return recorded
+        if recorded is None:
+            return None
+        # A relative path was meant from where the slide was scored, often somewhere above the results.
+        places = (base / recorded for base in (Path(), *entry.folder.resolve().parents))
+        return next((path for path in places if path.exists()), recorded)
 
     def open(self, entry: Entry) -> DeepZoom:
         """The slide's tiles; a few slides stay open.

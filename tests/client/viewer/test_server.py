@@ -127,6 +127,21 @@ def test_a_missing_slide_leaves_the_map_and_says_where_to_look(out: Path, real_s
     assert slide(out, wsi_dir=real_slide.parent)["problems"] == []
 
 
+def test_a_relative_path_is_found_from_above_the_results(out: Path, real_slide: Path) -> None:
+    record = read_record(out, ID)
+    assert record
+    slides = out.parent / "slides"
+    slides.mkdir()
+    copied = Path(shutil.copy(real_slide, slides / real_slide.name))
+    write_record(out, replace(record, path=f"slides/{real_slide.name}"))
+    assert slide(out)["problems"] == []
+    with copied.open("ab") as file:
+        file.write(b"changed")
+    found = slide(out)
+    assert "bytes when it was scored" in found["problems"][0].replace(str(real_slide.stat().st_size), "bytes")
+    assert found["maps"] == []
+
+
 def test_another_slide_of_the_same_name_gets_no_map(out: Path, slides: Path) -> None:
     found = slide(out, slide=slides / "a.tif")
     assert "another file" in found["problems"][0]
