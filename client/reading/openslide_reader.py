@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import openslide
 
 from ..arrays import Pixels
 from ..errors import SlideError
-from ..slides.slide import open_handle, read_region
+from ..slides.slide import Handles
 from ..slides.tiling import TilePlan
 
 
@@ -26,8 +24,7 @@ class OpenSlideReader:
         self.reason = reason
         self._plan = plan
         self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
-        self._handles: dict[int, openslide.OpenSlide] = {}
-        self._lock = threading.Lock()
+        self._handles = Handles(plan.path)
 
     def handle(self) -> openslide.OpenSlide:
         """This thread's OpenSlide.
@@ -35,12 +32,7 @@ class OpenSlideReader:
         Raises:
             SlideError: the slide cannot be opened.
         """
-        thread = threading.get_ident()
-        if thread not in self._handles:
-            handle = open_handle(self._plan.path)
-            with self._lock:
-                self._handles[thread] = handle
-        return self._handles[thread]
+        return self._handles.get()
 
     def read(self, index: int, out: Pixels) -> bool:
         """Fill `out` RGB uint8 [h, w, 3] with one region; False where it cannot be decoded.
@@ -49,17 +41,13 @@ class OpenSlideReader:
             SlideError: the slide cannot be opened.
         """
         x, y = (int(v) for v in self._positions[index])
-        handle = self.handle()
+        self._handles.get()
         try:
-            out[:] = read_region(handle, (x, y), self._plan.level, self._plan.read_size)
+            out[:] = self._handles.read((x, y), self._plan.level, self._plan.read_size)
         except SlideError:
-            with self._lock:
-                del self._handles[threading.get_ident()]
-            handle.close()
             return False
         return True
 
     def close(self) -> None:
         """Close every handle; no thread may be reading."""
-        while self._handles:
-            self._handles.popitem()[1].close()
+        self._handles.close()

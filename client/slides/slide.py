@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +38,7 @@ _OTHER_KIND = re.compile(
     rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
     r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
 )
+MOST_THREADS = 8  # that read an overview
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
 
@@ -79,6 +84,7 @@ class Slide:
         self.vendor: str = properties["openslide.vendor"]
         self.notes: list[str] = []
         self._handle = handle
+        self._overview: Overview | None = None
         self._misfits = {0: ""} | {
             level: reason
             for level in range(1, len(self.level_dimensions))
@@ -122,11 +128,19 @@ class Slide:
         A pixel is the mean of k x k pixels of one level, so the overview's own downsample is exact.
         """
         level = self.level_for(downsample * ROUNDING)
-        return self._downsample(level, max(1, round(downsample / self.level_downsamples[level])))
+        self._overview = self._downsample(level, max(1, round(downsample / self.level_downsamples[level])))
+        return self._overview
 
     def thumbnail(self, max_px: int) -> Pixels:
         """RGB uint8 [h, w, 3] of the whole slide on white, its longer side at most `max_px`."""
         level = self.level_for(max(self.dimensions) / max_px * ROUNDING)
+        made = self._overview
+        if level == 0 and made is not None and max(made.pixels.shape) >= max_px:  # once through it is enough
+            factor = max_px / max(made.pixels.shape)
+            height, width = (max(1, round(side * factor)) for side in made.pixels.shape[:2])
+            return np.asarray(
+                cv2.resize(made.pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+            )
         return self._downsample(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
     def level_for(self, downsample: float) -> int:
@@ -183,23 +197,34 @@ class Slide:
             for top in range(0, shape[0], side)
             for left in range(0, shape[1], side)
         ]
-        failures = 0
-        while blocks:
-            top, left, rows, columns = blocks.pop()
+        failures: list[str] = []
+
+        def fill(block: tuple[int, int, int, int]) -> None:
+            top, left, rows, columns = block
             part = slice(top, top + rows), slice(left, left + columns)
             position = (round(left * factor * level_downsample), round(top * factor * level_downsample))
+            handles.get()
             try:
-                block = self.read(level, position, (columns * factor, rows * factor))
-            except SlideError:
-                failures += 1
-                if failures > MAX_FAILURES:
-                    raise
+                region = handles.read(position, level, (columns * factor, rows * factor))
+            except SlideError as error:
+                failures.append(str(error))
+                if len(failures) > MAX_FAILURES:
+                    raise SlideError(f"{self.path}: {error}: copy the slide again") from None
                 if max(rows, columns) * factor > FINEST_BLOCK and max(rows, columns) > 1:
-                    blocks += _bisect_block(top, left, rows, columns)  # the damage may be small
+                    for half in _bisect_block(*block):  # the damage may be small
+                        fill(half)
                 else:
                     unreadable[part] = True
             else:
-                pixels[part] = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
+                pixels[part] = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
+
+        with closing(Handles(self.path)) as handles:
+            threads = ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1, MOST_THREADS), "overview")
+            try:
+                for _ in threads.map(fill, blocks):
+                    pass
+            finally:
+                threads.shutdown(cancel_futures=True)
         return Overview(pixels, (factor * level_downsample, factor * level_downsample), unreadable)
 
 
@@ -280,6 +305,44 @@ def _named(message: str) -> str:
     """OpenSlide's message with the name of a TIFF's compression."""
     code = message.removeprefix("Unsupported TIFF compression: ")
     return f"TIFF compression {COMPRESSION(int(code)).name}" if code.isdecimal() else message
+
+
+class Handles:
+    """A handle of OpenSlide per thread: one that met an error refuses everything, and is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handles: dict[int, openslide.OpenSlide] = {}
+
+    def get(self) -> openslide.OpenSlide:
+        """This thread's handle.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+        """
+        thread = threading.get_ident()
+        if thread not in self._handles:
+            self._handles[thread] = open_handle(self._path)
+        return self._handles[thread]
+
+    def read(self, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        """`read_region` with this thread's handle.
+
+        Raises:
+            SlideError: the slide cannot be opened, or the region not decoded.
+        """
+        handle = self.get()
+        try:
+            return read_region(handle, position, level, size)
+        except SlideError:
+            del self._handles[threading.get_ident()]
+            handle.close()
+            raise
+
+    def close(self) -> None:
+        """Close every handle; no thread may be reading."""
+        while self._handles:
+            self._handles.popitem()[1].close()
 
 
 def read_region(

@@ -7,6 +7,7 @@ import struct
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 import pytest
@@ -72,6 +73,17 @@ def test_thumbnail_fits(real_slide: Path, max_px: int) -> None:
     assert max(thumbnail.shape) <= max_px
     assert max(thumbnail.shape) >= min(2967, max_px / 2)
     assert thumbnail.shape[0] / thumbnail.shape[1] == pytest.approx(2967 / 2220, rel=0.02)
+
+
+def test_a_slide_without_a_pyramid_is_read_once_for_overview_and_thumbnail(real_slide: Path) -> None:
+    with open_slide(real_slide) as slide:
+        direct = slide.thumbnail(500)  # 6 x 6 pixels are one: 370 x 495
+    with open_slide(real_slide) as slide:
+        slide.overview(3)  # 740 x 989
+        reduced = slide.thumbnail(500)
+    assert reduced.shape == (500, 374, 3)
+    alike = cv2.resize(direct, (374, 500), interpolation=cv2.INTER_LINEAR).astype(int)
+    assert np.abs(reduced - alike).mean() < 4
 
 
 def test_transparent_is_white() -> None:
