@@ -76,6 +76,7 @@ function panels() {
   updateControls = showControls(at("controls"), { state, panes, look, change, jump, load });
   details();
   header();
+  for (const pane of panes) pane.title.textContent = [pane.slide.key, look(pane).map?.name].filter(Boolean).join(": ");
 }
 
 function details() {
@@ -203,7 +204,8 @@ function header() {
   if (!panes.length) return bar.replaceChildren(el("strong", {}, "GigaPath viewer"));
   const found = panes.flatMap((pane) => warnings(pane.slide, look(pane).map));
   const scores = Object.entries(panes[0].slide.scores).map(([cls, value]) => `${cls} ${value.toFixed(3)}`);
-  const others = [["", "nothing"], ...slides.map(({ key }) => [key, key])];
+  const several = new Set(slides.map(({ folder }) => folder)).size > 1;
+  const others = [["", "nothing"], ...slides.map(({ key, folder }) => [key, several ? `${key} (${folder})` : key])];
   bar.replaceChildren(
     name,
     el("strong", {}, panes[0].slide.slide_id),
