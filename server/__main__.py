@@ -25,6 +25,7 @@ CERTS = ROOT / "deploy" / "certs" / "server"
 SETTLED = 60
 """Seconds that a server must have served for to be started again without a pause when it dies."""
 LONGEST_PAUSE = 30
+LONGEST_GRACE = 3600
 
 
 def serve(
@@ -63,6 +64,8 @@ def serve(
             f"Triton 2.51 ends over malformed requests (docs/security.md): stay on loopback, not {host}, "
             "or give --front, which refuses them"
         )
+    if not 0 <= grace <= LONGEST_GRACE:
+        raise ServerError(f"--grace is {grace:g}: give 0 to {LONGEST_GRACE} seconds")
     if shared_memory and front:
         raise ServerError("--front passes no shared memory on: leave it or --shared-memory out")
     if tls != "off" and not front:

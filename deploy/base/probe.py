@@ -196,6 +196,8 @@ def main() -> None:
     repository = Path(os.environ.get("MODELS", "/models"))
     parser.add_argument("--models", type=Path, default=repository, help="(default: %(default)s)")
     arguments = parser.parse_args()
+    if not 0 < arguments.timeout <= 3600:
+        sys.exit(f"probe: --timeout is {arguments.timeout:g}: give up to 3600 seconds")
     try:
         check(arguments.mode, arguments.url, arguments.metrics_url, arguments.timeout, arguments.models)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -15,7 +15,7 @@ from server.front.proxy import LINE, Settings, front
 
 def settings() -> Settings:
     """The command line."""
-    default = Settings("", "")
+    default = Settings
     parser = argparse.ArgumentParser(prog="python -m server.front", description=__doc__)
     add = parser.add_argument
     add("--listen", default="127.0.0.1:8003", help="host:port (default: %(default)s)")
@@ -45,8 +45,7 @@ async def serve(chosen: Settings) -> None:
 def main() -> None:
     """Run the command line; a mistake is one line on stderr and exit code 1."""
     logging.basicConfig(level=logging.INFO, format=LINE)
-    chosen = settings()
-    run(lambda: asyncio.run(serve(chosen)), ServerError)
+    run(lambda: asyncio.run(serve(settings())), ServerError)
 
 
 if __name__ == "__main__":

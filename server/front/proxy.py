@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +55,9 @@ class Settings:
         connections: the most connections, all clients together.
         admin: pass the calls of `ADMIN` on.
         grace: seconds for requests in flight to finish at the end.
+
+    Raises:
+        ServerError: an address or a limit that can't be meant.
     """
 
     listen: str
@@ -65,6 +69,17 @@ class Settings:
     connections: int = 256
     admin: bool = False
     grace: float = 60
+
+    def __post_init__(self) -> None:
+        for name, address in (("listen", self.listen), ("upstream", self.upstream)):
+            if not re.fullmatch(r".+:\d{1,5}", address):
+                raise ServerError(f"--{name} is {address!r}: give host:port")
+        if min(self.in_flight, self.connections) < 1:
+            raise ServerError("--in-flight and --connections are at least 1")
+        if not 1 <= self.mebibytes < 2048:
+            raise ServerError(f"--mebibytes is {self.mebibytes}: give 1 to 2047, the most of a gRPC message")
+        if not 0 <= self.grace <= 3600:
+            raise ServerError(f"--grace is {self.grace:g}: give 0 to 3600 seconds")
 
 
 @dataclass

@@ -114,7 +114,7 @@ def test_a_pod_drains_before_it_is_killed(pod: dict[str, Any]) -> None:
     start = (ROOT / "deploy" / "base" / "start.sh").read_text()
     exit_timeout = re.search(r"--exit-timeout-secs=(\d+)", start)
     assert exit_timeout
-    assert Settings("", "").grace == int(exit_timeout[1])
+    assert Settings.grace == int(exit_timeout[1])
     for one in pod["containers"]:
         _, pause = one["lifecycle"]["preStop"]["exec"]["command"]
         assert pod["terminationGracePeriodSeconds"] > int(pause) + int(exit_timeout[1])

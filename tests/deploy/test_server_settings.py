@@ -253,6 +253,13 @@ def test_the_probe_finds_a_server_that_computes_wrong_numbers(
         assert "the numbers are not compared" in unknown.stderr
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
+def test_the_probe_refuses_a_timeout_that_is_none(deployment: Any, timeout: str) -> None:
+    refused = deployment.probe("live", f"--timeout={timeout}")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith(f"probe: --timeout is {timeout}: ")
+
+
 def test_the_probe_names_what_is_wrong(deployment: Any) -> None:
     wrong = dataclasses.replace(deployment, http_url=f"http://127.0.0.1:{free_port('127.0.0.1')}").probe(
         "infer"

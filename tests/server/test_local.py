@@ -334,6 +334,7 @@ def test_the_server_stays_on_loopback_unless_a_front_is_named(toy_repository: Pa
         assert "or give --front" in result.stderr
     for options, why in (
         (["--tls", "server"], "--tls is the front's"),
+        (["--grace", "nan"], "--grace is nan: give 0 to 3600 seconds"),
         (["--front", "--shared-memory"], "--front passes no shared memory on"),
         (["--front", "--tls", "server", "--certs", "/nowhere"], "/nowhere/tls.key can't be read"),
     ):
