@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -165,7 +166,7 @@ def _slides_of(folder: Path) -> Iterator[tuple[str, Path, StoredSlide | None, Sl
         (place, one.slide_id): one
         for place in sorted(places)
         for one in find_records(place)
-        if is_file_name(one.slide_id)
+        if _is_sound(one)
     }
     found = stored_slides(folder)
     ours = {one.features.stem for one in found if one.results != one.features}
@@ -200,6 +201,18 @@ def _scores_in(path: Path, changed: int) -> dict[str, float]:
             return {}
         stored = dataset(file, "scores", "f")
         return dict(zip(map(str, stored.attrs["classes"]), stored[:].tolist(), strict=False))
+
+
+def _is_sound(record: SlideRecord) -> bool:
+    """Whether a record holds what it should; anyone may have written it."""
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(("slide_id", "path", "status", "reason", "mpp_source"), str),
+        **dict.fromkeys(("tiles", "invalid_tiles"), int),
+        "mpp": int | float | None,
+        "notes": list,
+    }
+    sound = all(isinstance(getattr(record, name), kind) for name, kind in kinds.items())
+    return sound and is_file_name(record.slide_id) and all(isinstance(note, str) for note in record.notes)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -22,7 +22,7 @@ export function showControls(parent, { state, panes, look, change, jump, load })
           select("Class", classes, state.cls, (cls) => change({ cls })),
           ...panes.map((pane, i) => mapChoice(pane, i, look, change, panes.length)),
           figures,
-          limitChoice(state, change),
+          limitChoice(state, change, panes.length),
           thresholdSlider(state, look(panes[0]), change),
         )
       : el("p", { className: "quiet" }, "No map is stored of this slide: run attribute on it."),
@@ -98,13 +98,13 @@ function legend({ map, cls, limit }) {
 
 const words = (score) => String(score || "score").replace("_", "-");
 
-function limitChoice(state, change) {
+function limitChoice(state, change, count) {
   const fixed = Number(state.limit) > 0;
   const number = el("input", {
     type: "number", min: 0, step: "any", ariaLabel: "Fixed limit", hidden: !fixed, value: fixed ? state.limit : 1,
     onchange: () => Number(number.value) > 0 && change({ limit: number.value }),
   });
-  const choices = [["slide", "of this slide"], ["all", "one for all slides"], ["fixed", "fixed"]];
+  const choices = [["slide", count > 1 ? "of these slides" : "of this slide"], ["all", "one for all slides"], ["fixed", "fixed"]];
   const list = select("Colour limit", choices, fixed ? "fixed" : state.limit, (limit) =>
     change({ limit: limit === "fixed" ? number.value : limit }),
   );

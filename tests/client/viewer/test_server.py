@@ -158,6 +158,14 @@ def test_a_failed_slide_says_why(out: Path) -> None:
     assert rows[1]["reason"] == "cut off: copy it again"
 
 
+@pytest.mark.parametrize("change", [{"mpp": "x"}, {"notes": 3}, {"slide_id": "../x"}, {"slide_id": 1}])
+def test_a_record_that_makes_no_sense_is_left_out(out: Path, change: dict[str, Any]) -> None:
+    stored = json.loads((out / "records" / f"{ID}.json").read_text())
+    (out / "records" / "odd.json").write_text(json.dumps({**stored, **change}))
+    rows = json.loads(send(create_app(Library((out,))), "/api/slides").body)
+    assert [row["slide_id"] for row in rows] == [ID]
+
+
 def test_the_command_names_a_remedy(run_client: Any, tmp_path: Path, explained: Path) -> None:
     assert "no such folder" in run_client("view", tmp_path / "nothing").err
     done = run_client("view", explained, "--host", "192.0.2.1")
