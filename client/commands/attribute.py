@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,25 +13,36 @@ from typing import Annotated
 import h5py
 import typer
 from rich.console import Console
+from shapely.geometry.base import BaseGeometry
 
 from ..attribution.attribute import Group, Method, OccluderName, Settings
 from ..attribution.explain import explain
 from ..attribution.look_groups import MOST_GROUPS
 from ..attribution.methods.model_outputs import Score
-from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import own_copy, read_bank, read_slide, results_folder
+from ..attribution.model.cache import ScoreCache, open_cache
+from ..attribution.model.embedded import EmbeddedSlide, own_copy, read_bank, read_slide, results_folder
 from ..attribution.model.other_slides import level_elsewhere
 from ..attribution.model.served import ServedForward, served_tile_encoder
 from ..attribution.render.evidence import evidence_lines
 from ..attribution.render.outputs import check_attributions
+from ..attribution.render.summary import (
+    SummaryRow,
+    read_summary,
+    summary_row,
+    write_sheet,
+    write_summary,
+)
 from ..attribution.tile import Fill, TileScore
+from ..batch.manifest import read_work_list
+from ..errors import Cancelled, ClientError, ExportChanged, OutputError, ServerUnavailable
 from ..files import check_folder
-from ..outputs.layout import find_slide
+from ..outputs.layout import Layout, StoredSlide, find_slide
+from ..outputs.records import FAILED, read_record
 from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..slides.geojson import read_annotations
-from ..slides.slide import open_slide
+from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
@@ -155,86 +168,184 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace attributions of another export in the H5 file.")
     ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every slide of a batch's folder.")] = False,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The slides of a manifest or a folder of slides, as for batch.")
+    ] = None,
+    wsi_dir: options.WsiDir = None,
 ) -> None:
     """Show which tiles drive a slide's score: a map, tiles for QuPath, arrays in the H5 file.
 
     Other tools' files are not changed: the arrays go to OUT/attribution/SLIDE.h5.
 
-    Mask scores are stored in OUT/SLIDE-masks.sqlite, from which an interrupted run resumes.
+    Mask scores are stored in OUT/SLIDE-masks.sqlite, from which an interrupted run resumes. With many slides,
+    attributions.csv lists what the maps say and attributions.pdf shows them; slides that are in it are passed
+    over when the command runs again.
 
     Examples:
 
     `python -m client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
 
     `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
+
+    `python -m client attribute out --all` for every slide of a batch
     """
     check_folder(out or Path("out"))
-    console = Console()
-    with ExitStack() as stack:
-        connection = stack.enter_context(Connection(endpoint, in_flight=throughput.in_flight))
+    results = Console()
+    with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
-        from_slide = not source.is_dir() and not h5py.is_hdf5(source)
-        slide = source if from_slide else slide
-        opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
-        origin = opened.bounds[:2] if opened else (0, 0)
-        outlines = read_annotations(annotations, origin=origin) if annotations else None
-        if from_slide:
-            outputs = SingleFile(out or Path("out"))
-            check_free(outputs.out, SlideSource(source))
-            with tile_progress(source.name) as progress:
-                to_score = SlideSource(source, source.stem, mpp)
-                score_to(outputs, to_score, connection, contract, tiling, throughput, progress=progress)
-            source = outputs.paths(source.stem)[0]
-        stored = find_slide(source, slide_id, contract)
-        embedded = read_slide(stored, tile_size, mpp)
-        if opened and not from_slide:
-            with options.console.status("comparing the slide with the one that was scored"):
-                embedded.check_slide(opened)
-        if embedded.mpp_level0 is None and opened:
-            embedded = replace(embedded, mpp_level0=opened.mpp)
-        folder = out or results_folder(stored, embedded)
-        stored = replace(stored, results=own_copy(stored.results, embedded, folder))
-        if not overwrite:
-            check_attributions(stored.results, contract)
-        cache = stack.enter_context(open_cache(folder, embedded.slide_id))
-        forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
-        # matplotlib takes longer to import than everything else: not for `--help`, errors and other commands.
-        from ..attribution.render.files import write_explanation, write_tile_maps
 
-        targets: list[str | None] = [*target] if target else [None]
-        for name in targets:
-            with MaskProgress() as bar:
-                explanation = explain(
-                    embedded,
-                    forward,
-                    contract,
-                    settings,
-                    target=name,
-                    score=score,
-                    checks=checks,
-                    look_groups=look_groups,
-                    elsewhere=lambda target, full: level_elsewhere(
-                        stored.export / "scores.csv", embedded.slide_id, target, score, full
-                    ),
-                    cache=cache,
-                    progress=bar.show,
-                )
-            check_same(connection, contract)
-            written = write_explanation(explanation, stored.results, folder, opened, limit, outlines)
-            if opened:
-                with options.console.status("mapping the strongest tiles"):
-                    written += write_tile_maps(
-                        explanation, folder, opened, encode, maps.count, maps.score, maps.fill
+        def one(source: Path, slide_id: str | None, slide: Path | None, key: str = "") -> list[SummaryRow]:
+            """Attribute one slide; returns a row per target."""
+            with ExitStack() as stack:
+                from_slide = not source.is_dir() and not h5py.is_hdf5(source)
+                slide = source if from_slide else slide
+                opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
+                origin = opened.bounds[:2] if opened else (0, 0)
+                outlines = read_annotations(annotations, origin=origin) if annotations else None
+                if from_slide:
+                    outputs = SingleFile(out or Path("out"))
+                    check_free(outputs.out, SlideSource(source))
+                    with tile_progress(source.name) as progress:
+                        to_score = SlideSource(source, source.stem, mpp)
+                        score_to(
+                            outputs, to_score, connection, contract, tiling, throughput, progress=progress
+                        )
+                    source = outputs.paths(source.stem)[0]
+                stored = find_slide(source, slide_id, contract)
+                embedded = read_slide(stored, tile_size, mpp)
+                if opened and not from_slide:
+                    with options.console.status("comparing the slide with the one that was scored"):
+                        embedded.check_slide(opened)
+                if embedded.mpp_level0 is None and opened:
+                    embedded = replace(embedded, mpp_level0=opened.mpp)
+                folder = out or results_folder(stored, embedded)
+                stored = replace(stored, results=own_copy(stored.results, embedded, folder))
+                if not overwrite:
+                    check_attributions(stored.results, contract)
+                cache = stack.enter_context(open_cache(folder, embedded.slide_id))
+                return _explain_targets(stored, embedded, opened, outlines, folder, cache, key)
+
+        def _explain_targets(
+            stored: StoredSlide,
+            embedded: EmbeddedSlide,
+            opened: Slide | None,
+            outlines: BaseGeometry | None,
+            folder: Path,
+            cache: ScoreCache,
+            key: str,
+        ) -> list[SummaryRow]:
+            forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
+            # matplotlib takes long to import: not for `--help`, errors and other commands.
+            from ..attribution.render.files import write_explanation, write_tile_maps
+
+            rows = []
+            targets: list[str | None] = [*target] if target else [None]
+            for name in targets:
+                with MaskProgress() as bar:
+                    explanation = explain(
+                        embedded,
+                        forward,
+                        contract,
+                        settings,
+                        target=name,
+                        score=score,
+                        checks=checks,
+                        look_groups=look_groups,
+                        elsewhere=lambda target, full: level_elsewhere(
+                            stored.export / "scores.csv", embedded.slide_id, target, score, full
+                        ),
+                        cache=cache,
+                        progress=bar.show,
                     )
-            note_maps(stored, embedded.slide_id, written)
-            warn_untrained(console, contract)
-            warn(console, explanation.doubt)
-            console.print(explanation_table(explanation, forward.bytes_sent))
-            for line in evidence_lines(explanation):
-                console.print(line, markup=False, highlight=False)
-            for line in explanation.look_groups.lines() if explanation.look_groups else []:
-                console.print(line, markup=False, highlight=False)
-            for warning in explanation.reliability.warnings() if explanation.reliability else []:
-                console.print(warning, style="yellow", markup=False)
-            for path in written:
-                console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+                check_same(connection, contract)
+                written = write_explanation(explanation, stored.results, folder, opened, limit, outlines)
+                if opened:
+                    with options.console.status("mapping the strongest tiles"):
+                        written += write_tile_maps(
+                            explanation, folder, opened, encode, maps.count, maps.score, maps.fill
+                        )
+                note_maps(stored, embedded.slide_id, written)
+                warn_untrained(results, contract)
+                warn(results, explanation.doubt)
+                results.print(explanation_table(explanation, forward.bytes_sent))
+                for line in evidence_lines(explanation):
+                    results.print(line, markup=False, highlight=False)
+                for line in explanation.look_groups.lines() if explanation.look_groups else []:
+                    results.print(line, markup=False, highlight=False)
+                for warning in explanation.reliability.warnings() if explanation.reliability else []:
+                    results.print(warning, style="yellow", markup=False)
+                for path in written:
+                    results.print(str(path), highlight=False, soft_wrap=True, markup=False)
+                rows.append(summary_row(explanation, next(p for p in written if p.suffix == ".png"), key))
+            return rows
+
+        if not (every or manifest):
+            one(source, slide_id, slide)
+            return
+        if slide_id or slide or not source.is_dir():
+            raise ClientError(
+                "--all and --manifest take a batch's folder, and neither --slide-id nor --slide"
+            )
+        layout = Layout(source, contract)
+        ids = sorted(path.stem for path in layout.slide_features("any").parent.glob("*.h5"))
+        listed = (
+            {work.slide_id: work.path for work in read_work_list(manifest, wsi_dir).slides}
+            if manifest
+            else {}
+        )
+        if manifest:
+            ids = list(listed)
+        failed = _attribute_many(
+            {name: listed.get(name) or _recorded(layout, name, wsi_dir) for name in ids},
+            layout,
+            out or layout.attribution,
+            (settings, maps, score, tuple(target or ()), limit, look_groups, checks, annotations),
+            lambda name, path, key: one(source, name, path, key),
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _recorded(layout: Layout, slide_id: str, wsi_dir: Path | None) -> Path | None:
+    """Where a slide's file is: in `wsi_dir`, or where it was scored; None where it is no more."""
+    record = read_record(layout.export, slide_id)
+    if record is None:
+        return None
+    path = Path(record.path)
+    return next((p for p in ((wsi_dir or path.parent) / path.name, path) if p.exists()), None)
+
+
+def _attribute_many(
+    slides: dict[str, Path | None],
+    layout: Layout,
+    folder: Path,
+    decides: tuple[object, ...],
+    one: Callable[[str, Path | None, str], list[SummaryRow]],
+) -> int:
+    """Attribute slides one after the other, with table and sheet; returns how many failed."""
+    done: dict[str, list[SummaryRow]] = {}
+    for row in read_summary(folder):
+        done.setdefault(row.slide_id, []).append(row)
+    failed = 0
+    for number, (name, path) in enumerate(slides.items(), 1):
+        record = read_record(layout.export, name)
+        key = hashlib.sha256(repr((record and record.result_key, path, decides)).encode()).hexdigest()[:16]
+        earlier = done.get(name, [])
+        if earlier and all(row.key == key and (folder / row.map).exists() for row in earlier):
+            options.console.print(f"{number}/{len(slides)} {name}: was done", markup=False, highlight=False)
+            continue
+        options.console.print(f"{number}/{len(slides)} {name}", markup=False, highlight=False)
+        try:
+            done[name] = one(name, path, key)
+        except (ServerUnavailable, ExportChanged, OutputError, Cancelled):
+            raise  # of no use to try the next
+        except ClientError as error:
+            failed += 1
+            done[name] = [SummaryRow(name, FAILED, warnings=str(error))]
+            warn(options.console, f"{name}: {error}")
+        write_summary(folder, [row for rows in done.values() for row in rows])
+    rows = [row for rows in done.values() for row in rows]
+    for written in (write_summary(folder, rows), write_sheet(folder, rows)):
+        typer.echo(written)
+    return failed
