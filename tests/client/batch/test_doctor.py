@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from client.arrays import Pixels
 from client.batch.doctor import describe_device
 from gigapath_contract.schema import Contract
+from training.cohort.pyramid import write_pyramid
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_all_is_well(
@@ -69,3 +74,15 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
 def test_a_device_is_described_by_the_configuration_that_triton_loaded(config: str, device: str) -> None:
     parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
     assert describe_device(parsed) == device
+
+
+def test_no_damaged_tag_ends_the_check_of_a_cohort(picture: Pixels, tmp_path: Path) -> None:
+    """Sixty slides with damaged directories: a line each, no traceback, nothing that kills the process."""
+    slide = write_pyramid(tmp_path / "a.tif", picture[900:1412, 700:1212], levels=(1, 2))
+    command = [sys.executable, "-m", "tests.support.fuzzed", str(slide), "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 60
+    assert {line.split()[0] for line in lines} == {"good", "warn", "bad"}
+    assert sum(line.startswith("bad") for line in lines) > 20
