@@ -199,7 +199,9 @@ class Connection:
         """
         briefly = min(self.endpoint.timeout, _PROBE_S)
         call, answers = self._config(model, version, briefly), dict[str, Any]()
-        for server in filter(self._has_settled, self._clients):
+        # A single server that isn't waited for is named by the error below alone.
+        waits = len(self._clients) > 1 or self.endpoint.retry_for > 0
+        for server in filter(self._has_settled, self._clients if waits else ()):
             try:
                 answers[server] = self._try(model, call, server=server, retry=False)
             except (ServerUnavailable, DeadlineExceeded) as error:
