@@ -157,7 +157,6 @@ def remove_command(version: Number, repository: Repository = DEFAULT_REPOSITORY)
 def engines_command(
     repository: Repository = DEFAULT_REPOSITORY,
     max_tiles: MaxTiles = 50_000,
-    max_masks: MaxMasks = 16,
     tensorrt: Annotated[
         str | None,
         typer.Option(help="TensorRT version of the server (default: accept the installed one)."),
@@ -182,7 +181,6 @@ def engines_command(
         plans = engines.build_engines(
             repository,
             max_tiles=max_tiles,
-            max_masks=max_masks,
             tensorrt=tensorrt,
             progress=status.update,
         )

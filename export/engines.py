@@ -2,6 +2,9 @@
 
 An engine fits one kind of GPU, one version of TensorRT and one ONNX file. `model.plan.json` names them, and
 an engine that does not match is refused.
+
+`slide_occlusion` stays with ONNX Runtime: an engine would reserve memory for the most masks of the largest
+slide at once, and compute every masked tile (`export.ways`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from export.errors import ExportError
 from export.repository import EXPORT_MODEL, exclusive, export_folder, serve, served_contract
 from export.tensorrt_builder import Profile, build_engine, slide_profiles, tile_profiles
 from gigapath_contract.files import atomic_path, file_sha256, parse_json, write_text
-from gigapath_contract.schema import GRAPHS, MODELS, Contract
+from gigapath_contract.schema import MODELS, Contract
+
+ENGINES = ("tile_encoder", "slide_encoder")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,6 @@ class EngineMetadata:
     tensorrt: str
     onnx_sha256: str
     max_tiles: int
-    max_masks: int
     tf32: bool = False
 
     def differences(self, other: EngineMetadata) -> str:
@@ -47,18 +51,16 @@ def build_engines(
     repository: Path,
     *,
     max_tiles: int,
-    max_masks: int,
     progress: Callable[[str], None],
     tensorrt: str | None = None,
 ) -> dict[str, Path]:
-    """Build the engines that are missing or stale on this machine's GPU; the engine file of each model.
+    """Build the engines of `ENGINES` that are missing or stale on this machine's GPU; the file of each.
 
     Every model gets a `tensorrt.pbtxt`.
 
     Args:
         repository: the model repository; the version that it serves gets the engines.
         max_tiles: tiles of the largest slide that the engines accept.
-        max_masks: masks of the largest occlusion request.
         progress: called with a line for each step.
         tensorrt: TensorRT version of the server that will load the engines; None accepts the installed one.
 
@@ -73,9 +75,9 @@ def build_engines(
         contract = served_contract(repository)
         version = contract.version
         plans = {}
-        for model in GRAPHS:
+        for model in ENGINES:
             folder = repository / model / str(version)
-            wanted = EngineMetadata(gpu, trt.__version__, onnx_digest(folder), max_tiles, max_masks)
+            wanted = EngineMetadata(gpu, trt.__version__, onnx_digest(folder), max_tiles)
             plans[model] = folder / "model.plan"
             reason = stale_reason(plans[model], wanted)
             if reason is None:
@@ -86,7 +88,7 @@ def build_engines(
             engine = build_engine(
                 trt,
                 folder / "model.onnx",
-                profiles(model, contract, max_tiles, max_masks),
+                profiles(model, contract, max_tiles),
                 timing_cache=cache.read_bytes() if cache.exists() else b"",
             )
             # The metadata is removed first and written last: an engine without it counts as stale.
@@ -108,7 +110,7 @@ def check_metadata(repository: Path, *, gpu: str, tensorrt: str) -> None:
         ExportError: an engine is missing or differs; it and the difference are named.
     """
     version = served_contract(repository).version
-    for model in GRAPHS:
+    for model in ENGINES:
         plan = repository / model / str(version) / "model.plan"
         built = read_metadata(plan)
         if built is None:
@@ -125,12 +127,12 @@ def write_configs(repository: Path, version: int) -> None:
     for model in MODELS:
         config = read_config(folder / "onnxruntime" / f"{model}.pbtxt")
         profiles = 3 if model == "tile_encoder" else 1
-        text = engine_config(config, profiles) if model in GRAPHS else str(config)
+        text = engine_config(config, profiles) if model in ENGINES else str(config)
         write_text(folder / "tensorrt" / f"{model}.pbtxt", text)
 
 
-def profiles(model: str, contract: Contract, max_tiles: int, max_masks: int) -> list[Profile]:
-    """The optimisation profiles of one model's engine."""
+def profiles(model: str, contract: Contract, max_tiles: int, max_masks: int = 1) -> list[Profile]:
+    """The optimisation profiles of one model's engine; `max_masks` counts for `slide_occlusion` alone."""
     if model == "tile_encoder":
         return tile_profiles(contract.tile.max_batch)
     width = contract.tile_encoder.embed_dim

@@ -19,7 +19,7 @@ from export.tensorrt_builder import exact_config, slide_profiles, tile_profiles
 from export.tile_graph import tile_graph
 from training.models.build import build_models
 
-METADATA = engines.EngineMetadata("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000, 16)
+METADATA = engines.EngineMetadata("NVIDIA A100, 8.0", "10.13", "a" * 64, 50_000)
 
 
 def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(
         ExportError, match="no NVIDIA GPU here: run this on the machine that is to serve"
     ) as caught:
-        engines.build_engines(tmp_path, max_tiles=1, max_masks=1, progress=print)
+        engines.build_engines(tmp_path, max_tiles=1, progress=print)
     assert "\n" not in str(caught.value)
 
 
@@ -62,6 +62,18 @@ def test_engine_configs_serve_the_plan_on_a_gpu(demo_repository: Path) -> None:
     assert "contract" in text
     assert "accelerator" in str(served)
     assert "accelerator" not in text, "options of ONNX Runtime, which TensorRT does not read"
+
+
+def test_occlusion_stays_with_onnx_runtime(tiny_repository: Path) -> None:
+    engines.write_configs(tiny_repository, 1)
+    folder = tiny_repository / "slide_pipeline" / "1"
+    backends = {path.stem: read_config(path).backend for path in (folder / "tensorrt").glob("*.pbtxt")}
+    assert backends == {
+        "tile_encoder": "tensorrt",
+        "slide_encoder": "tensorrt",
+        "slide_occlusion": "onnxruntime",
+        "slide_pipeline": "",
+    }
 
 
 def test_engines_are_built_without_tf32() -> None:
