@@ -74,18 +74,18 @@ def fresh_folder(path: Path) -> Path:
 
 def exported(preset: str) -> Path:
     """A model repository with a preset's own weights in float32; nothing is done where it is up to date."""
-    repository = WORK / "repositories" / preset
     with console.status(f"exporting {preset}"):
-        in_own_process(_export, preset, repository)
-    return repository
+        return in_own_process(export_into, WORK / "repositories" / preset, preset)
 
 
-def _export(preset: str, repository: Path) -> None:
+def export_into(repository: Path, preset: str, **options: Any) -> Path:
+    """`export_preset` with `options` into `repository`, which may not exist yet."""
     from export.export import export_preset
     from export.repository import copy_configs
 
     copy_configs(ROOT / "model_repository", repository)
-    export_preset(preset, repository=repository, slide=REAL_SLIDE)
+    export_preset(preset, repository=repository, slide=REAL_SLIDE, **options)
+    return repository
 
 
 def slide_of(tiles: int, tile_px: int = 256) -> Path:

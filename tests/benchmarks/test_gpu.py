@@ -1,30 +1,68 @@
-"""The GPU benchmark as far as it goes without a GPU: its runtimes on the CPU, and its error."""
+"""The GPU benchmark as far as it goes without a GPU: its sections on the CPU, and how one fails."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import all_runtimes, flops_per_tile, matmul_peak, measure, page
+from benchmarks.gpu import (
+    PRECISIONS,
+    SECTIONS,
+    TINY,
+    flops_per_tile,
+    measure,
+    occlusion,
+    page,
+)
 from training.models.build import build_models
 
+SMALL = replace(TINY, batches=(2,), slides=(30,), masks=((30, 3),), scored=4)
+ABOUT = dict.fromkeys(("command", "device", "host", "preset", "torch", "onnxruntime", "seconds"), "x")
 
-def test_runtimes_are_timed_alternately_and_agree(tmp_path: Path) -> None:
-    runtimes, missing, flops = all_runtimes("demo", "cpu", 2, tmp_path)
-    onnx = ["ONNX Runtime, fp16", "ONNX Runtime, fp16-mixed"]
-    assert (list(runtimes), missing) == (["PyTorch eager, autocast", *onnx], {})
-    measured = measure(runtimes, batch=2, trials=3, seconds=0.05)
-    for runtime in measured.values():
-        assert len(runtime.rates) == 3
-        assert min(runtime.rates) > 0
-        assert runtime.cosine > 0.99  # bfloat16 on this side, float16 on the other
-    peak = matmul_peak("cpu", size=256, trials=3)
-    table = page("a CPU", "demo", 2, measured, {"TensorRT": "not installed"}, flops, peak)
-    assert table.count("\n| ") == 5
-    assert "| TensorRT | not run: not installed |" in table
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_measures_what_it_names(name: str, demo_repository: Path) -> None:
+    section, precisions = SECTIONS[name]
+    tables = section(SMALL, {"fp32": demo_repository} if precisions else {})
+    rows = [row for table in tables.values() for row in table]
+    rates = [row[unit] for row in rows for unit in ("TFLOP/s", "tiles/s", "masks/s", "ms") if unit in row]
+    assert rates
+    assert all(isinstance(rate, float) and rate > 0 for rate in rates)
+    runtimes = {row["runtime"] for row in rows if "runtime" in row}
+    if name == "tile-encoder":
+        assert runtimes == {
+            "PyTorch eager, autocast",
+            "PyTorch eager, half",
+            "ONNX Runtime, fp32",
+            "Triton, fp32",
+        }
+    for row in rows:
+        assert float(row.get("1 - cosine to PyTorch") or 0) < 1e-3
+        assert float(row.get("1 - cosine to eager") or 0) < 1e-3
+        assert row.get("passed") == row.get("rows")
+    assert page(ABOUT, tables, {}).count("\n| ") == len(rows) + len(tables)
+
+
+def test_what_fails_is_named_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SECTIONS, "occlusion", (occlusion, ()))
+    tables, failed = measure(replace(SMALL, preset="none"), ["occlusion", "matrix-product"], None)
+    assert list(tables) == ["Matrix product"]
+    assert failed.keys() == {"occlusion"}
+    assert failed["occlusion"].startswith("TrainingError: no preset 'none'")
+    assert "**occlusion failed**: TrainingError: no preset" in page(ABOUT, tables, failed)
+    assert json.dumps(tables)
+
+
+def test_every_precision_of_an_export_is_measured() -> None:
+    from export.precision import PRECISIONS as exported
+
+    assert PRECISIONS.keys() == exported.keys()
+    assert set(SECTIONS["served"][1]) == exported.keys()
 
 
 def test_a_tile_takes_what_its_matrices_take() -> None:
@@ -40,14 +78,17 @@ def test_a_tile_takes_what_its_matrices_take() -> None:
     assert flops_per_tile(encoder) == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_without_a_gpu_there_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "message"), [([], "no NVIDIA GPU here"), (["--tiny", "--only", "all"], "no section 'all'")]
+)
+def test_a_mistake_is_one_line(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", *options])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1
     reported = capsys.readouterr().err
-    assert reported.startswith("error: no NVIDIA GPU here")
+    assert reported.startswith(f"error: {message}")
     assert reported.count("\n") == 1
