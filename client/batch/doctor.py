@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from typing import Any
 import numpy as np
 import openslide
 
+from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
+from ..arrays import Pixels
 from ..errors import ClientError
 from ..reading.stream import read_tiles
-from ..scoring.score import SlideSource, TilingOptions, find_tissue, plan_slide
+from ..scoring.conformance import check_plan, grid_coordinates
+from ..scoring.score import DEFAULT_TILING, SlideSource, TilingOptions, find_tissue, plan_slide
+from ..scoring.timings import duration
 from ..slides.slide import open_slide
 from ..slides.tiling import TilePlan, plan_tiles
 from ..triton.connection import Connection
@@ -28,7 +33,6 @@ from ..triton.statistics import available_statistics
 from ..version import __version__
 from .manifest import read_work_list
 
-ALL_TILES = TilingOptions(tissue=False)
 _TRIED = 3  # tiles of a slide that are decoded
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PACKAGES = (
@@ -52,22 +56,32 @@ class Check:
     detail: str
 
 
-def check_all(endpoint: Endpoint, out: Path, source: Path | None, slides: Path | None) -> Iterator[Check]:
+def check_all(
+    endpoint: Endpoint,
+    out: Path,
+    source: Path | None,
+    slides: Path | None,
+    tiling: TilingOptions = DEFAULT_TILING,
+) -> Iterator[Check]:
     """Run every check, also after one has failed, and yield each result at once.
 
     Args:
         endpoint: the servers.
         out: the output folder, for its free space.
         source: a slide, folder or manifest, or None; `slides` as in `read_work_list`.
+        tiling: which tiles a batch will score.
     """
     yield check_versions()
     contract: Contract | None = None
+    rate: float | None = None
     try:
         with Connection(endpoint) as connection:
             for server, version in connection.server_versions().items():
                 yield Check(f"server {server}", GOOD, f"Triton {version}")
             contract = read_contract(connection)
             yield from check_contract(connection, contract)
+            if source:
+                rate = measure_rate(connection, contract)
     except ClientError as error:
         yield Check("server", BAD, str(error))
     tiles = 0
@@ -79,10 +93,31 @@ def check_all(endpoint: Endpoint, out: Path, source: Path | None, slides: Path |
         else:
             yield from (Check(f"slide {bad.slide_id}", BAD, bad.reason) for bad in work_list.bad)
             for slide in work_list.slides:
-                check, most_tiles = check_slide(slide, contract)
-                tiles += most_tiles
+                check, planned = check_slide(slide, contract, tiling)
+                tiles += planned
                 yield check
+            if work_list.left_out:
+                names = ", ".join(path.name for path in work_list.left_out)
+                yield Check("left out", WARN, f"{len(work_list.left_out)} files that are no slides: {names}")
+    if rate:
+        detail = f"{tiles} tiles at {rate:.3g} tiles per second, as the server computed two requests just now"
+        yield Check("time", GOOD, f"at least {duration(tiles / rate)}: {detail}")
     yield check_disk(out, tiles, contract)
+
+
+def measure_rate(connection: Connection, contract: Contract) -> float:
+    """Tiles per second of the tile encoder over the network, by two full requests in flight after a first."""
+    tile = contract.tile
+    pixels = np.zeros((min(64, tile.max_batch), tile.crop_px, tile.crop_px, 3), np.uint8)
+
+    def embed(batch: Pixels) -> None:
+        connection.infer("tile_encoder", {"TILES": batch}, ["EMBEDDINGS"], version=contract.version)
+
+    embed(pixels[:1])
+    began = time.perf_counter()
+    for _ in connection.map_ordered(embed, iter([pixels, pixels])):
+        pass
+    return 2 * len(pixels) / (time.perf_counter() - began)
 
 
 def check_versions() -> Check:
@@ -138,33 +173,40 @@ def describe_device(config: Any) -> str:
     return f"GPU {', '.join(map(str, group.gpus))} ({', '.join(details)})"
 
 
-def check_slide(source: SlideSource, contract: Contract | None) -> tuple[Check, int]:
-    """Whether a slide can be planned and a tile of it decoded; also the most tiles it can have.
+def check_slide(
+    source: SlideSource, contract: Contract | None, tiling: TilingOptions = DEFAULT_TILING
+) -> tuple[Check, int]:
+    """Whether a batch will accept a slide: its plan, and a tile of it decoded; also how many tiles it plans.
 
     A slide that fails has 0 tiles.
     """
     name = f"slide {source.slide_id}"
     try:
         with open_slide(source.path, source.mpp) as slide:
-            plan = (
-                plan_slide(slide, source.slide_id, None, contract, ALL_TILES)
-                if contract
-                else plan_tiles(slide, None)
-            )
-            tissue = find_tissue(slide, source, TilingOptions())
+            tissue = find_tissue(slide, source, tiling)
+            if contract:
+                plan = plan_slide(slide, source.slide_id, tissue, contract, tiling)
+                check_plan(plan, contract)
+                grid_coordinates(
+                    contract, plan.coords, LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
+                )
+            else:
+                plan = plan_tiles(slide, tissue, min_tissue=tiling.min_tissue)
             size, mpp, where, notes = slide.dimensions, slide.mpp, slide.mpp_source, slide.notes
-        decoded = _decodes(plan)
+            tried = plan if len(plan) else plan_tiles(slide, None)
+        decoded = _decodes(tried)
     except ClientError as error:
         return Check(name, BAD, str(error)), 0
-    tiles = len(plan)
-    detail = f"{size[0]} x {size[1]} px, mpp {mpp[0]:.4g} x {mpp[1]:.4g} ({where}), at most {tiles} tiles"
     if not decoded:
         return Check(name, BAD, f"{source.path}: none of {_TRIED} tiles could be decoded: copy it again"), 0
-    if tissue is not None and not tissue.mask.any():
+    share = "" if tissue is None else f", {tissue.fraction:.0%} tissue"
+    detail = (
+        f"{size[0]} x {size[1]} px, mpp {mpp[0]:.4g} x {mpp[1]:.4g} ({where}), level {plan.level} at "
+        f"{plan.mpp_effective[0]:.4g} mpp{share}, {len(plan)} tiles"
+    )
+    if not len(plan):
         notes = [*notes, "no tissue found"]
-    if contract and tiles > contract.limits.max_tiles:
-        notes = [*notes, f"the model takes {contract.limits.max_tiles}"]
-    return Check(name, WARN if notes else GOOD, "; ".join([detail, *notes])), tiles
+    return Check(name, WARN if notes else GOOD, "; ".join([detail, *notes])), len(plan)
 
 
 def _decodes(plan: TilePlan) -> bool:
@@ -175,9 +217,9 @@ def _decodes(plan: TilePlan) -> bool:
 
 
 def check_disk(out: Path, tiles: int, contract: Contract | None) -> Check:
-    """Free space compared with the most that the embeddings need, finished and in progress."""
+    """Free space compared with what the embeddings need, finished and in progress."""
     place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     need = 2 * tiles * 4 * contract.tile_encoder.embed_dim if contract else 0
-    detail = f"{free / 1e9:.1f} GB free in {place}, at most {need / 1e9:.1f} GB needed"
+    detail = f"{free / 1e9:.1f} GB free in {place}, {need / 1e9:.1f} GB needed while slides are in progress"
     return Check("disk", GOOD if need <= free else BAD, detail)

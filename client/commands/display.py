@@ -26,6 +26,7 @@ from ..errors import ClientError
 from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
+from ..scoring.timings import duration
 from . import options
 
 _COLOURS = {OK: "green", FAILED: "red"}
@@ -116,7 +117,7 @@ class BatchView(Progress):
     def wait(self, reason: str, seconds: float) -> None:
         """Print that the batch waits for its servers, and show it in the bar."""
         self.update(self._batch, description="waiting")
-        self._print("yellow", "waiting", f"for a server, {_duration(seconds)} at most (--wait-for): {reason}")
+        self._print("yellow", "waiting", f"for a server, {duration(seconds)} at most (--wait-for): {reason}")
 
     def back(self) -> None:
         """Print that the wait is over."""
@@ -141,12 +142,6 @@ class BatchView(Progress):
             self._parts[slide_id] = part
             done = sum(self._sizes[name] * part for name, part in self._parts.items())
         self.update(self._batch, completed=done, count=f"{self._ended}/{len(self._sizes)} slides")
-
-
-def _duration(seconds: float) -> str:
-    """Hours, minutes or seconds, whichever reads best: 8 h, 5 min, 20 s."""
-    size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= s), (1, "s"))
-    return f"{seconds / size:.3g} {unit}"
 
 
 class MaskProgress(Progress):

@@ -137,3 +137,9 @@ _ADVICE = {
     ),
     "send": ("carrying requests", "a nearer server, --shared-memory on the same host, or more --in-flight"),
 }
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whichever reads best: 8 h, 5 min, 20 s."""
+    size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= s), (1, "s"))
+    return f"{seconds / size:.3g} {unit}"

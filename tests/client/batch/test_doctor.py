@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +33,14 @@ def test_all_is_well(
     models = "tile_encoder, slide_encoder, slide_occlusion"
     assert f"ok   devices: {models} on CPU (onnxruntime) of {triton_url}" in done.out
     assert "ok   slide a: 1280 x 1024 px, mpp 0.5 x 0.5 (" in done.out
-    assert "at most 20 tiles" in done.out
+    [planned] = re.findall(r"slide a: .*, level 0 at 0.5 mpp, \d+% tissue, (\d+) tiles", done.out)
+    assert re.search(r"time: at least \d.*: \d+ tiles at .* tiles per second", done.out)
+    out = tmp_path / "scored"
+    assert run_client("batch", slides / "a.tif", "--out", out, "--url", triton_url).code == 0
+    [record] = out.glob("*/records/a.json")
+    assert json.loads(record.read_text())["tiles"] == int(planned)
+    sparse = run_client("doctor", slides / "a.tif", "--url", triton_url, "--min-tissue", 0.9)
+    assert int(re.findall(r"(\d+) tiles", sparse.out)[0]) < int(planned)
     assert not (tmp_path / "out").exists()
 
 
@@ -53,6 +62,7 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
     done = run_client("doctor", tmp_path, "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "FAIL server: no answer from the Triton server at 127.0.0.1:1" in done.out
     assert "FAIL slide empty: " in done.out
+    assert "warn left out: 1 files that are no slides: c.csv" in done.out
     assert "ok   slide a: " in done.out
     assert "FAIL slides: " in run_client("doctor", tmp_path / "none.csv", "--url", "127.0.0.1:1").out
 
