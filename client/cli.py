@@ -12,7 +12,18 @@ from rich.logging import RichHandler
 from gigapath_contract.command_line import fail
 from gigapath_contract.errors import ContractError
 
-from .commands import attribute, batch, benchmark, counterfactual, doctor, score, timings, verify, view
+from .commands import (
+    attribute,
+    batch,
+    benchmark,
+    counterfactual,
+    doctor,
+    score,
+    timings,
+    tissue,
+    verify,
+    view,
+)
 from .commands.options import console
 from .errors import ClientError
 from .version import __version__
@@ -27,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = {
+    "tissue": tissue,
     "score": score,
     "batch": batch,
     "attribute": attribute,

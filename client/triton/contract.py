@@ -36,7 +36,7 @@ def read_contract(
             missing(server, error)
 
     for model in MODELS:
-        if missing is None or len(connection.endpoint.servers) == 1:
+        if missing is None:
             configs = connection.model_configs(model)
         else:
             configs = connection.reachable_configs(model, missing=name_once)

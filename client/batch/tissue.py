@@ -1,0 +1,97 @@
+"""Find the tissue of a cohort before any GPU time, to be looked at, corrected and taken up by a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..arrays import Pixels
+from ..errors import ClientError, OutputError
+from ..files import write_csv
+from ..outputs.records import DEGRADED, FAILED, OK
+from ..outputs.thumbnail import write_picture
+from ..scoring.score import THUMBNAIL_PX, SlideSource, TilingOptions, find_tissue
+from ..slides.geojson import tissue_features, write_feature_collection
+from ..slides.slide import Slide, open_slide
+from ..slides.tiling import plan_tiles
+from ..slides.tissue import TissueMask
+
+MANIFEST = "tissue.csv"
+_OUTLINE = (20, 110, 60)
+
+
+@dataclass(frozen=True)
+class TissueRow:
+    """A slide's row of `tissue.csv`, which is a manifest for `batch`; `mask_path` is its outlines."""
+
+    slide_id: str
+    path: str
+    mpp: str = ""
+    mask_path: str = ""
+    tissue_status: str = OK
+    tissue: str = ""
+    tiles: str = ""
+    notes: str = ""
+
+
+def find_cohort_tissue(
+    slides: list[SlideSource], out: Path, tiling: TilingOptions, *, overwrite: bool = False
+) -> Iterator[TissueRow]:
+    """Write outlines, mask and thumbnail of each slide, and yield its row; outlines that exist stay.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    for source in slides:
+        outlines = out / "contours_geojson" / f"{source.slide_id}.geojson"
+        own = source.mask or (outlines if outlines.exists() and not overwrite else None)
+        asked = SlideSource(source.path, source.slide_id, source.mpp, own)
+        mpp = "" if source.mpp is None else repr(source.mpp)
+        about = source.slide_id, str(source.path.absolute()), mpp
+        try:
+            with open_slide(source.path, source.mpp) as slide:
+                tissue = find_tissue(slide, asked, TilingOptions(True, tiling.min_tissue))
+                assert tissue is not None  # without --all-tiles
+                tiles = len(plan_tiles(slide, tissue, min_tissue=tiling.min_tissue))
+                _write(out, slide, source.slide_id, tissue, outlines, keep=own is not None)
+                notes = "; ".join(slide.notes)
+        except OutputError:
+            raise
+        except ClientError as error:
+            yield TissueRow(*about, tissue_status=FAILED, notes=str(error))
+            continue
+        mask = source.mask or (outlines if tissue.mask.any() else None)
+        yield TissueRow(
+            *about,
+            mask_path=str(mask.absolute()) if mask else "",
+            tissue_status=OK if tiles and not notes else DEGRADED,
+            tissue=f"{tissue.fraction:.4f}",
+            tiles=str(tiles),
+            notes=notes if tiles else "; ".join(filter(None, ["no tissue found", notes])),
+        )
+
+
+def write_manifest(out: Path, rows: list[TissueRow]) -> Path:
+    """Write `tissue.csv`. Raises OutputError."""
+    names = [field.name for field in fields(TissueRow)]
+    write_csv(out / MANIFEST, names, [[getattr(row, name) for name in names] for row in rows])
+    return out / MANIFEST
+
+
+def _write(out: Path, slide: Slide, slide_id: str, tissue: TissueMask, outlines: Path, *, keep: bool) -> None:
+    contours = tissue.contours()
+    if not keep:
+        write_feature_collection(outlines, tissue_features(contours, slide_id, origin=slide.bounds[:2]))
+    mask = np.where(tissue.mask, np.uint8(255), np.uint8(0))
+    write_picture(out / "masks" / f"{slide_id}.png", np.repeat(mask[..., None], 3, axis=2))
+    thumbnail: Pixels = slide.thumbnail(THUMBNAIL_PX).copy()
+    scale = np.array(thumbnail.shape[1::-1]) / np.array(slide.dimensions)
+    for contour in contours:
+        for ring in (contour.exterior, *contour.interiors):
+            points = np.rint(np.asarray(ring.coords)[:, :2] * scale).astype(np.int32)
+            cv2.polylines(thumbnail, [points], True, _OUTLINE, 2)
+    write_picture(out / "thumbnails" / f"{slide_id}.jpg", thumbnail)
