@@ -92,6 +92,8 @@ def check_all(
             yield Check("slides", BAD, str(error))
         else:
             yield from (Check(f"slide {bad.slide_id}", BAD, bad.reason) for bad in work_list.bad)
+            if omission := work_list.omission():
+                yield Check("left out", GOOD, omission)
             for slide in work_list.slides:
                 check, planned = check_slide(slide, contract, tiling)
                 tiles += planned

@@ -51,6 +51,12 @@ class WorkList:
     columns: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     left_out: list[Path] = dataclasses.field(default_factory=list)
 
+    def omission(self) -> str:
+        """How many files are left out, and some of their names; empty where none is."""
+        names = [_shown(path.name) for path in self.left_out]
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        return f"{len(names)} files that are no slides ({some})" if names else ""
+
 
 def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
     """The slides of a folder (searched with its subfolders), of a CSV or TSV manifest, or a single slide.

@@ -81,9 +81,8 @@ def command(
         contract = read_contract(connection, warn_missing)
     console = options.console
     warn_untrained(console, contract)
-    if left_out := [path.name for path in work_list.left_out]:
-        some = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        console.print(f"left out: {len(left_out)} files that are no slides ({some})", markup=False)
+    if omission := work_list.omission():
+        console.print(f"left out: {omission}", markup=False, highlight=False, soft_wrap=True)
     job = BatchJob(out.resolve(), endpoint, contract, tiling, throughput, kinds)
     shown = Layout(out, contract)
     if others := [stored.export.name for stored in stored_layouts(out) if stored.export != shown.export]:

@@ -55,6 +55,7 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
     done = run_client("doctor", tmp_path, "--url", "127.0.0.1:1", "--out", tmp_path)
     assert done.code == 1
     assert "FAIL slide b: " in done.out
+    assert "left out: 1 files that are no slides (c.csv)" in done.out
     assert "copy it again" in done.out
     done = run_client("doctor", tmp_path / "c.csv", "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "warn slide c: 1280 x 1024 px, mpp 0.25 x 0.25 (explicit)" in done.out
