@@ -37,7 +37,8 @@ class TileFeatures:
         coords: [N, 2] level-0 pixels of the tiles' top-left corners.
         scale: the tiles' size and the mpp of level 0, as far as they are known.
         assumed: what the file does not say about `coords` and was assumed; empty where nothing was.
-        valid: [N], False where a tile could not be decoded; all True where the file doesn't say.
+        valid: [N], False where the file marks a tile as not decoded.
+        invalid_coords: [K, 2] corners of tiles that could not be decoded, which are not among the N.
         tissue: [N] fraction of each tile that is tissue; NaN where the file doesn't say.
         coords_attributes, attributes: the HDF5 attributes of `coords` and of `features`.
     """
@@ -47,6 +48,7 @@ class TileFeatures:
     scale: LevelZeroScale
     assumed: str
     valid: NDArray[np.bool_]
+    invalid_coords: NDArray[Any]
     tissue: NDArray[np.float32]
     coords_attributes: Mapping[str, Any]
     attributes: Mapping[str, Any]
@@ -102,13 +104,21 @@ def read_tile_features(
         wrong = valid & ~np.isfinite(read).all(axis=1)
         if wrong.any():
             raise FeatureFileError(f"tile {int(wrong.argmax())} has a NaN or infinite feature")
-        if not np.isfinite(places).all() or (np.abs(places.astype(np.float64)) > 2**31).any():
-            raise FeatureFileError("holds coordinates that no slide has")
+        invalid = np.empty((0, 2), np.int64)
+        if "invalid_coords" in file:
+            invalid = dataset(file, "invalid_coords", "iu")[:]
+        if invalid.ndim != 2 or invalid.shape[1] != 2:
+            raise FeatureFileError(f"invalid_coords {invalid.shape} are not [K, 2]")
+        for corners in (places, invalid):
+            if not np.isfinite(corners).all() or (np.abs(corners.astype(np.float64)) > 2**31).any():
+                raise FeatureFileError("holds coordinates that no slide has")
         about, attributes = dict(coords.attrs), dict(features.attrs)
         if name == "feats":
             about = {**dict(file.attrs), **about}
     found = level0_positions(places, {**attributes, **about}, tile_size=tile_size, mpp=mpp)
-    return TileFeatures(read, found.coords, found.scale, found.assumed, valid, tissue, about, attributes)
+    return TileFeatures(
+        read, found.coords, found.scale, found.assumed, valid, invalid, tissue, about, attributes
+    )
 
 
 def check_self_contained(file: Any) -> None:

@@ -34,16 +34,18 @@ def write_formats(layout: Layout, slide_id: str, kinds: frozenset[str]) -> None:
             writers[path], keys[path] = write, noted.of(made_from) or ""
     if missing := noted.stale(keys):
         stored = read_features(layout.features(slide_id))
+        if not len(stored.coords):  # CLAM stops at a slide without tiles
+            missing = [path for path in missing if path not in FORMATS["clam"](layout, slide_id)]
         with noted.writing({path: keys[path] for path in missing}):
             for path in missing:
                 writers[path](path, stored)
 
 
 def write_clam_features(path: Path, stored: StoredFeatures) -> None:
-    """CLAM's `h5_files/<slide>.h5`: features and coordinates of the valid tiles."""
+    """CLAM's `h5_files/<slide>.h5`: features and coordinates."""
     with new_file(path) as file:
         _clam_coords(file, stored, path)
-        file.create_dataset("features", data=stored.embeddings[stored.valid])
+        file.create_dataset("features", data=stored.embeddings)
 
 
 def write_clam_patches(path: Path, stored: StoredFeatures) -> None:
@@ -53,25 +55,25 @@ def write_clam_patches(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_pt(path: Path, stored: StoredFeatures) -> None:
-    """The valid tiles' embeddings as one torch tensor [N, D]; the client's only use of PyTorch."""
+    """The embeddings as one torch tensor [N, D]; the client's only use of PyTorch."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save(torch.from_numpy(stored.embeddings[stored.valid]), buffer)
+    torch.save(torch.from_numpy(stored.embeddings), buffer)
     with atomic_path(path) as part:
         part.write_bytes(buffer.getvalue())
 
 
 def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
-    """The valid tiles as QuPath's tile objects, with the fraction of tissue in each."""
-    attributes, valid = stored.coords_attributes, stored.valid
+    """The tiles as QuPath's tile objects, with the fraction of tissue in each."""
+    attributes = stored.coords_attributes
     width, height = (int(side) for side in attributes["tile_size_level0"])
     x, y = (int(start) for start in attributes["bounds_origin"])
     features = tile_features(
-        stored.coords[valid],
+        stored.coords,
         (width, height),
         str(attributes["name"]),
-        measurements={"tissue": [round(part, 4) for part in stored.tissue[valid].tolist()]},
+        measurements={"tissue": [round(part, 4) for part in stored.tissue.tolist()]},
         origin=(x, y),
     )
     write_feature_collection(path, features)
@@ -105,7 +107,7 @@ FORMATS: dict[str, Callable[[Layout, str], dict[Path, Writer]]] = {
 def _clam_coords(file: h5py.File, stored: StoredFeatures, path: Path) -> None:
     attributes = stored.coords_attributes
     size = np.array([attributes["level0_width"], attributes["level0_height"]])
-    file.create_dataset("coords", data=stored.coords[stored.valid]).attrs.update(
+    file.create_dataset("coords", data=stored.coords).attrs.update(
         {
             "patch_level": 0,
             "patch_size": attributes["patch_size_level0"],

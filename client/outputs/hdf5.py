@@ -101,7 +101,7 @@ StoredFeatures = TileFeatures
 
 
 def read_features(path: Path, tile_size: int | None = None, mpp: float | None = None) -> StoredFeatures:
-    """Read a feature file; in one of another tool `valid` is all True and `tissue` NaN.
+    """Read a feature file; in one of another tool `tissue` is NaN.
 
     tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
 
@@ -150,16 +150,21 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 def _write_coords(file: h5py.File, scored: ScoredSlide, folder: str) -> None:
     plan = scored.plan
-    data = _rows(file, "coords", plan.coords)
-    level0 = 10 / plan.mpp_level0[0]
+    data = _rows(file, "coords", plan.coords[scored.valid])
+    if not scored.valid.all():  # apart: other tools would take a row for a tile
+        file["invalid_coords"] = plan.coords[~scored.valid]
+    level0 = min(_MAGNIFICATIONS, key=lambda m: abs(np.log(m * plan.mpp_level0[0] / 10)))
+    target = round(10 / plan.mpp_requested)
     data.attrs.update(
         {
             "patch_size": plan.tile_px,
             "patch_size_level0": plan.patch_size_level0,
             "tile_size_level0": plan.tile_size_level0,
             "bounds_origin": scored.origin,
-            "level0_magnification": min(_MAGNIFICATIONS, key=lambda m: abs(np.log(m / level0))),
-            "target_magnification": round(10 / plan.mpp_requested),
+            "level0_magnification": level0,
+            "target_magnification": target,
+            # What TRIDENT would read, which computes it from the two rounded magnifications.
+            "patch_size_level0_trident": round(plan.tile_px * level0 / target),
             "overlap": plan.overlap,
             "name": plan.slide_id,
             "savetodir": folder,
@@ -170,11 +175,10 @@ def _write_coords(file: h5py.File, scored: ScoredSlide, folder: str) -> None:
 
 
 def _write_features(file: h5py.File, scored: ScoredSlide, provenance: Provenance, folder: str) -> None:
-    data = _rows(file, "features", scored.embeddings)
+    data = _rows(file, "features", scored.embeddings[scored.valid])
     data.attrs.update({"name": scored.plan.slide_id, "savetodir": folder})
     data.attrs.update(provenance.attributes(scored.plan))
-    _rows(file, "valid", scored.valid)
-    _rows(file, "tissue", scored.plan.tissue)
+    _rows(file, "tissue", scored.plan.tissue[scored.valid])
 
 
 def _write_slide_arrays(

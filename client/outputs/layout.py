@@ -6,6 +6,7 @@ made of them, slide embeddings, scores, tables and attributions, lies in a folde
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ..files import write_text
 from .hdf5 import stored_attributes
 
 CONTRACT = "contract.json"
+TRIDENT_NAMES = {"gigapath_tile_enc_vitg": "gigapath"}
+"""What TRIDENT calls a published tile encoder: its slide stage takes embeddings from features_<name>."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,15 @@ class Layout:
         return self.job / "visualization" / f"{slide_id}.jpg"
 
     def contours(self, slide_id: str) -> Path:
-        """The tissue's outlines for QuPath."""
+        """The tissue's outlines in level-0 pixels, as TRIDENT has them."""
         return self.out / "contours_geojson" / f"{slide_id}.geojson"
 
+    def tissue_geojson(self, slide_id: str) -> Path:
+        """The tissue's outlines for QuPath, whose pixels begin at the slide's bounds."""
+        return self.out / "tissue_geojson" / f"{slide_id}.geojson"
+
     def tiles_geojson(self, slide_id: str) -> Path:
-        """The tiles for QuPath."""
+        """The tiles for QuPath, in its pixels."""
         return self.out / "tiles_geojson" / f"{slide_id}.geojson"
 
     def clam(self, kind: str, slide_id: str) -> Path:
@@ -95,8 +102,19 @@ class Layout:
         return StoredSlide(*files, self.attribution, self.out, self.export)
 
     def write_contract(self) -> None:
-        """Keep the contract in the export's folder, where `stored_layouts` finds it. Raises OutputError."""
+        """Keep the contract in the export's folder, where `stored_layouts` finds it. Raises OutputError.
+
+        A published encoder's embeddings also get the folder name that TRIDENT looks for, as a link.
+        """
         write_text(self.export / CONTRACT, self.contract.to_json() + "\n")
+        known = TRIDENT_NAMES.get(self.contract.tile_encoder.name)
+        if known is not None:
+            link = self.job / f"features_{known}"
+            with contextlib.suppress(OSError):  # some file systems have no links
+                self.job.mkdir(parents=True, exist_ok=True)
+                if link.is_symlink() or not link.exists():
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(f"features_{self.encoder}")
 
 
 def stored_layouts(out: Path) -> list[Layout]:
@@ -213,7 +231,8 @@ def find_features(target: Path, slide_id: str | None = None, contract: Contract 
 def features_files(folder: Path, pattern: str = "*") -> list[Path]:
     """The files of tile embeddings that `client score` or `client batch` wrote into a folder, by slide id."""
     places = (f"{pattern}.h5", f"features_*/{pattern}.h5", f"*/features_*/{pattern}.h5")
-    return [path for place in places for path in sorted(folder.glob(place))]
+    found = [path for place in places for path in sorted(folder.glob(place))]
+    return [path for path in found if not path.parent.is_symlink()]  # TRIDENT's name for one of the others
 
 
 def file_stem(name: str) -> str:

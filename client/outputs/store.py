@@ -121,6 +121,7 @@ class TridentFiles:
             layout.patches(slide_id): ("plan", write_patches_h5),
             layout.picture(slide_id): ("plan", _write_picture),
             layout.contours(slide_id): ("plan", _write_contours),
+            layout.tissue_geojson(slide_id): ("plan", _write_tissue),
             layout.features(slide_id): ("tiles", write_features_h5),
             layout.slide_features(slide_id): ("result", write_slide_features_h5),
         }
@@ -232,7 +233,7 @@ def score_to(
         if unfinished:  # some of its rows may be the other export's
             unfinished.unlink(missing_ok=True)
         raise
-    if features and (stored is None or scored.embeddings is not stored.embeddings):
+    if features and not scored.reused:
         missing = list({**dict.fromkeys(missing), features: None})
     provenance = Provenance(contract, keys)
     with timer.time("write"), noted.writing({path: wanted[path] for path in missing}, keys.content):
@@ -261,6 +262,10 @@ def _write_picture(path: Path, scored: ScoredSlide, provenance: Provenance) -> N
 
 
 def _write_contours(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
+    write_feature_collection(path, tissue_features(scored.contours, scored.plan.slide_id))
+
+
+def _write_tissue(path: Path, scored: ScoredSlide, provenance: Provenance) -> None:
     tissue = tissue_features(scored.contours, scored.plan.slide_id, origin=scored.origin)
     write_feature_collection(path, tissue)
 

@@ -79,6 +79,7 @@ class ScoredSlide:
     slide_embedding: Float32 | None  # [E], the contract's variant
     logits: Float32 | None  # [C], None too where the export has no head
     resumed_tiles: int = 0  # taken over from an earlier run
+    reused: bool = False  # all of them, from the feature file
     notes: tuple[str, ...] = ()  # what was odd about the slide, see `Slide.notes`
 
     @property
@@ -132,8 +133,9 @@ def score_slide(
         thumbnail = _thumbnail(slide)
     scale = LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
     grid_coords = grid_coordinates(contract, plan.coords, scale)
-    if stored is not None and np.array_equal(stored.coords, plan.coords):
-        embeddings, valid, resumed = stored.embeddings, stored.valid, len(plan)
+    reused = None if stored is None else _as_planned(stored, plan)
+    if reused is not None:
+        (embeddings, valid), resumed = reused, len(plan)
         progress(resumed, resumed)
     else:
         with open_checkpoint(plan) or nullcontext() as checkpoint:
@@ -165,8 +167,20 @@ def score_slide(
         slide_embedding=embedding,
         logits=logits,
         resumed_tiles=resumed,
+        reused=reused is not None,
         notes=tuple(slide.notes),
     )
+
+
+def _as_planned(stored: TileFeatures, plan: TilePlan) -> tuple[Float32, Bool] | None:
+    """Stored embeddings [N, D] in the plan's order, NaN where not valid; None if they are of other tiles."""
+    undecoded = set(map(tuple, stored.invalid_coords.tolist()))
+    valid = np.array([tuple(corner) not in undecoded for corner in plan.coords.tolist()], np.bool_)
+    if not np.array_equal(stored.coords, plan.coords[valid]) or len(undecoded) != (~valid).sum():
+        return None
+    embeddings = np.full((len(plan), stored.embeddings.shape[1]), np.nan, np.float32)
+    embeddings[valid] = stored.embeddings
+    return embeddings, valid
 
 
 def _thumbnail(slide: Slide) -> Pixels:

@@ -126,13 +126,14 @@ def _stored(files: StoredSlide) -> Json:
         about = {**stored.attributes, **of_export, **stored.coords_attributes}
         if stored.scale.tile_size is None:
             raise ClientError("`coords` has no attribute patch_size_level0, so tiles have no size")
+        undecoded = stored.invalid_coords
         sides = [int(about.get(f"level0_{side}", 0)) for side in ("width", "height")]
         x, y = (int(start) for start in about.get("bounds_origin", (0, 0)))
         return {
             "tiles": {
-                "coords": packed(stored.coords, np.int32),
-                "valid": packed(stored.valid, np.uint8),
-                "tissue": packed(stored.tissue),
+                "coords": packed(np.concatenate([stored.coords, undecoded]), np.int32),
+                "valid": packed(np.concatenate([stored.valid, np.zeros(len(undecoded), bool)]), np.uint8),
+                "tissue": packed(np.concatenate([stored.tissue, np.full(len(undecoded), np.nan)])),
                 "size": stored.scale.tile_size,
             },
             "dimensions": sides if min(sides) > 0 else None,
@@ -193,7 +194,10 @@ def _rows(file: h5py.File, name: str, rows: int) -> Array:
     if len(stored.shape) not in (1, 2) or stored.shape[0] != rows:
         raise ClientError(f"{name} {stored.shape} has not one row per tile ({rows})")
     values: Array = stored[:]
-    return values
+    more = (
+        len(file["invalid_coords"]) if "invalid_coords" in file else 0
+    )  # shown after the others, without a value
+    return np.concatenate([values, np.full((more, *values.shape[1:]), np.nan, values.dtype)])
 
 
 def _brief(h5: Path | None) -> Json:

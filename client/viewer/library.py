@@ -130,7 +130,7 @@ class Library:
         for folder in self._near(entry):
             near = [
                 *folder.glob(f"{name}-*-evidence.geojson"),
-                *folder.glob(f"contours_geojson/{name}.geojson"),
+                *folder.glob(f"tissue_geojson/{name}.geojson"),
             ]
             found += [path for path in sorted(near) if _is_inside(path, folder)]
         return found

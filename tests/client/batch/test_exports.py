@@ -11,9 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
-from client.outputs.layout import Layout, stored_layouts
+from client.outputs.layout import Layout, features_files, stored_layouts
 from client.scoring.result_key import SlideContent, find_keys
 from client.scoring.score import DEFAULT_TILING, SlideSource, TilingOptions
 from client.triton.connection import Connection
@@ -217,3 +219,66 @@ def test_the_scores_have_every_slide_with_its_status_and_every_patient(
         ("1", "0", "failed"),
     ]
     assert {row["pooling"] for row in patients.values()} == {"mean of the slides' probabilities"}
+
+
+def test_a_tile_that_was_not_decoded_is_a_row_for_nobody(
+    slides: Path, triton_url: str, other_export: str, contract: Contract, run_client: Run, tmp_path: Path
+) -> None:
+    damaged, out = tmp_path / "d.tif", tmp_path / "out"
+    pixels = np.random.default_rng(0).integers(60, 200, (768, 1024, 3), dtype=np.uint8)
+    write_pyramid(damaged, pixels, size=(1024, 768))
+    with tifffile.TiffFile(damaged) as file:
+        start, size = file.pages.first.dataoffsets[1], file.pages.first.databytecounts[1]
+    content = bytearray(damaged.read_bytes())
+    content[start : start + size] = bytes(size)
+    damaged.write_bytes(content)
+    Image.new("L", (64, 48), 255).save(tmp_path / "all.png")
+    (tmp_path / "m.csv").write_text("path,mask_path\nd.tif,all.png\n")
+    batch = ("batch", tmp_path / "m.csv", "--out", out)
+    done = run_client(*batch, "--url", triton_url, *MORE)
+    assert done.code == 0, done.err
+    layout = Layout(out, contract)
+    files = [layout.features("d"), layout.patches("d"), layout.slide_features("d")]
+    files += [layout.clam(kind, "d") for kind in ("patches", "h5_files")]
+    assert [tiles_in(path) for path in files] == [11] * 5
+    assert len(torch.load(layout.features("d", ".pt"), weights_only=True)) == 11
+    with h5py.File(layout.features("d")) as file:
+        assert np.isfinite(file["features"][:]).all()
+        assert file["invalid_coords"][:].tolist() == [[256, 0]]
+        assert [256, 0] not in file["coords"][:].tolist()
+    # Another export takes up the embeddings of the tiles that were decoded, and says the same of the other.
+    embedded = embedded_by(other_export)
+    assert run_client(*batch, "--url", other_export).code == 0
+    assert embedded_by(other_export) == embedded
+    second = next(one for one in stored_layouts(out) if one.export != layout.export)
+    assert rows_of(second.status)[0]["reason"] == "1 of 12 tiles could not be decoded"
+    assert run_client("attribute", out, "--url", triton_url, *QUICKLY).code == 0
+    library = Library((out,))
+    stored = (entry for entry in library.entries().values() if entry.stored)
+    shown = describe(library, next(entry for entry in stored if entry.stored.export == layout.export))
+    assert shown["tiles"]["valid"]["shape"] == (12,)
+    assert {one["values"]["shape"][0] for one in shown["maps"]} == {12}
+
+
+def test_a_slide_without_tiles_gives_clam_nothing(
+    triton_url: str, contract: Contract, run_client: Run, tmp_path: Path
+) -> None:
+    write_pyramid(tmp_path / "blank.tif", np.full((512, 512, 3), 255, np.uint8), size=(512, 512))
+    run_client("batch", tmp_path / "blank.tif", "--out", tmp_path / "out", "--url", triton_url, *MORE)
+    layout = Layout(tmp_path / "out", contract)
+    assert tiles_in(layout.features("blank")) == 0
+    assert not list(tmp_path.rglob("clam/**/blank.*"))
+
+
+def test_embeddings_of_a_published_encoder_have_tridents_name_too(contract: Contract, tmp_path: Path) -> None:
+    published = dataclasses.replace(contract.tile_encoder, name="gigapath_tile_enc_vitg")
+    for digest in ("1" * 64, "2" * 64):  # the name is the last run's
+        encoder = dataclasses.replace(published, weights_sha256=digest)
+        layout = Layout(tmp_path, dataclasses.replace(contract, tile_encoder=encoder))
+        layout.write_contract()
+        layout.features("a").parent.mkdir()
+        layout.features("a").touch()
+        assert (layout.job / "features_gigapath" / "a.h5").samefile(layout.features("a"))
+    assert len(features_files(tmp_path)) == 2
+    Layout(tmp_path / "demo", contract).write_contract()
+    assert not list(tmp_path.glob("demo/*/features_*"))
