@@ -47,7 +47,7 @@ def find_cohort_tissue(
         OutputError: a file cannot be written.
     """
     for source in slides:
-        outlines = out / "contours_geojson" / f"{source.slide_id}.geojson"
+        outlines = out / "tissue_geojson" / f"{source.slide_id}.geojson"
         own = source.mask or (outlines if outlines.exists() and not overwrite else None)
         asked = SlideSource(source.path, source.slide_id, source.mpp, own)
         mpp = "" if source.mpp is None else repr(source.mpp)

@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Find every slide's tissue: outlines, masks, thumbnails, and tissue.csv, a manifest for batch.
 
-    Needs no server. Correct OUT/contours_geojson/SLIDE.geojson in QuPath (draw, export, replace the file), or
+    Needs no server. Correct OUT/tissue_geojson/SLIDE.geojson in QuPath (draw, export, replace the file), or
     name a mask image in the column mask_path; then run `batch OUT/tissue.csv`. Outlines that exist are kept.
 
     Example: `python -m client tissue slides/ --out tissue`

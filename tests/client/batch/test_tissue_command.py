@@ -41,7 +41,7 @@ def test_tissue_is_found_corrected_and_taken_up(
     assert abs(share - float(found["a"]["tissue"])) < 1e-3
     assert (out / "thumbnails" / "a.jpg").stat().st_size > 0
     # Someone draws a smaller area in QuPath; a second run keeps it and counts its tiles.
-    outlines = out / "contours_geojson" / "a.geojson"
+    outlines = out / "tissue_geojson" / "a.geojson"
     drawn = json.loads(outlines.read_text())["features"][:1]
     drawn[0]["geometry"] = {
         "type": "Polygon",
