@@ -254,8 +254,8 @@ def test_a_tile_that_was_not_decoded_is_a_row_for_nobody(
     assert rows_of(second.status)[0]["reason"] == "1 of 12 tiles could not be decoded"
     assert run_client("attribute", out, "--url", triton_url, *QUICKLY).code == 0
     library = Library((out,))
-    stored = (entry for entry in library.entries().values() if entry.stored)
-    shown = describe(library, next(entry for entry in stored if entry.stored.export == layout.export))
+    entries = library.entries().values()
+    shown = describe(library, next(e for e in entries if e.stored and e.stored.export == layout.export))
     assert shown["tiles"]["valid"]["shape"] == (12,)
     assert {one["values"]["shape"][0] for one in shown["maps"]} == {12}
 
