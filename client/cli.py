@@ -16,6 +16,7 @@ from .commands import (
     attribute,
     batch,
     benchmark,
+    convert,
     counterfactual,
     doctor,
     score,
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = {
+    "convert": convert,
     "tissue": tissue,
     "score": score,
     "batch": batch,

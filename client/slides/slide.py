@@ -283,7 +283,8 @@ def open_handle(path: Path) -> openslide.OpenSlide:
         if is_truncated_tiff(path):
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
-            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF"
+            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "
+            "(client convert)"
         ) from None
     except openslide.OpenSlideError as error:
         message = _one_line(error).removeprefix(f"Reading {path}: ")
