@@ -18,7 +18,7 @@ import torch
 from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
-from export import longnet, merged_attention
+from export import kept_branches, longnet, merged_attention
 from export.attention import scaled_dot_product_attention
 from export.lengths import require_one_length
 from export.schedule import pool_before_next_layer
@@ -67,19 +67,33 @@ class Graph:
     dynamic: tuple[dict[int, str], ...]
 
 
-def slide_graph(model: SlideModel) -> Graph:
-    """The graph of `slide_encoder`."""
+def slide_graph(model: SlideModel) -> onnx_ir.Model:
+    """The graph of `slide_encoder`, traced."""
+    branches, merged = (
+        _trace(_slide_graph(model, attention))
+        for attention in (longnet.OperatorAttention, merged_attention.OperatorMergedAttention)
+    )
+    return by_length(branches, merged, min(model.encoder.config.segment_lengths))
+
+
+def _slide_graph(model: SlideModel, attention: AttentionBackend) -> Graph:
     outputs = ("LAYERS", "SLIDE") if model.head is None else ("LAYERS", "SLIDE", "LOGITS")
-    return Graph(SlideGraph(_traceable(model)), _slide(model), outputs, ({0: "N"}, {0: "N"}))
+    return Graph(SlideGraph(_traceable(model, attention)), _slide(model), outputs, ({0: "N"}, {0: "N"}))
 
 
 def occlusion_graph(model: SlideModel) -> onnx_ir.Model:
     """The graph of `slide_occlusion`, traced."""
-    branches, merged = (
+    config = model.encoder.config
+    branches, merged, kept = (
         _trace(_occlusion_graph(model, attention))
-        for attention in (longnet.OperatorAttention, merged_attention.OperatorMergedAttention)
+        for attention in (
+            longnet.OperatorAttention,
+            merged_attention.OperatorMergedAttention,
+            kept_branches.OperatorKeptBranches,
+        )
     )
-    return by_length(branches, merged, min(model.encoder.config.segment_lengths))
+    longest_aligned = kept_branches.longest_aligned(config.segment_lengths, config.dilations)
+    return by_length(branches, merged, min(config.segment_lengths), kept, longest_aligned)
 
 
 def _occlusion_graph(model: SlideModel, attention: AttentionBackend) -> Graph:
@@ -128,6 +142,7 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.div.Tensor_mode: _floor_divide,
     torch.ops.aten.div.Scalar_mode: _floor_divide,
     **longnet.TRANSLATIONS,
+    **kept_branches.TRANSLATIONS,
     **merged_attention.TRANSLATIONS,
 }
 

@@ -35,7 +35,7 @@ from training.models.dilated_attention import Selection
 from training.models.fused_attention import NULL_VALUE, UNCOVERED, null_key
 
 op: Any = onnxscript.opset18
-FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+FLOAT, FLOAT16, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
 TINY = float(torch.finfo(torch.float32).tiny)
 HALF_SMALLEST, HALF_LARGEST = 2.0**-24, float(torch.finfo(torch.float16).max)
 HALF_SHARE = 256
@@ -270,10 +270,23 @@ def _channels(visible: Any, heads: int, head_dim: int, half: bool) -> list[Any]:
 
 def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[Any]) -> Any:
     """ONNX of `gigapath::dilated_attention`: q [M, Q, H, d], k and v [M, T, H, d] to [M, Q, H, d]."""
+    *branches, sources, covered, log_padding, threshold = plan
+    *tables, offset = tables_of(q, k, v, channels)
+    offset = op.Gather(op.Pad(offset, [0, 0, 0, 0, 1, 0]), sources, axis=1)
+    offset = op.Reshape(offset, [0, len(branches) // PER_BRANCH, -1, 1])
+    return op.Reshape(
+        attended(tables, branches, channels[3], offset, covered, log_padding, threshold, q),
+        [0, -1, q.shape[2], q.shape[3]],
+    )
+
+
+def tables_of(q: Any, k: Any, v: Any, channels: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    """Rows with further `channels` to gather from, [M, Q*H + 1, w] of queries, [M, T*H + 2, w] of keys and of
+    values; and what each query's logits lost, f32 [M, Q*H, 1].
+    """
     heads, d = q.shape[2], q.shape[3]
     width, scale = channel_width(d), d**-0.5
-    *branches, sources, covered, log_padding, threshold = plan
-    key_channels, value_channels, share, out_shape = channels
+    key_channels, value_channels, share, _ = channels
     half = q.dtype == onnx_ir.DataType.FLOAT16
     kind = torch.half if half else torch.float
 
@@ -286,8 +299,6 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     of_head = _constant(torch.eye(heads, dtype=kind).repeat_interleave(d, dim=0) * scale)
     offset = op.MatMul(q_flat, op.Mul(op.Transpose(centre, perm=[0, 2, 1]), of_head))
     offset = op.Reshape(op.Cast(offset, to=FLOAT) if half else offset, [0, -1, 1])
-    offset = op.Gather(op.Pad(offset, [0, 0, 0, 0, 1, 0]), sources, axis=1)
-    offset = op.Reshape(offset, [0, len(branches) // PER_BRANCH, -1, 1])
 
     # The first further channel of every query is 1, and so are the others, which keys have nothing in.
     one = _constant(torch.tensor(1, dtype=kind))
@@ -296,6 +307,28 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
         op.Concat(op.Pad(op.Reshape(x, [0, -1, d]), [0, 0, 0, 0, 2, 0]), further, axis=2)
         for x, further in ((op.Sub(k, centre), key_channels), (v, value_channels))
     )
+    return queries, keys, values, offset
+
+
+def attended(
+    tables: Sequence[Any],
+    branches: Sequence[Any],
+    out_shape: Any,
+    offset: Any,
+    covered: Any,
+    log_padding: Any,
+    threshold: Any,
+    q: Any,
+) -> Any:
+    """The branches' attention over `tables_of`, merged, [M, 1, Q*H, d]; `q` gives heads, width and type.
+
+    `branches` are `PER_BRANCH` values each. `offset` f32 is broadcast to [M, B, Q*H, 1], as the last three
+    are, and `out_shape` i64 [4] is [M, 1, -1, w].
+    """
+    queries, keys, values = tables
+    heads, d = q.shape[2], q.shape[3]
+    scale = d**-0.5
+    half = q.dtype == onnx_ir.DataType.FLOAT16
     parts = []
     for i in range(0, len(branches), PER_BRANCH):
         query_rows, query_shape, key_rows, key_shape, outputs = branches[i : i + PER_BRANCH]
@@ -315,7 +348,7 @@ def _attention(q: Any, k: Any, v: Any, plan: Sequence[Any], channels: Sequence[A
     real, null = op.Split(shares, axis=3, num_outputs=2)
     smallest = _float(HALF_SMALLEST if half else TINY)
     some, null = op.Max(real, smallest), op.Max(null, smallest)
-    null_logit = null_key(d, kind) * scale + math.log(NULL_VALUE)
+    null_logit = null_key(d, torch.half if half else torch.float) * scale + math.log(NULL_VALUE)
     before = op.Add(op.Add(op.Log(op.Div(some, null)), null_logit), offset)
     before = op.Where(op.Greater(real, 0.0), before, UNCOVERED)
     largest = op.Max(before, log_padding)

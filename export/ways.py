@@ -1,13 +1,15 @@
-"""Two ways through a slide encoder in one graph: merged attention for short slides, branches for the others.
+"""Several ways through a slide encoder in one graph: merged attention for short slides, branches for others.
 
-    fast = If(the slide fits into the shortest segment): merged way, else: NaN
-    outputs = If(fast has a NaN): branches, else: fast
+    short = If(the slide fits into the shortest segment): merged way, else: NaN
+    outputs = If(short has a NaN and kept can't be): branches, else: If(the slide fits): short, else: kept way
 
-So a slide that merged attention can't compute (`export.merged_attention`) is computed by branches as well.
-Both ways share their weights. TensorRT gets the branches alone (`export.plain`).
+So a short slide that merged attention can't compute (`export.merged_attention`) is computed by branches. The
+kept way (`export.kept_branches`) is for longer slides under masks, unless segments are misaligned;
+`slide_encoder` takes the branches there. The ways share their weights. TensorRT gets the branches alone
+(`export.plain`).
 
-The merged way of `slide_occlusion` runs in a loop: masks are ordered by how many tiles they keep, and those
-of like size are computed together, as many as keep activations small.
+Masks run in a loop, but for those of the branches: they are ordered by how many tiles they keep, and those of
+like size are computed together, as many as keep activations small.
 """
 
 from __future__ import annotations
@@ -22,48 +24,62 @@ from export.node_maker import NodeMaker
 
 CHUNK_TOKENS = 8192
 """Tokens that are computed together: enough to fill a GPU, few enough for a CPU's caches."""
-ALIKE = 0.75
+ALIKE = 0.85
 """The smallest mask of a chunk keeps at least this share of what its largest keeps ..."""
-SLACK = 16.0
+SLACK = 6.0
 """... or as many tiles fewer: small chunks cost more than small masks."""
 BRANCHES = "branches_way"
 """Name of the `If` whose `then_branch` is the way that takes every slide."""
 
 
-def by_length(branches: ir.Model, merged: ir.Model, shortest_segment: int) -> ir.Model:
-    """`branches` with `merged` for slides of less than `shortest_segment` tiles, masks in a loop.
+def by_length(
+    branches: ir.Model,
+    merged: ir.Model,
+    shortest_segment: int,
+    kept: ir.Model | None = None,
+    longest_aligned: int | None = None,
+) -> ir.Model:
+    """`branches` with `merged` for slides of less than `shortest_segment` tiles, and `kept` for longer ones.
 
-    Both have the inputs and outputs of `slide_occlusion`, and are used up.
+    All have the inputs and outputs of `slide_occlusion`, or of `slide_encoder`, and are used up. `kept` is
+    for slides of less than `longest_aligned` tiles, None: of any number.
     """
-    graph, fast = branches.graph, merged.graph
-    inputs = {str(value.name): value for value in graph.inputs}
-    names = [str(value.name) for value in graph.outputs]
-    for value in fast.inputs:
-        ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
-    for value in (*list(fast.initializers.values()), *(output for node in fast for output in node.outputs)):
-        value.name = f"merged.{value.name}"
-    for weight in list(fast.initializers.values()):
-        del fast.initializers[str(weight.name)]
-        graph.register_initializer(weight)
-
+    graph = branches.graph
     slow_nodes, slow = _taken_apart(graph)
-    fast_nodes, masked = _taken_apart(fast)
+    names = [str(value.name) for value in slow]
     for value in slow:
         value.name = f"branches.{value.name}"
-    then, results = _loop(fast_nodes, masked, inputs["KEEP"], graph)
+    then, results = _another_way(merged, "merged", graph)
     nothing, passed, outer = NodeMaker(graph, "nothing"), NodeMaker(graph, "passed"), NodeMaker(graph, "ways")
     nan = ir.tensor(np.array([np.nan], np.float32))
-    nans = [nothing("ConstantOfShape", [nothing.constant([1, 1])], value=nan) for _ in results]
-    tiles = outer("Shape", [inputs["COORDS"]], start=0, end=1)
-    short = outer("Squeeze", [outer("Less", [tiles, outer.constant([shortest_segment])])])
-    fits = _if(short, _graph(then, results), _graph(nothing.nodes, nans), "merged_way")
-    outer.nodes.append(fits)
-    for value, name in zip(fits.outputs, names, strict=True):
+    shapes = [nothing.constant([1] * _rank(value)) for value in slow]
+    nans = [nothing("ConstantOfShape", [shape], value=nan) for shape in shapes]
+    tiles = outer("Shape", [graph.inputs[1]], start=0, end=1)
+
+    def fewer(count: int) -> ir.Value:
+        return outer("Squeeze", [outer("Less", [tiles, outer.constant([count])])])
+
+    short = fewer(shortest_segment)
+    first = _if(short, _graph(then, results), _graph(nothing.nodes, nans), "merged_way")
+    outer.nodes.append(first)
+    for value, name in zip(first.outputs, names, strict=True):
         value.name = f"merged_way.{name}"
-    failed = outer("Cast", [outer("IsNaN", [fits.outputs[names.index("SLIDE")]])], to=ir.DataType.FLOAT)
-    failed = outer("Greater", [outer("ReduceMax", [failed], keepdims=0), outer.constant(0.5, np.float32)])
-    same = [passed("Identity", [value]) for value in fits.outputs]
-    chosen = _if(failed, _graph(slow_nodes, slow), _graph(passed.nodes, same), BRANCHES)
+    # Of SLIDE or of all LAYERS.
+    slow_way = outer("Cast", [outer("IsNaN", [first.outputs[0]])], to=ir.DataType.FLOAT)
+    slow_way = outer("Greater", [outer("ReduceMax", [slow_way], keepdims=0), outer.constant(0.5, np.float32)])
+    same = [passed("Identity", [value]) for value in first.outputs]
+    otherwise = _graph(passed.nodes, same)
+    if kept is not None:
+        nodes, values = _another_way(kept, "kept", graph)
+        other = _if(short, otherwise, _graph(nodes, values), "kept_way")
+        for value, name in zip(other.outputs, names, strict=True):
+            value.name = f"kept_way.{name}"
+        otherwise = _graph([other], other.outputs)
+        served = outer("Not", [short])
+        if longest_aligned is not None:
+            served = outer("And", [served, fewer(longest_aligned)])
+        slow_way = outer("And", [slow_way, outer("Not", [served])])
+    chosen = _if(slow_way, _graph(slow_nodes, slow), otherwise, BRANCHES)
     for value, like, name in zip(chosen.outputs, slow, names, strict=True):
         value.name, value.type, value.shape = name, like.type, like.shape
     graph.extend([*outer.nodes, chosen])
@@ -71,6 +87,20 @@ def by_length(branches: ir.Model, merged: ir.Model, shortest_segment: int) -> ir
     passes.DeduplicateInitializersPass(size_limit=1 << 62)(branches)
     passes.NameFixPass()(branches)
     return branches
+
+
+def _another_way(model: ir.Model, name: str, graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes and outputs of `model`, masks in a loop, on the inputs of `graph`, which gets the weights."""
+    way, inputs = model.graph, {str(value.name): value for value in graph.inputs}
+    for value in way.inputs:
+        ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
+    for value in (*list(way.initializers.values()), *(output for node in way for output in node.outputs)):
+        value.name = f"{name}.{value.name}"
+    for weight in list(way.initializers.values()):
+        del way.initializers[str(weight.name)]
+        graph.register_initializer(weight)
+    nodes, results = _taken_apart(way)
+    return _loop(nodes, results, inputs["KEEP"], graph, name) if "KEEP" in inputs else (nodes, results)
 
 
 def _taken_apart(graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -98,13 +128,13 @@ def _if(condition: ir.Value, then: ir.Graph, otherwise: ir.Graph, name: str) -> 
 
 
 def _loop(
-    nodes: list[ir.Node], results: list[ir.Value], keep: ir.Value, graph: ir.Graph
+    nodes: list[ir.Node], results: list[ir.Value], keep: ir.Value, graph: ir.Graph, way: str
 ) -> tuple[list[ir.Node], list[ir.Value]]:
     """`nodes` that compute `results` [M, ...] for the masks `keep` [M, N], as a loop over masks of like size.
 
     What does not depend on the masks is computed once, before the loop.
     """
-    before, step, after = NodeMaker(graph, "before"), NodeMaker(graph, "step"), NodeMaker(graph, "after")
+    before, step, after = (NodeMaker(graph, f"{way}.{part}") for part in ("before", "step", "after"))
     masks = before("Shape", [keep], start=0, end=1)
     shown = before("Cast", [keep], to=ir.DataType.FLOAT)
     sizes = before("ReduceSum", [shown, before.constant([1])], keepdims=0)
@@ -114,14 +144,16 @@ def _loop(
     empty = [before("ConstantOfShape", [before.constant([0, width])]) for width in widths]
 
     number, going, start = (
-        _value(f"step.{name}", kind, shape)
+        _value(f"{way}.step.{name}", kind, shape)
         for name, kind, shape in (
             ("number", ir.DataType.INT64, []),
             ("going", ir.DataType.BOOL, []),
             ("start", ir.DataType.INT64, [1]),
         )
     )
-    done = [_value(f"step.done.{i}", ir.DataType.FLOAT, [None, width]) for i, width in enumerate(widths)]
+    done = [
+        _value(f"{way}.step.done.{i}", ir.DataType.FLOAT, [None, width]) for i, width in enumerate(widths)
+    ]
     largest = step("Gather", [sizes, start])
     tokens = step("Add", [step("Cast", [largest], to=ir.DataType.INT64), step.constant([1])])
     count = step("Max", [step("Div", [step.constant([CHUNK_TOKENS]), tokens]), step.constant([1])])
@@ -148,12 +180,17 @@ def _loop(
     body = _graph(step.nodes, [more, next_start, *total], [number, going, start, *done])
 
     first = [None, before.constant(True, np.bool_), before.constant([0]), *empty]
-    loop = ir.node("Loop", first, {"body": body}, num_outputs=1 + len(results), name="masks")
+    loop = ir.node("Loop", first, {"body": body}, num_outputs=1 + len(results), name=f"{way}.masks")
     for index, value in enumerate(loop.outputs):
-        value.name = f"masks.{index}"
+        value.name = f"{way}.masks.{index}"
     _, back = after.sort(order, masks, largest=0)
     in_order = [after("Gather", [value, back], axis=0) for value in loop.outputs[1:]]
     return [*before.nodes, loop, *after.nodes], in_order
+
+
+def _rank(value: ir.Value) -> int:
+    assert value.shape is not None
+    return len(value.shape)
 
 
 def _width(value: ir.Value) -> int:
