@@ -98,9 +98,6 @@ def check_all(
                 check, planned = check_slide(slide, contract, tiling)
                 tiles += planned
                 yield check
-            if work_list.left_out:
-                names = ", ".join(path.name for path in work_list.left_out)
-                yield Check("left out", WARN, f"{len(work_list.left_out)} files that are no slides: {names}")
     if rate:
         detail = f"{tiles} tiles at {rate:.3g} tiles per second, as the server computed two requests just now"
         yield Check("time", GOOD, f"at least {duration(tiles / rate)}: {detail}")
