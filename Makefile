@@ -54,7 +54,7 @@ serve: $(ALL) $(TRITON)  ## serve model_repository/ until Ctrl-C [ARGS="--front 
 	$(BIN)/python -m server $(ARGS)
 
 ##@ Checks
-.PHONY: lint types pytest cve
+.PHONY: lint types pytest cve fuzz
 lint: $(READY)  ## ruff, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +72,9 @@ pytest: $(ALL) $(FOR_TESTS)  ## all tests (real slide, real Triton, no GPU)
 cve: $(ALL) $(FETCHED)  ## published weaknesses, tried on servers started here (docs/security.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/deploy/test_cve.py tests/deploy/test_server_settings.py \
 	    tests/deploy/test_tls.py tests/server/test_request_limits.py tests/server/front
+
+fuzz: $(ALL) $(SLIDE)  ## damaged files for every reader of strangers' files, 10 minutes [SECONDS=]
+	FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/fuzz
 
 ##@ Training
 .PHONY: demo-weights check-demo-weights cohort-report

@@ -92,6 +92,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped pod cleans up as Ctrl-C does
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong
     try:
         app(standalone_mode=True)
     except (ClientError, ContractError, OSError) as error:

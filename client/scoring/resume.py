@@ -79,11 +79,12 @@ class EmbeddingCheckpoint:
         embeddings, valid = [np.empty((0, self._dim), np.float32)], [np.empty(0, np.bool_)]
         end = 0
         if self._file.readline(len(header)) == header:
-            end = len(header)
+            end, length = len(header), self._path.stat().st_size
             while len(head := self._file.read(_RECORD.size)) == _RECORD.size:
                 rows, checksum = _RECORD.unpack(head)
                 size = rows * (1 + 4 * self._dim)
-                payload = self._file.read(size)
+                # A damaged count may claim terabytes, which would be allocated before they are missed.
+                payload = self._file.read(min(size, length))
                 if len(payload) < size or zlib.crc32(payload) != checksum:
                     break
                 valid.append(np.frombuffer(payload, np.bool_, rows))

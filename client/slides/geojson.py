@@ -187,6 +187,7 @@ def _areas(path: Path) -> list[tuple[str, BaseGeometry]]:
             ValueError,
             AttributeError,
             RecursionError,
+            OverflowError,
             shapely.errors.ShapelyError,
         ) as error:
             reason = " ".join(str(error).split())

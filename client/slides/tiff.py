@@ -23,7 +23,7 @@ _AS_STORED = (
 )  # JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says
 DAMAGE = (
     *(tifffile.TiffFileError, struct.error, ArithmeticError, AttributeError, LookupError, MemoryError),
-    *(NotImplementedError, OSError, TypeError, ValueError),
+    *(NotImplementedError, OSError, RuntimeError, TypeError, ValueError),
 )
 """What tifffile raises over a damaged file."""
 
