@@ -14,6 +14,8 @@
     ├── NonFiniteAnswer          a server's answer holds NaN or infinite values
     ├── Cancelled                the connection was cancelled
     └── OutputError              an output cannot be written
+        └── DiskFull             the disk is full
+        └── DiskFull             the disk is full
 
 `client.cli.main` prints a ClientError as one line and exits with code 1.
 """
@@ -89,3 +91,7 @@ class Cancelled(ClientError):
 
 class OutputError(ClientError):
     """An output cannot be written."""
+
+
+class DiskFull(OutputError):
+    """An output cannot be written because the disk, or the user's share of it, is full."""

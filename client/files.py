@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 from gigapath_contract import files
 
-from .errors import OutputError
+from .errors import DiskFull, OutputError
+
+_ROOM = 8 << 20
 
 
 @contextmanager
@@ -30,8 +34,9 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
         reason = error.strerror or " ".join(str(error).split())
-        raise OutputError(f"cannot write {path}: {reason}; free some space or choose another path") from error
+        raise kind(f"cannot write {path}: {reason}; free some space or choose another path") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -60,6 +65,18 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"cannot write into {folder}: {existing} is not a folder; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write into {folder}: no permission in {existing}; choose another path")
+
+
+def has_room(folder: Path) -> bool:
+    """Whether some megabytes can be written into a folder. A quota shows in no number of free bytes."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_ROOM))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from gigapath_contract.schema import Contract
 
-from ..errors import Cancelled, ClientError, DeadlineExceeded, ExportChanged, OutputError, ServerUnavailable
+from ..errors import (
+    Cancelled,
+    ClientError,
+    DeadlineExceeded,
+    DiskFull,
+    ExportChanged,
+    OutputError,
+    ServerUnavailable,
+)
 from ..outputs.formats import write_formats
 from ..outputs.layout import Layout
 from ..outputs.records import FAILED, Fault, SlideRecord, write_record
@@ -23,6 +31,7 @@ _FAULTS = {
     ServerUnavailable: Fault.SERVER_LOST,
     DeadlineExceeded: Fault.DEADLINE,
     ExportChanged: Fault.EXPORT_CHANGED,
+    DiskFull: Fault.DISK_FULL,
 }
 
 

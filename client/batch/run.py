@@ -13,7 +13,7 @@ from ..outputs.records import FAILED, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
 from .pools import Pool
-from .schedule import BatchReport, ServerWatch, run
+from .schedule import BatchReport, Watch, run
 from .tables import write_scores, write_status
 
 
@@ -39,7 +39,7 @@ def run_batch(
         report.end(record)
 
     try:
-        watch = ServerWatch(job, wait_for, report)
+        watch = Watch(job, wait_for, report)
         suspects = {slide.slide_id for slide in work_list.slides if job.begun(slide.slide_id).exists()}
         left = run(pool, work_list.slides, watch, report, end, suspects)
         if left.slides:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import ContractMismatch, DeadlineExceeded, RequestRefused, ServerUnavailable
+from ..files import has_room
 from ..outputs.records import FAILED, Fault, SlideRecord
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
@@ -19,7 +20,7 @@ from .pools import Pool
 
 logger = logging.getLogger(__name__)
 
-_MOST_LOSSES = 3  # a slide during which the server was lost more often may be what brings it down
+_MOST_LOSSES = 3  # a slide during which this happens more often may be what brings the server down
 _POLL_S = 5.0
 _ANSWER_WITHIN_S = 10.0
 
@@ -33,11 +34,11 @@ class BatchReport(Protocol):
     def late(self, record: SlideRecord) -> None:
         """A slide failed for now, and is tried again alone after the others."""
 
-    def wait(self, reason: str, seconds: float) -> None:
-        """The batch waits for its servers, `seconds` at most."""
+    def wait(self, what: str, reason: str, seconds: float) -> None:
+        """The batch waits for `what`, a server or space on the disk, `seconds` at most."""
 
-    def back(self) -> None:
-        """A server answers again."""
+    def back(self, what: str) -> None:
+        """The wait is over."""
 
     def give_up(self, slides: int, reason: str) -> None:
         """The batch ends: `slides` slides are not started."""
@@ -51,8 +52,14 @@ class Unstarted:
     reason: str
 
 
-class ServerWatch:
-    """Waits for servers that were lost, at most `wait_for` seconds since a slide last ended otherwise."""
+_AWAITED = {Fault.SERVER_LOST: "a server", Fault.DISK_FULL: "space on the disk"}
+
+
+class Watch:
+    """Waits for servers that were lost, or for space on a full disk.
+
+    That is for at most `wait_for` seconds since a slide last ended otherwise.
+    """
 
     def __init__(self, job: BatchJob, wait_for: float, report: BatchReport) -> None:
         self._job = job
@@ -61,24 +68,27 @@ class ServerWatch:
         self._lost_at: float | None = None
 
     def answered(self) -> None:
-        """Note that the servers did their work for a slide."""
+        """Note that a slide met neither."""
         self._lost_at = None
 
-    def wait(self, reason: str) -> str:
-        """Block until a server serves the batch's export again: "", or why there is no use in waiting."""
+    def wait(self, fault: Fault, reason: str) -> str:
+        """Block until a server serves the batch's export, or there is space again.
+
+        Returns "", or why there is no use in waiting.
+        """
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-        waiting = False
+        waiting, what = False, _AWAITED[fault]
         while (left := self._lost_at + self._wait_for - time.monotonic()) > 0:
             try:
-                if self._is_back():
+                if has_room(self._job.out) if fault == Fault.DISK_FULL else self._is_back():
                     if waiting:
-                        self._report.back()
+                        self._report.back(what)
                     return ""
             except ContractMismatch as error:
                 return str(error)
             if not waiting:
-                self._report.wait(reason, left)
+                self._report.wait(what, reason, left)
                 waiting = True
             time.sleep(min(left, _POLL_S))
         return reason
@@ -98,7 +108,7 @@ class ServerWatch:
 def run(
     pool: Pool,
     slides: list[SlideSource],
-    watch: ServerWatch,
+    watch: Watch,
     report: BatchReport,
     end: Callable[[SlideRecord], None],
     suspects: Set[str] = frozenset(),
@@ -106,8 +116,9 @@ def run(
     """Score all slides, at most `pool.size` at a time; `end` gets each one's record.
 
     A slide that missed a deadline is tried again alone, once all others have ended: then it is not for
-    another one of the batch that it fails. A slide during which the servers were lost is tried again once
-    `watch` finds one; where it finds none, or another export is served, the slides left are not started.
+    another one of the batch that it fails. A slide during which the servers were lost or the disk was full is
+    tried again once `watch` finds one, or space; where it finds none, or another export is served, the slides
+    left are not started.
     The `suspects`, which were begun when an earlier run died, come last, alone, in a process that may die.
     """
     waiting = deque(slide for slide in slides if slide.slide_id not in suspects)
@@ -129,10 +140,10 @@ def run(
             for handle in pool.wait(list(running)):
                 source = running.pop(handle)
                 record = pool.result(handle, source)
-                lost = record.fault == Fault.SERVER_LOST
+                lost = record.fault in _AWAITED
                 if lost:
                     losses[source.slide_id] += 1
-                    given_up = given_up or watch.wait(record.reason)
+                    given_up = given_up or watch.wait(record.fault, record.reason)
                 elif record.fault == Fault.EXPORT_CHANGED:
                     given_up = given_up or record.reason
                 else:

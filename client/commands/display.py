@@ -114,15 +114,15 @@ class BatchView(Progress):
             "yellow", "later", f"{record.slide_id}  tried again alone after the others: {record.reason}"
         )
 
-    def wait(self, reason: str, seconds: float) -> None:
-        """Print that the batch waits for its servers, and show it in the bar."""
+    def wait(self, what: str, reason: str, seconds: float) -> None:
+        """Print that the batch waits, and show it in the bar."""
         self.update(self._batch, description="waiting")
-        self._print("yellow", "waiting", f"for a server, {duration(seconds)} at most (--wait-for): {reason}")
+        self._print("yellow", "waiting", f"for {what}, {duration(seconds)} at most (--wait-for): {reason}")
 
-    def back(self) -> None:
+    def back(self, what: str) -> None:
         """Print that the wait is over."""
         self.update(self._batch, description="batch")
-        self._print("green", "back", "a server answers again")
+        self._print("green", "back", f"there is {what} again")
 
     def give_up(self, slides: int, reason: str) -> None:
         """Print once why the slides left are not started."""

@@ -25,6 +25,7 @@ class Fault(StrEnum):
 
     NONE = ""  # the slide's own, or none
     DEADLINE = "deadline"  # a request took too long
+    DISK_FULL = "disk full"
     SERVER_LOST = "server lost"  # no server could be reached
     EXPORT_CHANGED = "export changed"  # a server serves another export
 

@@ -174,7 +174,8 @@ def test_a_full_disk(picture: Pixels, triton_url: str, tmp_path: Path, command: 
     out.mkdir()
     script = f'mount -t tmpfs -o size={size} full "$0"; "$@"; code=$?; cp -a "$0" {kept}; exit $code'
     prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", script, str(out))
-    done = in_a_process(command, slide, "--out", out, "--url", triton_url, prefix=prefix)
+    options = ["--wait-for", 0] if command == "batch" else []
+    done = in_a_process(command, slide, "--out", out, "--url", triton_url, *options, prefix=prefix)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     message = r"cannot write .*: No space left on device; free some space"
     assert re.search(message, " ".join(done.stderr.split())), done.stderr

@@ -20,7 +20,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from client.batch.schedule import ServerWatch, run
+from client.batch.schedule import Watch, run
 from client.errors import DeadlineExceeded
 from client.outputs.records import FAILED, OK, Fault, SlideRecord
 from client.scoring.score import SlideSource
@@ -135,7 +135,7 @@ def test_a_batch_waits_for_its_server_and_continues(
         restarter.join()
     assert done.code == 0, done.err
     assert "waiting  for a server, 8 h at most (--wait-for): no answer from" in done.err
-    assert "back     a server answers again" in done.err
+    assert "back     there is a server again" in done.err
     assert [row["status"] for row in status(out).values()] == [OK, OK, "degraded"]
 
 
@@ -275,7 +275,7 @@ class Scripted:
         self.closed = True
 
 
-class Reachable(ServerWatch):
+class Reachable(Watch):
     """The servers answer whenever they are asked."""
 
     def __init__(self) -> None:
@@ -284,7 +284,7 @@ class Reachable(ServerWatch):
     def answered(self) -> None:
         pass
 
-    def wait(self, reason: str) -> str:
+    def wait(self, fault: Fault, reason: str) -> str:
         return ""
 
 
@@ -297,10 +297,10 @@ class Silent:
     def late(self, record: SlideRecord) -> None:
         pass
 
-    def wait(self, reason: str, seconds: float) -> None:
+    def wait(self, what: str, reason: str, seconds: float) -> None:
         pass
 
-    def back(self) -> None:
+    def back(self, what: str) -> None:
         pass
 
     def give_up(self, slides: int, reason: str) -> None:
@@ -326,6 +326,7 @@ def test_what_was_begun_when_a_run_died_comes_last_and_isolated() -> None:
         # What brings the server down each time ends alone, after all others.
         ({"b": [Fault.SERVER_LOST] * 9}, "abcbdbbb", "b"),
         ({"a": [Fault.DEADLINE, Fault.SERVER_LOST]}, "abcdaa", ""),
+        ({"b": [Fault.DISK_FULL, Fault.SERVER_LOST]}, "abcbdb", ""),
     ],
 )
 def test_what_is_tried_again_and_when(script: dict[str, list[Fault]], started: str, failed: str) -> None:
