@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import psutil
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -113,6 +114,12 @@ def peak_bytes(pid: int | None = None) -> int:
     """The most resident memory of a process so far (Linux); `getrusage` would include its parent's."""
     status = Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and its children in MiB, such as tritonserver and its backends."""
+    parent = psutil.Process(pid)
+    return float(sum(process.memory_info().rss for process in (parent, *parent.children())) / 2**20)
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import psutil
 import typer
 
-from benchmarks.common import MACHINE, PAGES, Pages, exported, run_driver, table, write_page
+from benchmarks.common import MACHINE, PAGES, Pages, exported, resident_mib, run_driver, table, write_page
 from benchmarks.serving import bounded_queue, edited
 from client.arrays import Array
 from client.benchmark.workloads import tiles_workload
+from client.commands.options import finite
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
-from server.local import RunningServer, run_triton
+from server.local import run_triton
 
 TOLERANCE = 1e-5
 GROWTH = 1.05
@@ -44,15 +44,9 @@ class Refusals(logging.Handler):
         self.count += "maximum queue size" in record.getMessage()
 
 
-def memory(server: RunningServer) -> float:
-    """Resident memory of tritonserver and its backend processes in MiB."""
-    parent = psutil.Process(server.pid)
-    return float(sum(process.memory_info().rss for process in (parent, *parent.children())) / 2**20)
-
-
 def main(
-    clients: Annotated[int, typer.Option(help="Clients at once.")] = 32,
-    seconds: Annotated[float, typer.Option(help="For how long.")] = 300,
+    clients: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0, callback=finite, help="For how long.")] = 300,
     pages: Pages = PAGES,
 ) -> None:
     """Overload a local Triton, and check every answer and its memory."""
@@ -99,7 +93,7 @@ def main(
             working = [pool.submit(work, number) for number in range(clients)]
             while time.monotonic() - start < seconds and not any(w.done() for w in working):
                 time.sleep(1)
-                samples.append(memory(server))
+                samples.append(resident_mib(server.pid))
             stop.set()
             sent, answered, wrong = (
                 sum(column) for column in zip(*(w.result() for w in working), strict=True)

@@ -133,9 +133,7 @@ def valid_contract(folder: Path) -> Seeds:
 def valid_records(folder: Path) -> Seeds:
     """A record as a batch writes it."""
     stages = {"read": {"seconds": 1.5, "bytes": 10.0, "calls": 2.0}}
-    write_record(
-        folder, SlideRecord("a", "a.tif", "ok", tiles=3, stages=stages, file_fingerprint=[["a", 1, 2]])
-    )
+    write_record(folder, SlideRecord("a", "a.tif", "ok", tiles=3, stages=stages))
     return [(folder / "records" / "a.json").read_bytes()]
 
 

@@ -1,0 +1,25 @@
+"""The driver that disturbs a batch, on few slides: nothing is lost, and no byte differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import faults
+
+
+def test_a_disturbed_batch_ends_complete(
+    demo_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ("client killed", "server killed", "another client's slow request", "disk full, and freed")
+    monkeypatch.setattr(faults, "exported", lambda preset: demo_repository)
+    monkeypatch.setattr(faults, "FAULTS", {name: faults.FAULTS[name] for name in kinds})
+    monkeypatch.setattr(faults, "PAUSE_S", 2.0)
+    monkeypatch.setattr(faults, "SLOW_TILES", 1_000)
+    monkeypatch.setattr(faults, "GROWTH", 10)  # too short to say whether memory is flat
+    faults.main(slides=12, faults=4, seed=0, pages=tmp_path)
+    page = (tmp_path / "faults.md").read_text()
+    assert "FAILED" not in page
+    assert "| faults | 4 |" in page
+    assert "| slides lost | 0 |" in page
