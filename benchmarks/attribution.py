@@ -35,6 +35,7 @@ from benchmarks.common import (
     write_page,
 )
 from client.attribution.model.embedded import EmbeddedSlide
+from client.commands.options import finite
 from server.local import RunningServer, run_triton
 
 TOLERANCE = 1e-4
@@ -70,9 +71,13 @@ class Runtime:
 
 
 def main(
-    tiles: Annotated[int, typer.Option(help="Tiles, and so masks.")] = 1000,
-    trials: Annotated[int, typer.Option(help="Parts of the work; every runtime scores every part.")] = 20,
-    slow_part: Annotated[float, typer.Option(help="Part of a trial's masks that (a) and (b) score.")] = 0.1,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles, and so masks.")] = 1000,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Parts of the work; every runtime scores every part.")
+    ] = 20,
+    slow_part: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Part of a trial's masks that (a) and (b) score.")
+    ] = 0.1,
     pages: Pages = PAGES,
 ) -> None:
     """Time (a) plain PyTorch, (b) our PyTorch encoder, (c) our server on the same leave-one-out masks; and on

@@ -59,9 +59,9 @@ class Requirement:
 
 
 def main(
-    tiles: Annotated[int, typer.Option(help="Tiles per trial, end to end.")] = 640,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles per trial, end to end.")] = 640,
     trials: Trials = 3,
-    kills: Annotated[int, typer.Option(help="How often the batch is killed.")] = 20,
+    kills: Annotated[int, typer.Option(min=1, help="How often the batch is killed.")] = 20,
     pages: Pages = PAGES,
 ) -> None:
     """Measure the client's streaming, memory and resuming."""

@@ -134,7 +134,7 @@ def measure_graphs(preset: str) -> Figures:
 
 def main(
     presets: Annotated[list[str] | None, typer.Argument(help="Presets [all three].")] = None,
-    tiles: Annotated[int, typer.Option(help="Tiles of the large slide.")] = 100_000,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles of the large slide.")] = 100_000,
     pages: Pages = PAGES,
 ) -> None:
     """Measure exports in every precision, and the graphs in ONNX Runtime."""

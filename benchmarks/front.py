@@ -32,6 +32,7 @@ from benchmarks.common import (
     write_page,
 )
 from client.benchmark.workloads import WORKLOADS, Workload
+from client.commands.options import finite
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
@@ -70,7 +71,7 @@ def rate(connection: Connection, workload: Workload, count: int) -> float:
 
 def main(
     trials: Annotated[int, typer.Option(min=1, help="Trials of each way; the median counts.")] = 9,
-    seconds: Annotated[float, typer.Option(help="Seconds of a trial, about.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, callback=finite, help="Seconds of a trial, about.")] = 2.0,
     pages: Pages = PAGES,
 ) -> None:
     """Measure a local Triton with and without a front."""

@@ -117,8 +117,10 @@ class Found:
 
 
 def main(
-    slides: Annotated[int, typer.Option(help="Slides of each kind and size.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the slides; for development, take another one.")] = SEED,
+    slides: Annotated[int, typer.Option(min=1, help="Slides of each kind and size.")] = 3,
+    seed: Annotated[
+        int, typer.Option(min=1, help="Of the slides; for development, take another one.")
+    ] = SEED,
     pages: Pages = PAGES,
 ) -> None:
     """Plant lesions, make maps of them by every method and budget, and count what they find."""

@@ -37,6 +37,7 @@ from client.benchmark import report
 from client.benchmark.baseline import local_sessions
 from client.benchmark.measure import Result, sweep
 from client.benchmark.workloads import WORKLOADS, Workload
+from client.commands.options import finite
 from client.outputs.records import OK
 from client.reading.stream import read_tiles
 from client.scoring.embedding import Throughput
@@ -279,7 +280,7 @@ GPU).
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="Seconds of a trial.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, callback=finite, help="Seconds of a trial.")] = 2.0,
     pages: Pages = PAGES,
 ) -> None:
     """Measure a local Triton."""

@@ -50,7 +50,7 @@ def measure(attention: str, tiles: int) -> tuple[float, float, NDArray[np.float3
 
 def main(
     sizes: Annotated[list[int] | None, typer.Argument(help="Numbers of tiles [1000 10000 100000].")] = None,
-    plain_at: Annotated[int, typer.Option(help="Tiles for plain matmul and softmax.")] = 10_000,
+    plain_at: Annotated[int, typer.Option(min=1, help="Tiles for plain matmul and softmax.")] = 10_000,
     pages: Pages = PAGES,
 ) -> None:
     """Measure every size with fused attention, and one with plain attention too."""

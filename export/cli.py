@@ -29,8 +29,8 @@ console = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 Repository = Annotated[Path, typer.Option(help="Model repository.", envvar="MODEL_REPOSITORY")]
 Number = Annotated[int, typer.Argument(help="Version number, as `versions` lists it.", metavar="VERSION")]
-MaxTiles = Annotated[int, typer.Option(help="Tiles of the largest slide that the engines accept.")]
-MaxMasks = Annotated[int, typer.Option(help="Masks of the largest occlusion request.")]
+MaxTiles = Annotated[int, typer.Option(min=1, help="Tiles of the largest slide that the engines accept.")]
+MaxMasks = Annotated[int, typer.Option(min=1, help="Masks of the largest occlusion request.")]
 DEFAULT_REPOSITORY = ROOT / "model_repository"
 
 

@@ -38,10 +38,11 @@ def _bar(quiet: bool = False) -> Progress:
 @app.command("make-cohort")
 def make_cohort_command(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("build/cohort"),
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same bytes.")] = 0,
     source: Source = REAL_SLIDE,
     patients: Annotated[
-        tuple[int, int, int], typer.Option(help="Patients in train, val and test, with two slides each.")
+        tuple[int, int, int],
+        typer.Option(min=1, help="Patients in train, val and test, with two slides each."),
     ] = (20, 4, 12),
     only: Annotated[
         list[str] | None, typer.Option(help="Make only this slide, such as test-24B; repeatable.")

@@ -155,7 +155,11 @@ def command(
     score: Annotated[Score, typer.Option(help="The model output to explain.")] = "log_odds",
     limit: Annotated[
         float | None,
-        typer.Option(min=0, help="Fix the colour scale at +-LIMIT so that maps are comparable."),
+        typer.Option(
+            min=0,
+            callback=options.finite,
+            help="Fix the colour scale at +-LIMIT so that maps are comparable.",
+        ),
     ] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Areas to outline on the maps: GeoJSON from QuPath.")

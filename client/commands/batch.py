@@ -55,7 +55,11 @@ def command(
     ] = None,
     wait_for: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to wait for a server that is lost; then the slides left fail."),
+        typer.Option(
+            min=0,
+            callback=options.finite,
+            help="Seconds to wait for lost servers or a full disk; then slides fail.",
+        ),
     ] = 8 * 3600.0,
     ray: Annotated[
         str | None,

@@ -35,7 +35,7 @@ def command(
     concurrency: Annotated[str, typer.Option(help="Requests in flight, one or several numbers.")] = "1,2,4,8",
     chunk: Annotated[str, typer.Option(help="Tiles per request, for tiles and ensemble.")] = "8,32,64",
     slide_tiles: Annotated[str, typer.Option(help="Tiles per slide, for slides and occlusion.")] = "1000",
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds per trial.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0, callback=options.finite, help="Seconds per trial.")] = 3.0,
     rounds: Annotated[
         int, typer.Option(min=1, help="Number of rounds, each a trial of every server; the median counts.")
     ] = 3,
@@ -50,7 +50,9 @@ def command(
     price_per_hour: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Hourly price of all servers of a target, used for cost per slide (needs kind tiles)."
+            min=0,
+            callback=options.finite,
+            help="Hourly price of all servers of a target, used for cost per slide (needs kind tiles).",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/benchmark"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import typing
 from collections.abc import Callable
@@ -22,6 +23,14 @@ from ..triton.endpoint import DEFAULT_URL, Endpoint
 # Progress and log lines share it, so that neither overwrites the other; results go to stdout.
 console = Console(stderr=True)
 
+
+def finite(value: float | None) -> float | None:
+    """A number from the command line; nan lies between all bounds, so they don't refuse it."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("not a finite number")
+    return value
+
+
 WsiDir = Annotated[
     Path | None,
     typer.Option("--wsi-dir", "--wsi_dir", help="Folder of a manifest's slides [default: the manifest's]."),
@@ -33,7 +42,10 @@ TileSize = Annotated[
 ]
 Mpp = Annotated[
     float | None,
-    typer.Option(help="Microns per level-0 pixel, where the slide or the H5 file lacks them (STAMP's)."),
+    typer.Option(
+        callback=finite,
+        help="Microns per level-0 pixel, where the slide or the H5 file lacks them (STAMP's).",
+    ),
 ]
 
 _server, _speed, _tiles = (
@@ -81,7 +93,9 @@ def throughput(
 
 
 def tiling(
-    min_tissue: Annotated[float, _tiles(min=0, max=1, help="Fraction of a tile that must be tissue.")] = 0.1,
+    min_tissue: Annotated[
+        float, _tiles(min=0, max=1, callback=finite, help="Fraction of a tile that must be tissue.")
+    ] = 0.1,
     all_tiles: Annotated[bool, _tiles("--all-tiles", help="Keep tiles without tissue too.")] = False,
     mask_frame: Annotated[
         Frame,

@@ -34,7 +34,8 @@ def command(
     throughput: Throughput,
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")] = Path("out"),
     mpp: Annotated[
-        float | None, typer.Option(help="Microns per level-0 pixel, if the file has none.")
+        float | None,
+        typer.Option(callback=options.finite, help="Microns per level-0 pixel, if the file has none."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Tissue: a mask image or QuPath GeoJSON annotations.")
