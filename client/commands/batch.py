@@ -68,7 +68,7 @@ def command(
 ) -> None:
     """Score many slides into TRIDENT's layout, with status.csv and scores.csv. Run it again to resume.
 
-    Example: `python -m client batch cohort.csv --wsi-dir slides/ --out results/`
+    Example: `gigapath-client batch cohort.csv --wsi-dir slides/ --out results/`
 
     Columns: slide_id (or sample_id, image_id, wsi …) and/or path; mpp and mask_path where needed. Every other
     column is copied into the scores. The exit code is 1 where a slide failed; the others are finished.

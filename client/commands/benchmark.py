@@ -61,7 +61,7 @@ def command(
 
     Writes benchmark.csv (perf_analyzer's columns), benchmark.json and benchmark.png.
 
-    Example: `python -m client benchmark --kind tiles --chunk 32,64 --bare model_repository`
+    Example: `gigapath-client benchmark --kind tiles --chunk 32,64 --bare model_repository`
     """
     kinds = kind or list(WORKLOADS)
     unknown = [name for name in kinds if name not in WORKLOADS]

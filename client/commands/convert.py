@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Convert untiled TIFF, PNG and JPEG to tiled pyramidal TIFF (JPEG, quality 90), which batch reads.
 
-    Example: `python -m client convert scans.csv --wsi-dir scans/ --out slides/`
+    Example: `gigapath-client convert scans.csv --wsi-dir scans/ --out slides/`
     """
     check_folder(out)
     if source.is_dir():

@@ -68,7 +68,7 @@ def command(
 
     A tile belongs to an area that holds its centre. Writes OUT/SLIDE-counterfactual-CHANGE.csv.
 
-    Example: `python -m client counterfactual out/S.h5 S.geojson --area tumour --change remove`
+    Example: `gigapath-client counterfactual out/S.h5 S.geojson --area tumour --change remove`
     """
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint))

@@ -31,7 +31,7 @@ def command(
 
     The time is what the server needs at the rate that it is measured at.
 
-    Example: `python -m client doctor cohort.csv --wsi-dir slides/ --url triton:8001`
+    Example: `gigapath-client doctor cohort.csv --wsi-dir slides/ --url triton:8001`
     """
     console, failed = Console(), False
     for check in check_all(endpoint, out, source, wsi_dir, tiling):

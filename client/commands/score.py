@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Score one slide: OUT/SLIDE.h5 and OUT/SLIDE-tiles.png.
 
-    Example: `python -m client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
+    Example: `gigapath-client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
     check_folder(out)
     console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)

@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Show where the time of a run went, stage by stage, and its bottleneck.
 
-    Example: `python -m client timings results/`
+    Example: `gigapath-client timings results/`
     """
     records = [record for record in read_records(out) if record.stages and slide in (None, record.slide_id)]
     if not records:

@@ -34,7 +34,7 @@ def command(
     Needs no server. Correct OUT/tissue_geojson/SLIDE.geojson in QuPath (draw, export, replace the file), or
     name a mask image in the column mask_path; then run `batch OUT/tissue.csv`. Outlines that exist are kept.
 
-    Example: `python -m client tissue slides/ --out tissue`
+    Example: `gigapath-client tissue slides/ --out tissue`
     """
     work_list = read_work_list(source, wsi_dir)
     check_folder(out)

@@ -36,7 +36,7 @@ def command(
     """Compare a running server with the PyTorch float32 reference stored with the export; exit 1 where it
     differs.
 
-    Example: `python -m client verify --url triton:8001 --reference reference.npz`
+    Example: `gigapath-client verify --url triton:8001 --reference reference.npz`
     """
     if report:
         make_folder(report.parent)

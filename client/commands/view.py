@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Show slides, tiles and maps in the browser, until Ctrl-C; with a server, ask it about areas.
 
-    Example: `python -m client view out`
+    Example: `gigapath-client view out`
     """
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
         raise ClientError("the viewer needs the extra `view`: pip install 'gigapath-triton[view]'")
