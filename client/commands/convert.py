@@ -23,7 +23,10 @@ def command(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the slides.")] = Path("slides"),
     mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel, where neither table nor TIFF has them.")
+        float | None,
+        typer.Option(
+            callback=options.finite, help="Microns per pixel, where neither table nor TIFF has them."
+        ),
     ] = None,
     wsi_dir: options.WsiDir = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace slides that exist.")] = False,
