@@ -76,8 +76,8 @@ class NonFiniteAnswer(ClientError):
         self.model, self.output, self.rows, self.total = model, output, tuple(rows), total
         super().__init__(
             f"{where}{': ' if where else ''}{model} returned NaN or infinite values in {len(self.rows)} of "
-            f"{total} rows of {output}; nothing of it is kept: compare the server with its export (client "
-            "verify), and export in fp32 where half precision overflows"
+            f"{total} rows of {output}; nothing of it is kept: compare the server with its export "
+            "(gigapath-client verify), and export in fp32 where half precision overflows"
         )
 
     def at(self, where: str) -> NonFiniteAnswer:

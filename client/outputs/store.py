@@ -201,7 +201,8 @@ def score_to(
     if previous and previous.export_id not in ("", contract.export_id) and not overwrite:
         raise ClientError(
             f"{outputs.results}: holds the result of export {previous.export_id} for {slide_id}, the server "
-            f"serves {contract.export_id}: choose another --out, or replace it (client score --overwrite)"
+            f"serves {contract.export_id}: choose another --out, or replace it (gigapath-client score "
+            "--overwrite)"
         )
     unfinished, features = outputs.checkpoint(slide_id), outputs.features(slide_id)
     stored = None

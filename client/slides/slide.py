@@ -284,7 +284,7 @@ def open_handle(path: Path) -> openslide.OpenSlide:
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
             f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "
-            "(client convert)"
+            "(gigapath-client convert)"
         ) from None
     except openslide.OpenSlideError as error:
         message = _one_line(error).removeprefix(f"Reading {path}: ")
