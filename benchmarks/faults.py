@@ -420,6 +420,7 @@ def write_report(
             for name, found in peaks.items()
         ),
     ]
+    options = "" if slides == 1000 else f' ARGS="--slides {slides}"'
     lines = [
         f"slides, servers | {len(rows)}, 2",
         *(f"{name.format(pause=f'{PAUSE_S:g}')} | {met[name]} times" for name in FAULTS),
@@ -427,9 +428,10 @@ def write_report(
         f"starts of the batch | {batch.runs}",
         *(f"{name} | {value}{'' if passed else ' — FAILED'}" for name, value, passed in checks),
     ]
+    command = f"make bench NAME=faults{options}"
     page = f"""# Faults
 
-Written by `make bench NAME=faults` (demo preset, loopback; servers and client share one machine, {MACHINE}).
+Written by `{command}` (demo preset, loopback; servers and client share one machine, {MACHINE}).
 
 {table("|", lines)}
 

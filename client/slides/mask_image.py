@@ -35,6 +35,8 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
     try:
         is_tiff = first_bytes(path).startswith(_TIFF)
         values, alpha = _read_tiff(path, size) if is_tiff else _read_picture(path)
+        if not values.size or values.ndim not in (2, 3):
+            raise ValueError(f"it is of shape {values.shape}")
     except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise MaskError(
