@@ -68,9 +68,6 @@ def method_settings(
         OccluderName,
         _method(help="How occluded tiles are replaced: masked in place, mean or medoid embedding."),
     ] = "in_place",
-    bank: Annotated[
-        Path | None, _method(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
-    ] = None,
     group: Annotated[
         Group,
         _method(help="Group tiles by look (embedding) or by place; auto: as explains the score better."),
@@ -85,7 +82,7 @@ def method_settings(
     """Build the Settings from the command line."""
     return Settings(
         method=method,
-        occluder=read_bank(bank) if bank else occluder,
+        occluder=occluder,
         sliding_window_shapes=region,
         strides=stride,
         group=group,
@@ -137,6 +134,9 @@ def command(
     endpoint: Endpoint,
     tiling: TilingOptions,
     throughput: Throughput,
+    bank: Annotated[
+        Path | None, _method(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
+    ] = None,
     slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     out: Annotated[
         Path | None,
@@ -198,6 +198,10 @@ def command(
     results = Console()
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
+        if bank:
+            replacements, unknown = read_bank(bank, contract)
+            settings = replace(settings, occluder=replacements)
+            warn(results, unknown)
 
         def one(source: Path, slide_id: str | None, slide: Path | None, key: str = "") -> list[SummaryRow]:
             """Attribute one slide; returns a row per target."""

@@ -82,26 +82,30 @@ def command(
             embedded, ServedForward(connection, contract), contract, cache
         )
         outputs, _ = choose_outputs(masked_slide, contract, None, score)
+        replacements, unknown = read_bank(bank, contract) if bank else (None, "")
+        doubt = "; ".join(filter(None, (embedded.doubt(contract), unknown)))
         with options.console.status("scoring changed slides"):
             effects = counterfactual(
                 masked_slide,
                 outputs,
                 regions,
                 change=change,
-                bank=read_bank(bank) if bank else None,
+                bank=replacements,
                 n_samples=n_samples,
                 seed=seed,
             )
         check_same(connection, contract)
     rows = [row for effect in effects for row in _rows(effect, outputs.names)]
     path = folder / f"{embedded.slide_id}-counterfactual-{change}.csv"
-    write_csv(path, ("area", "change", "tiles", "class", score, "stderr"), rows)
+    columns = ["area", "change", "tiles", "class", score, "stderr"]
+    doubted = [[*row, doubt] for row in rows]
+    write_csv(path, [*columns, "embeddings_doubt"] if doubt else columns, doubted if doubt else rows)
     console, table = Console(), Table("area", "tiles", "class", f"change of {score}", "stderr", box=None)
     for name, _, tiles, label, mean, stderr in rows:
         table.add_row(name, tiles, label, f"{float(mean):+.4g}", f"{float(stderr):.2g}" if stderr else "")
     console.print(table)
     warn_untrained(console, contract)
-    warn(console, embedded.doubt(contract))
+    warn(console, doubt)
     console.print(str(path), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -65,7 +65,7 @@ def answer(connection: Connection, entry: Entry, question: Any, bank: Entry | No
     full = outputs(masked_slide.in_place()(np.ones((1, len(embedded.coords)), dtype=bool)))[0]
     changes: dict[Change, Float32 | None] = {"remove": None, "keep": None}
     if bank is not None and bank.stored is not None:
-        changes["replace"] = read_bank(bank.stored.features)
+        changes["replace"], _ = read_bank(bank.stored.features, contract)
     effects = {}
     for change, embeddings in changes.items():
         (effect,) = counterfactual(

@@ -140,16 +140,24 @@ class EmbeddedSlide:
         )
 
 
-def read_bank(path: Path) -> Float32:
-    """Embeddings [B, D] of an H5 file's valid tiles, to draw replacements from.
+def read_bank(path: Path, contract: Contract) -> tuple[Float32, str]:
+    """Embeddings [B, D] of an H5 file's valid tiles, to draw from, and what is uncertain of them.
 
     Raises:
         ClientError: no such file, not HDF5, or no valid tile.
+        ContractMismatch: another tile encoder than the contract's made them.
     """
     stored = read_features(path)
     if not stored.valid.any():
         raise ClientError(f"{path}: holds no valid tile to draw from")
-    return stored.embeddings[stored.valid].astype(np.float32)
+    encoder = stored.attributes.get("encoder_sha256")
+    if encoder not in (None, contract.tile_encoder.weights_sha256):
+        raise ContractMismatch(
+            f"{path}: its embeddings come from other tile-encoder weights than the server's: score the slide "
+            "again, or take another bank"
+        )
+    unknown = f"{path.name} does not say which tile encoder made the embeddings that replace others"
+    return stored.embeddings[stored.valid].astype(np.float32), "" if encoder else unknown
 
 
 def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = None) -> EmbeddedSlide:

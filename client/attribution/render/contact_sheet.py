@@ -33,8 +33,10 @@ def strongest(values: Float64, count: int = COLUMNS) -> tuple[Int64, Int64]:
     return supports.astype(np.int64), opposes.astype(np.int64)
 
 
-def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, list[str]]], title: str) -> None:
-    """Write rows of tiles, each (heading, pixels [n, h, w, 3], n labels), as PNG.
+def write_contact_sheet(
+    path: Path, rows: list[tuple[str, Pixels, list[str]]], title: str, doubt: str = ""
+) -> None:
+    """Write rows of tiles, each (heading, pixels [n, h, w, 3], n labels), as PNG; `doubt` stands in red.
 
     A tile is shown at its own resolution or larger, so that nuclei can be judged.
     """
@@ -42,6 +44,7 @@ def write_contact_sheet(path: Path, rows: list[tuple[str, Pixels, list[str]]], t
     figure = Figure(figsize=(2.6 * COLUMNS, 3.3 * len(shown) + 0.6), dpi=100)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left", weight="bold")
+    figure.text(0.99, 0.995, doubt, fontsize=9, ha="right", va="top", color="crimson")
     axes = figure.subplots(len(shown), COLUMNS, squeeze=False)
     figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 1 / (3.3 * len(shown) + 0.6), 0.04, 0.35)
     for line, (heading, pixels, labels) in zip(axes, shown, strict=True):

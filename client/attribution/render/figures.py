@@ -131,7 +131,7 @@ def write_strongest(path: Path, explanation: Explanation, slide: Slide) -> None:
                 f"{rank}. {label}" for rank, label in enumerate(_tile_labels(explanation, tiles), start=1)
             ]
             rows.append((f"{heading} {explanation.target_class}", pixels, labels))
-    write_contact_sheet(path, rows, _title(explanation)[0])
+    write_contact_sheet(path, rows, _title(explanation)[0], explanation.doubt)
 
 
 def _tile_labels(explanation: Explanation, tiles: Int64) -> list[str]:
@@ -166,7 +166,8 @@ def write_look_groups(path: Path, explanation: Explanation, groups: LookGroups, 
         (line, read_crops(slide, coords[tiles], explanation.contract), _tile_labels(explanation, tiles))
         for line, tiles in zip(groups.lines(), groups.typical, strict=True)
     ]
-    write_contact_sheet(path, rows, f"{explanation.slide.slide_id}: {explanation.target_class}, by look")
+    title = f"{explanation.slide.slide_id}: {explanation.target_class}, by look"
+    write_contact_sheet(path, rows, title, explanation.doubt)
 
 
 def write_tile_map(

@@ -266,6 +266,31 @@ def test_another_tools_file_is_attributed_and_not_changed(
     assert [path.name for path in foreign.parent.iterdir()] == ["s.h5"]
 
 
+def test_a_bank_of_another_encoder_is_refused_and_of_an_unknown_one_named(
+    run_client: Run, triton_url: str, h5: Path, slide: EmbeddedSlide, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank.h5"
+    with h5py.File(bank, "w") as file:
+        file["features"], file["coords"] = slide.embeddings, slide.coords
+        file["coords"].attrs["patch_size_level0"] = 256
+    x, y = slide.coords[0].tolist()
+    ring = [[x, y], [x + 300, y], [x + 300, y + 300], [x, y + 300], [x, y]]
+    area = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    (tmp_path / "area.geojson").write_text(json.dumps(area))
+    what_if = ("counterfactual", h5, tmp_path / "area.geojson", "--change", "replace", "--url", triton_url)
+    done = run_client(*what_if, "--bank", bank)
+    assert done.code == 0, done.err
+    said = "bank.h5 does not say which tile encoder made"
+    assert said in " ".join(done.out.split())
+    assert said in (h5.parent / f"{h5.stem}-counterfactual-replace.csv").read_text()
+    with h5py.File(bank, "r+") as file:
+        file["features"].attrs["encoder_sha256"] = "0" * 64
+    for command in (what_if, ("attribute", h5, "--url", triton_url)):
+        refused = run_client(*command, "--bank", bank)
+        assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
+        assert "other tile-encoder weights than the server's" in refused.err
+
+
 def test_what_if_an_annotated_area_were_removed(
     run_client: Run,
     triton_url: str,
