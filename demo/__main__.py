@@ -64,6 +64,9 @@ def demo(
                 run("client", "attribute", *about, "--out", str(out), "--url", server.url)
     report(h5, seconds)
     report_held_out(scores, layout)
+    console.print("\nMade, of every slide:")
+    for path in (*sorted(out.glob("*.*")), out / "cohort"):
+        console.print(str(path), soft_wrap=True, highlight=False)
     console.print(f"\nLook at them in the browser:\n[bold]$ gigapath-client view {out} {out / 'cohort'}")
 
 
@@ -76,8 +79,6 @@ def report(h5: Path, seconds: dict[str, float]) -> None:
     table.add_row("slide's own mpp", f"{mpp:.4g} ({stored.attributes['mpp_source']})")
     for stage, duration in seconds.items():
         table.add_row(f"seconds to {stage}", f"{duration:.1f}")
-    for path in sorted(h5.parent.glob(f"{h5.stem}*")):
-        table.add_row("file", str(path))
     console.print()
     console.print(table)
     if not stored.attributes["trained"]:
