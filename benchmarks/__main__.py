@@ -18,7 +18,7 @@ BENCHMARKS = {
     "front": (6, "the same requests directly and through the front"),
     "gpu": (8, "on a GPU: encoders, occlusion, Triton and the client against PyTorch, and verify"),
     "half-precision": (5, "what half precision costs the tile encoder and maps of attributions"),
-    "maps": (5, "what maps find of planted lesions on slides of 56 to 10,000 tiles"),
+    "maps": (7, "what maps find of planted lesions on slides of 56 to 10,000 tiles"),
     "reading": (5, "reading tiles against a loop over OpenSlide"),
     "serving": (25, "every kind of request against bare ONNX Runtime sessions, and every setting"),
     "slide-encoder": (10, "the slide encoder at 1,000, 10,000 and 100,000 tiles on the CPU"),
