@@ -10,7 +10,6 @@ computed as queries (`longest_aligned`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnxscript
@@ -22,7 +21,9 @@ from export.longnet import (
     HALF_ULP,
     INT64,
     NO_PADDING,
+    OperatorAttention,
     _constant,
+    _fake_attention,
     _flat,
     _float,
     _ints,
@@ -62,10 +63,6 @@ def _fake_plan(
     return [*branches, *stacks]
 
 
-def _fake_attention(q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], channels: list[Tensor]) -> Tensor:
-    return torch.empty_like(q)
-
-
 for _name, _fake in (("kept_plan", _fake_plan), ("kept_attention", _fake_attention)):
     _library.register_fake(f"gigapath::{_name}", _fake, lib=_LIBRARY)
 
@@ -75,20 +72,8 @@ def longest_aligned(lengths: Sequence[int], dilations: Sequence[int]) -> int | N
     return min((s for s, r in zip(lengths, dilations, strict=True) if s % r), default=None)
 
 
-@dataclass(frozen=True)
-class OperatorKeptBranches:
+class OperatorKeptBranches(OperatorAttention):
     """The `training.models.dilated_attention.AttentionBackend` to trace with, for masks."""
-
-    tokens: int
-    lengths: tuple[int, ...]
-    dilations: tuple[int, ...]
-    heads: int
-    device: torch.device
-    first_only: bool = False
-    made: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def class_token_only(self) -> OperatorKeptBranches:
-        return replace(self, first_only=True)
 
     def among(self, visible: Tensor) -> Selection:
         rows, seen = torch.ops.gigapath.kept(visible)
@@ -100,10 +85,8 @@ class OperatorKeptBranches:
         if plan not in self.made:
             layout = self.tokens, self.lengths, self.dilations, self.heads, head_dim, self.first_only
             self.made[plan] = torch.ops.gigapath.kept_plan(*self.made["kept"], *layout)
-        if "channels" not in self.made:
-            half = q.dtype == torch.half
-            self.made["channels"] = torch.ops.gigapath.channels(visible, self.heads, head_dim, half)
-        merged: Tensor = torch.ops.gigapath.kept_attention(q, k, v, self.made[plan], self.made["channels"])
+        channels = self._channels(visible, head_dim, q.dtype)
+        merged: Tensor = torch.ops.gigapath.kept_attention(q, k, v, self.made[plan], channels)
         return merged
 
 

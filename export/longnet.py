@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import onnx
 import onnx_ir
@@ -112,7 +112,7 @@ class OperatorAttention:
     first_only: bool = False
     made: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def class_token_only(self) -> OperatorAttention:
+    def class_token_only(self) -> Self:
         return replace(self, first_only=True)
 
     def among(self, visible: Tensor) -> Selection:
