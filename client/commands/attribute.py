@@ -308,11 +308,19 @@ def command(
             {name: listed.get(name) or _recorded(layout, name, wsi_dir) for name in ids},
             layout,
             out or layout.attribution,
-            (settings, maps, score, tuple(target or ()), limit, look_groups, checks, annotations),
+            (_named(settings), maps, score, tuple(target or ()), limit, look_groups, checks, annotations),
             lambda name, path, key: one(source, name, path, key),
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _named(settings: Settings) -> tuple[object, ...]:
+    """The settings, with a bank's digest for its values: of a large array `repr` shows the ends alone."""
+    values = vars(settings)
+    if not isinstance(settings.occluder, str):
+        values = values | {"occluder": hashlib.sha256(settings.occluder.tobytes()).hexdigest()}
+    return tuple(values.items())
 
 
 def _recorded(layout: Layout, slide_id: str, wsi_dir: Path | None) -> Path | None:
