@@ -304,18 +304,19 @@ def command(
         )
         if manifest:
             ids = list(listed)
+        decides = settings_key(settings), maps, score, tuple(target or ()), limit, look_groups, checks
         failed = _attribute_many(
             {name: listed.get(name) or _recorded(layout, name, wsi_dir) for name in ids},
             layout,
             out or layout.attribution,
-            (_named(settings), maps, score, tuple(target or ()), limit, look_groups, checks, annotations),
+            (*decides, annotations),
             lambda name, path, key: one(source, name, path, key),
         )
     if failed:
         raise typer.Exit(1)
 
 
-def _named(settings: Settings) -> tuple[object, ...]:
+def settings_key(settings: Settings) -> tuple[object, ...]:
     """The settings, with a bank's digest for its values: of a large array `repr` shows the ends alone."""
     values = vars(settings)
     if not isinstance(settings.occluder, str):

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from client.attribution.attribute import Settings
+from client.commands.attribute import settings_key
 from client.outputs.layout import Layout
 from gigapath_contract.schema import Contract
 
@@ -47,3 +51,12 @@ def test_a_batch_is_attributed_whole_or_by_manifest_and_resumed(
     assert (layout.attribution / "attributions.pdf").read_bytes().startswith(b"%PDF")
     refused = run_client(*many, "--all", "--slide-id", "a")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
+
+
+def test_banks_of_one_shape_are_told_apart() -> None:
+    bank = np.zeros((100, 96), np.float32)
+    other = bank.copy()
+    other[50] = 1
+    one, two = (repr(settings_key(Settings(occluder=values))) for values in (bank, other))
+    assert one != two
+    assert one == repr(settings_key(Settings(occluder=bank.copy())))
