@@ -82,18 +82,15 @@ def write_sheet(folder: Path, rows: Sequence[SummaryRow]) -> Path:
     """Write the maps, six on a page, in the table's order. Raises OutputError."""
     pictures = [path for row in rows if row.map and (path := folder / row.map).exists()]
     cell = _PAGE[0] // _COLUMNS, _PAGE[1] // _ROWS
-    pages = []
-    for start in range(0, len(pictures), _COLUMNS * _ROWS):
-        page = Image.new("RGB", _PAGE, "white")
-        for number, path in enumerate(pictures[start : start + _COLUMNS * _ROWS]):
-            with Image.open(path) as picture:
-                small = picture.convert("RGB")
-            small.thumbnail((cell[0] - 20, cell[1] - 20))
-            page.paste(small, (number % _COLUMNS * cell[0] + 10, number // _COLUMNS * cell[1] + 10))
-        pages.append(page)
     with atomic_path(folder / SHEET) as part:
-        if pages:
-            pages[0].save(part, format="PDF", save_all=True, append_images=pages[1:], resolution=210)
-        else:
-            part.touch()
+        part.touch()
+        for start in range(0, len(pictures), _COLUMNS * _ROWS):
+            page = Image.new("RGB", _PAGE, "white")
+            for number, path in enumerate(pictures[start : start + _COLUMNS * _ROWS]):
+                with Image.open(path) as picture:
+                    small = picture.convert("RGB")
+                small.thumbnail((cell[0] - 20, cell[1] - 20))
+                page.paste(small, (number % _COLUMNS * cell[0] + 10, number // _COLUMNS * cell[1] + 10))
+            # One page in memory at a time: each has 13 MB.
+            page.save(part, format="PDF", append=start > 0, resolution=210)
     return folder / SHEET
