@@ -15,6 +15,7 @@ from ..files import write_csv
 from ..outputs.records import DEGRADED, FAILED, OK
 from ..outputs.thumbnail import write_picture
 from ..scoring.score import THUMBNAIL_PX, SlideSource, TilingOptions, find_tissue
+from ..slides.contours import rings
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.slide import Slide, open_slide
 from ..slides.tiling import plan_tiles
@@ -91,7 +92,6 @@ def _write(out: Path, slide: Slide, slide_id: str, tissue: TissueMask, outlines:
     thumbnail: Pixels = slide.thumbnail(THUMBNAIL_PX).copy()
     scale = np.array(thumbnail.shape[1::-1]) / np.array(slide.dimensions)
     for contour in contours:
-        for ring in (contour.exterior, *contour.interiors):
-            points = np.rint(np.asarray(ring.coords)[:, :2] * scale).astype(np.int32)
-            cv2.polylines(thumbnail, [points], True, _OUTLINE, 2)
+        for ring in rings(contour):
+            cv2.polylines(thumbnail, [np.rint(ring * scale).astype(np.int32)], True, _OUTLINE, 2)
     write_picture(out / "thumbnails" / f"{slide_id}.jpg", thumbnail)

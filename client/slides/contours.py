@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import shapely
 from shapely.geometry import MultiPoint, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from ..arrays import BinaryMask, Int32
+from ..arrays import BinaryMask, Float64, Int32
 
 SHIFT = 4  # cv2 takes vertices in fixed point, here 1/16 mask pixel
 
@@ -23,10 +25,10 @@ def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tup
     for polygon in shapely.get_parts(geometry):
         if isinstance(polygon, Polygon):
             # cv2 counts from the first pixel's centre, a mask from its corner.
-            rings = [np.asarray(ring.coords)[:, :2] / downsample - 0.5 for ring in _rings(polygon)]
+            drawn = [ring / downsample - 0.5 for ring in rings(polygon)]
             canvas = np.zeros(mask.shape, np.uint8)
             cv2.fillPoly(
-                canvas, [np.rint(r * (1 << SHIFT)).astype(np.int32) for r in rings], 1, cv2.LINE_8, SHIFT
+                canvas, [np.rint(r * (1 << SHIFT)).astype(np.int32) for r in drawn], 1, cv2.LINE_8, SHIFT
             )
             mask |= canvas.astype(np.bool_)
     return mask
@@ -37,10 +39,10 @@ def mask_contours(mask: BinaryMask, downsample: tuple[float, float]) -> list[Pol
 
     Straight borders are exact; a corner that points inwards is cut by half a mask pixel.
     """
-    rings, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outer: dict[int, Int32] = {}
     holes: dict[int, list[Int32]] = {}
-    for index, ring in enumerate(rings):
+    for index, ring in enumerate(found):
         parent = int(tree[0][index][3])
         vertices = np.asarray(ring[:, 0], np.int32)
         if parent < 0:
@@ -66,5 +68,9 @@ def _outline(
     return [part for part in shapely.get_parts(parts) if isinstance(part, Polygon)]
 
 
-def _rings(polygon: Polygon) -> list[shapely.LinearRing]:
-    return [polygon.exterior, *polygon.interiors]
+def rings(geometry: BaseGeometry) -> Iterator[Float64]:
+    """The vertices [n, 2] of every outline of a geometry's polygons, holes included."""
+    for part in shapely.get_parts(geometry):
+        if isinstance(part, Polygon):
+            for ring in (part.exterior, *part.interiors):
+                yield np.asarray(ring.coords)[:, :2]

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import shapely
-from shapely.geometry import Polygon
 from shapely.geometry.base import BaseGeometry
 
 from ...arrays import Float64, Int64
 from ...files import atomic_path
+from ...slides.contours import rings
 from ...slides.slide import Slide
 from ..explain import Explanation
 from ..look_groups import LookGroups
@@ -40,10 +39,8 @@ def canvas_for(explanation: Explanation, slide: Slide | None, outlines: BaseGeom
     else:
         overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
         canvas = Canvas(overview.pixels, overview.downsample)
-    polygons = [part for part in shapely.get_parts(outlines) if isinstance(part, Polygon)] if outlines else []
-    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
     scale = np.array(canvas.downsample)
-    return replace(canvas, outlines=tuple(np.asarray(ring.coords)[:, :2] / scale for ring in rings))
+    return replace(canvas, outlines=tuple(ring / scale for ring in rings(outlines)) if outlines else ())
 
 
 def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:
