@@ -68,10 +68,10 @@ def check_bags(
     width: int,
     rule: CoordinateRule,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, str]:
-    """Read every bag once, before training starts; returns the files' SHA-256 by name.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Read every bag once, before training starts; returns the files' SHA-256, and what was assumed, by name.
 
-    A warning says what was assumed of files that do not say what their coordinates are.
+    Files that say what their coordinates are have nothing assumed; a warning counts the others.
 
     Raises:
         TrainingError: the first bag that `read_bag` refuses, or whose features aren't `width` wide.
@@ -87,13 +87,13 @@ def check_bags(
             )
         return path.name, file_sha256(path), assumed
 
-    digests, doubts = {}, Counter[str]()
+    digests, doubts = {}, {}
     with ThreadPoolExecutor(4) as pool:
         for name, digest, assumed in pool.map(check, paths):
             digests[name] = digest
-            doubts[assumed] += 1
+            if assumed:
+                doubts[name] = assumed
             progress(len(digests))
-    for assumed, files in doubts.items():
-        if assumed:
-            logger.warning("%d of %d feature files: %s", files, len(digests), assumed)
-    return digests
+    for assumed, files in Counter(doubts.values()).items():
+        logger.warning("%d of %d feature files: %s", files, len(digests), assumed)
+    return digests, doubts

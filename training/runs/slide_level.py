@@ -36,12 +36,17 @@ from training.task import Task
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration whose data has been checked: its folds, and the SHA-256 of every file they read."""
+    """A configuration whose data has been checked: its folds, and what is known of every file they read.
+
+    `digests` are SHA-256; `assumed` says what was assumed of files that do not say what their coordinates
+    are.
+    """
 
     config: TrainingConfig
     task: Task
     folds: tuple[Fold, ...]
     digests: dict[str, str]
+    assumed: dict[str, str]
 
     def folders(self, out: Path) -> list[Path]:
         """Each fold's run folder: `out` itself where there is one fold."""
@@ -70,13 +75,13 @@ def plan_runs(
             )
     preset = config.build_preset()
     needed = sorted({slide.slide_id for fold in folds for slide in fold.slides})
-    digests = check_bags(
+    digests, assumed = check_bags(
         [data.features / f"{name}.h5" for name in needed],
         preset.slide.in_chans,
         preset.variant.coordinates,
         lambda done: progress(done, len(needed)),
     )
-    return Plan(config, task, tuple(folds), digests)
+    return Plan(config, task, tuple(folds), digests, assumed)
 
 
 def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     rule = plan.config.build_preset().variant.coordinates
     for number, (fold, folder) in enumerate(zip(plan.folds, plan.folders(out), strict=True)):
         if main:
-            open_record(folder, plan.config, _data(number, fold, plan.digests))
+            open_record(folder, plan.config, _data(plan, number, fold))
             warn_misplaced(folder, rule)
         if not (folder / METRICS).exists():
             _run_fold(plan, fold, folder, bar)
@@ -148,10 +153,12 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
     write_metrics(folder, title, facts, {"epochs": trainer.current_epoch, **results})
 
 
-def _data(number: int, fold: Fold, digests: dict[str, str]) -> dict[str, Any]:
+def _data(plan: Plan, number: int, fold: Fold) -> dict[str, Any]:
     names = {split: [slide.slide_id for slide in getattr(fold, split)] for split in SPLITS}
     files = sorted(f"{name}.h5" for split in SPLITS for name in names[split])
-    return {"fold": number, "splits": names, "sha256": {file: digests[file] for file in files}}
+    data = {"fold": number, "splits": names, "sha256": {file: plan.digests[file] for file in files}}
+    assumed = {file: plan.assumed[file] for file in files if file in plan.assumed}
+    return {**data, "assumed": assumed} if assumed else data
 
 
 def _evaluate(model: SlideModel, bags: SlideBags, plan: Plan, folder: Path, split: str) -> dict[str, Any]:

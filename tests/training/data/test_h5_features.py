@@ -90,7 +90,9 @@ def test_features_of_another_encoder_are_refused_before_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = [write(tmp_path / f"{width}.h5", features=np.ones((3, width)), coords=GRID) for width in (4, 5)]
-    assert set(check_bags(paths[:1], 4, "level0/256")) == {"4.h5"}
-    assert "1 of 1 feature files: the file does not say what its coordinates are" in caplog.text
+    digests, assumed = check_bags(paths[:1], 4, "level0/256")
+    assert set(digests) == set(assumed) == {"4.h5"}
+    assert f"1 of 1 feature files: {assumed['4.h5']}" in caplog.text
+    assert assumed["4.h5"].startswith("the file does not say what its coordinates are")
     with pytest.raises(TrainingError, match=r"5\.h5: features are 5 wide and the slide encoder takes 4"):
         check_bags(paths, 4, "level0/256")

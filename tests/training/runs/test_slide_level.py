@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -95,6 +96,8 @@ def test_a_run_folder_says_what_was_done_and_its_model_gives_its_predictions(
     }
     data = json.loads((finished / "data.json").read_text())
     assert len(data["sha256"]) == 24
+    assert data["assumed"].keys() == data["sha256"].keys()  # the bags don't say what their coordinates are
+    assert "level-0 pixels" in data["assumed"][f"{rows[0]['slide_id']}.h5"]
     assert set(json.loads((finished / "environment.json").read_text())) >= {"python", "torch", "lightning"}
     card = (finished / "MODEL_CARD.md").read_text()
     assert "For research only" in card
@@ -212,9 +215,12 @@ def test_a_finished_run_is_kept_and_another_configuration_or_other_data_is_refus
     record.write_text(text)
     with pytest.raises(TrainingError, match="holds a run of another configuration: choose another --out"):
         run(plan_runs(config_of(config_text, tmp_path, optim__epochs=9)), finished)
-    changed = type(plan)(plan.config, plan.task, plan.folds, dict.fromkeys(plan.digests, "0"))
-    with pytest.raises(TrainingError, match="the data has changed"):
-        run(changed, finished)
+    for changed in (
+        dataclasses.replace(plan, digests=dict.fromkeys(plan.digests, "0")),
+        dataclasses.replace(plan, assumed={}),
+    ):
+        with pytest.raises(TrainingError, match="the data has changed"):
+            run(changed, finished)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(TrainingError, match="is not empty and not a run"):
