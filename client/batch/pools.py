@@ -6,8 +6,10 @@ import contextlib
 import functools
 import logging
 import multiprocessing
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection as PipeConnection
@@ -15,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from ..errors import Cancelled, ClientError, OutputError
-from ..outputs.records import FAILED, SlideRecord, write_record
+from ..outputs.records import FAILED, Fault, SlideRecord, write_record
 from ..scoring.embedding import Progress
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
@@ -56,7 +58,8 @@ class LocalPool:
         self._progress_for = progress_for
         self._connection = Connection(job.endpoint, in_flight=job.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
-        self._process: SpawnProcess | None = None
+        self._processes: set[SpawnProcess] = set()
+        self._closed = False
 
     def submit(self, source: SlideSource, *, isolated: bool = False) -> Future[SlideRecord]:
         """Start a slide."""
@@ -82,13 +85,19 @@ class LocalPool:
 
     def _isolated(self, source: SlideSource) -> SlideRecord:
         receiver, sender = _SPAWN.Pipe(duplex=False)
-        process = self._process = _SPAWN.Process(target=_send_record, args=(self._job, source, sender))
+        process = _SPAWN.Process(target=_send_record, args=(self._job, source, sender))
         process.start()
+        self._processes.add(process)
         sender.close()
+        if self._closed:  # since it was started
+            process.kill()
         try:
             record: SlideRecord = receiver.recv()
         except EOFError:
             process.join()
+            if self._closed:
+                self._job.begun(source.slide_id).unlink(missing_ok=True)
+                raise Cancelled(f"{source.path}: the batch was interrupted") from None
             code = process.exitcode or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             record = SlideRecord(
@@ -96,17 +105,20 @@ class LocalPool:
                 str(source.path),
                 FAILED,
                 f"its process died ({how}): the slide is damaged, copy it again, or too large for the memory",
+                Fault.PROCESS_DIED,
             )
             with contextlib.suppress(OutputError):
                 write_record(self._job.layout.export, record)
         process.join()
+        self._processes.discard(process)
         return record
 
     def close(self) -> None:
         """Cancel the requests in flight, so that the threads end, and wait for them."""
+        self._closed = True
         self._connection.cancel()
-        if self._process:
-            self._process.kill()
+        for process in self._processes.copy():
+            process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
 
@@ -156,10 +168,21 @@ class RayPool:
 
 
 def _send_record(job: BatchJob, source: SlideSource, sender: PipeConnection) -> None:
-    """Process a slide in a process of its own; Ctrl-C is its parent's, which then kills it."""
+    """Process a slide in a process of its own; Ctrl-C is its parent's, which then kills it.
+
+    It ends with its parent: the next run would write the same files.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with Connection(job.endpoint, in_flight=job.throughput.in_flight) as connection:
         sender.send(process_slide(job, source, connection))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _check_reachable(address: str) -> None:

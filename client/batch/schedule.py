@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import ContractMismatch, DeadlineExceeded, RequestRefused, ServerUnavailable
 from ..files import has_room
-from ..outputs.records import FAILED, Fault, SlideRecord
+from ..outputs.records import Fault, SlideRecord
 from ..scoring.score import SlideSource
 from ..triton.connection import Connection
 from ..triton.contract import check_same
@@ -119,20 +119,17 @@ def run(
     another one of the batch that it fails. A slide during which the servers were lost or the disk was full is
     tried again once `watch` finds one, or space; where it finds none, or another export is served, the slides
     left are not started.
-    The `suspects`, which were begun when an earlier run died, come last, alone, in a process that may die.
+    The `suspects`, one of which may have killed an earlier run, come after the others, each in a process that
+    may die; one whose process dies is tried again alone as well.
     """
-    waiting = deque(slide for slide in slides if slide.slide_id not in suspects)
+    waiting = deque(sorted(slides, key=lambda slide: slide.slide_id in suspects))
     late, running = deque[SlideSource](), dict[Any, SlideSource]()
-    for source in slides:
-        if source.slide_id in suspects:
-            late.append(source)
-            report.late(SlideRecord(source.slide_id, str(source.path), FAILED, "begun when a run died"))
     losses, alone, given_up = Counter[str](), set[str](), ""
     try:
         while running or (not given_up and (waiting or late)):
             while waiting and not given_up and len(running) < pool.size:
                 source = waiting.popleft()
-                running[pool.submit(source)] = source
+                running[pool.submit(source, isolated=source.slide_id in suspects)] = source
             if late and not (running or given_up):
                 source = late.popleft()
                 alone.add(source.slide_id)

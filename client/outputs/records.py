@@ -28,6 +28,7 @@ class Fault(StrEnum):
     DISK_FULL = "disk full"
     SERVER_LOST = "server lost"  # no server could be reached
     EXPORT_CHANGED = "export changed"  # a server serves another export
+    PROCESS_DIED = "process died"  # the slide's own, or others' where memory was short
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,7 @@ class Scripted:
     def __init__(self, script: dict[str, list[Fault]]) -> None:
         self.script = {name: list(faults) for name, faults in script.items()}
         self.started: list[str] = []
+        self.most = 0
         self.closed = False
 
     def submit(self, source: SlideSource, *, isolated: bool = False) -> str:
@@ -262,6 +263,7 @@ class Scripted:
         return source.slide_id
 
     def wait(self, handles: list[str]) -> list[str]:
+        self.most = max(self.most, len(handles))
         return handles[:1]
 
     def result(self, handle: str, source: SlideSource) -> SlideRecord:
@@ -307,12 +309,25 @@ class Silent:
         pass
 
 
-def test_what_was_begun_when_a_run_died_comes_last_and_isolated() -> None:
-    pool, ended = Scripted({"b": [Fault.SERVER_LOST]}), list[SlideRecord]()
+@pytest.mark.parametrize(
+    ("script", "started", "failed"),
+    [
+        ({"b": [Fault.SERVER_LOST]}, "cdABB", ""),
+        ({"b": [Fault.PROCESS_DIED]}, "cdABB", ""),
+        ({"a": [Fault.PROCESS_DIED] * 2}, "cdABA", "a"),
+        ({"a": [Fault.NONE]}, "cdAB", "a"),
+    ],
+)
+def test_what_was_begun_when_a_run_died_comes_last_and_isolated(
+    script: dict[str, list[Fault]], started: str, failed: str
+) -> None:
+    pool, ended = Scripted(script), list[SlideRecord]()
     slides = [SlideSource(Path(f"{name}.tif")) for name in "abcd"]
     run(pool, slides, Reachable(), Silent(), ended.append, {"a", "b"})
-    assert "".join(pool.started) == "cdABB"
-    assert "".join(record.slide_id for record in ended if record.status == OK) == "cdab"
+    assert "".join(pool.started) == started
+    assert sorted(record.slide_id for record in ended) == list("abcd")
+    assert "".join(record.slide_id for record in ended if record.status == FAILED) == failed
+    assert pool.most == pool.size
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import signal
@@ -171,33 +172,67 @@ def test_killed_and_resumed(
     assert not list(tmp_path.glob(".partial/*"))
 
 
+def isolated(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that a batch has started for slides that may kill them."""
+    found = []
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def leave_marks(out: Path, *slides: str) -> Path:
+    """What a run leaves that died while it processed these slides."""
+    (out / ".begun").mkdir()
+    for name in slides:
+        (out / ".begun" / name).touch()
+    return out / ".begun"
+
+
 def test_a_slide_that_kills_its_process_fails_alone(
     slides: Path, triton_url: str, undisturbed: Path, run_client: Run, tmp_path: Path
 ) -> None:
     """The run that it killed leaves its mark; the next one tries it last, in a process that may die."""
-    begun = tmp_path / ".begun"
+    begun = leave_marks(tmp_path, "a")
 
-    def kill_isolated() -> None:
-        while not (tmp_path / ".partial" / "a.part").exists():
-            time.sleep(0.002)
-        children = psutil.Process().children()
-        next(c for c in children if "spawn_main" in " ".join(c.cmdline())).send_signal(signal.SIGABRT)
+    def kill_whatever_scores_a() -> None:
+        for _ in range(2):
+            while not ((tmp_path / ".partial" / "a.part").exists() and isolated(psutil.Process())):
+                time.sleep(0.002)
+            [child] = isolated(psutil.Process())
+            child.send_signal(signal.SIGABRT)
+            child.wait(60)
 
-    begun.mkdir()
-    (begun / "a").touch()
-    killer = threading.Thread(target=kill_isolated)
+    killer = threading.Thread(target=kill_whatever_scores_a)
     killer.start()
-    done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY, "--slides", 1)
+    done = run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY)
     killer.join()
     assert done.code == 1
-    assert "a  tried again alone after the others: begun when a run died" in done.err
+    assert "a  tried again alone after the others: its process died (signal SIGABRT)" in done.err
     ended = status(tmp_path)
     assert ended["a"]["reason"].startswith("its process died (signal SIGABRT)")
     assert (ended["b"]["status"], ended["c"]["status"]) == ("ok", "ok")
-    assert (begun / "a").exists()
+    assert [path.name for path in begun.iterdir()] == ["a"]
     assert run_client("batch", slides, "--out", tmp_path, "--url", triton_url, *SLOWLY).code == 0
     assert not list(begun.iterdir())
     assert outputs(tmp_path) == outputs(undisturbed)
+
+
+@pytest.mark.parametrize(("how", "marked"), [(signal.SIGINT, []), (signal.SIGKILL, ["a", "b"])])
+def test_isolated_slides_end_with_their_batch(
+    slides: Path, triton_url: str, tmp_path: Path, how: signal.Signals, marked: list[str]
+) -> None:
+    """Else they would write the same files as the next run. Ctrl-C leaves no suspects."""
+    begun = leave_marks(tmp_path, "a", "b", "c")
+    with started(slides, tmp_path, triton_url, 3) as process:
+        while len(children := isolated(psutil.Process(process.pid))) < 2:
+            time.sleep(0.002)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert sorted({path.name for path in begun.iterdir()} & {"a", "b"}) == marked
 
 
 def test_interrupted_by_ctrl_c(slides: Path, triton_url: str, tmp_path: Path) -> None:
