@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import openslide
 
 from ..arrays import Pixels
 from ..errors import SlideError
-from ..slides.slide import Handles
+from ..slides.handles import Handles, SlideHandle
 from ..slides.tiling import TilePlan
 
 
@@ -26,8 +25,8 @@ class OpenSlideReader:
         self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
         self._handles = Handles(plan.path)
 
-    def handle(self) -> openslide.OpenSlide:
-        """This thread's OpenSlide.
+    def handle(self) -> SlideHandle:
+        """This thread's handle.
 
         Raises:
             SlideError: the slide cannot be opened.

@@ -1,11 +1,9 @@
-"""A slide file through OpenSlide: the reference for properties, levels, bounds and pixels."""
+"""A slide: its scale, levels that can be trusted, bounds and pixels."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,13 +15,13 @@ from typing import Self
 import cv2
 import numpy as np
 import openslide
-from tifffile import COMPRESSION
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .damage import check_claims, check_file, is_truncated_tiff
+from .damage import check_file
 from .detect import lacks_frames
 from .fingerprint import slide_files
+from .handles import Handles, SlideHandle, open_handle, read_region
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
 from .tiff import Page, read_pages
@@ -33,11 +31,6 @@ FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block c
 MOST_OVERVIEW_PIXELS = 2e10  # of a level to look through: larger ones come with smaller ones
 MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
 ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
-# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
-_OTHER_KIND = re.compile(
-    rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
-    r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
-)
 MOST_THREADS = 8  # that read an overview
 MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
 
@@ -71,7 +64,7 @@ class Slide:
             pixels = slide.read(level=0, position=(1000, 2000), size=(256, 256))
     """
 
-    def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: Mpp, pages: Sequence[Page] = ()) -> None:
+    def __init__(self, path: Path, handle: SlideHandle, mpp: Mpp, pages: Sequence[Page] = ()) -> None:
         properties = handle.properties
         self.path = path
         self.slide_id = path.stem
@@ -259,7 +252,7 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
     return slide
 
 
-def _properties(handle: openslide.OpenSlide, pages: Sequence[Page]) -> Properties:
+def _properties(handle: SlideHandle, pages: Sequence[Page]) -> Properties:
     """OpenSlide's properties; where another page than the first is level 0, with that one's resolution."""
     properties = dict(handle.properties)
     level0 = next((page for page in pages if page.size == handle.dimensions), None)
@@ -268,105 +261,6 @@ def _properties(handle: openslide.OpenSlide, pages: Sequence[Page]) -> Propertie
             properties.pop(f"tiff.{'XY'[axis]}Resolution", None)
             properties[name] = str(level0.mpp[axis]) if level0.mpp else ""
     return properties
-
-
-def open_handle(path: Path) -> openslide.OpenSlide:
-    """Open OpenSlide's own handle.
-
-    Raises:
-        SlideError: the file is missing, empty, cut off, damaged or no slide.
-    """
-    check_file(path)
-    try:
-        handle = openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError:
-        if is_truncated_tiff(path):
-            raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
-        raise SlideError(
-            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "
-            "(gigapath-client convert)"
-        ) from None
-    except openslide.OpenSlideError as error:
-        message = _one_line(error).removeprefix(f"Reading {path}: ")
-        if _OTHER_KIND.match(message):
-            raise SlideError(
-                f"{path}: of a kind that OpenSlide does not read ({_named(message)}): convert it, for "
-                "example to tiled JPEG TIFF"
-            ) from None
-        raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None
-    try:
-        check_claims(path, handle)
-    except SlideError:
-        handle.close()
-        raise
-    return handle
-
-
-def _named(message: str) -> str:
-    """OpenSlide's message with the name of a TIFF's compression."""
-    code = message.removeprefix("Unsupported TIFF compression: ")
-    return f"TIFF compression {COMPRESSION(int(code)).name}" if code.isdecimal() else message
-
-
-class Handles:
-    """A handle of OpenSlide per thread: one that met an error refuses everything, and is replaced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handles: dict[int, openslide.OpenSlide] = {}
-
-    def get(self) -> openslide.OpenSlide:
-        """This thread's handle.
-
-        Raises:
-            SlideError: the slide cannot be opened.
-        """
-        thread = threading.get_ident()
-        if thread not in self._handles:
-            self._handles[thread] = open_handle(self._path)
-        return self._handles[thread]
-
-    def read(self, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-        """`read_region` with this thread's handle.
-
-        Raises:
-            SlideError: the slide cannot be opened, or the region not decoded.
-        """
-        handle = self.get()
-        try:
-            return read_region(handle, position, level, size)
-        except SlideError:
-            del self._handles[threading.get_ident()]
-            handle.close()
-            raise
-
-    def close(self) -> None:
-        """Close every handle; no thread may be reading."""
-        while self._handles:
-            self._handles.popitem()[1].close()
-
-
-def read_region(
-    handle: openslide.OpenSlide, position: tuple[int, int], level: int, size: tuple[int, int]
-) -> Pixels:
-    """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white.
-
-    Raises:
-        SlideError: OpenSlide cannot decode it; the handle is of no use any more.
-    """
-    try:
-        return flatten_alpha(np.asarray(handle.read_region(position, level, size)))
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"cannot decode level {level} at {position} ({_one_line(error)})") from None
-
-
-def flatten_alpha(rgba: Pixels) -> Pixels:
-    """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest."""
-    alpha = rgba[..., 3:]
-    if alpha.min() == 255:
-        return rgba[..., :3]
-    opacity = alpha.astype(np.uint32)
-    return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
 def _bisect_block(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
@@ -384,7 +278,3 @@ def _bounds(properties: Properties, dimensions: tuple[int, int]) -> tuple[int, i
         return (0, 0, *dimensions)
     x, y, width, height = (int(properties[name]) for name in names)
     return x, y, width, height
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

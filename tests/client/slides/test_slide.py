@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from client.arrays import Pixels
 from client.errors import ClientError, MppError, SlideError
+from client.slides.handles import flatten_alpha
 from client.slides.mpp import objective_power
-from client.slides.slide import flatten_alpha, open_slide
+from client.slides.slide import open_slide
 from tests.support.dicom import write_series
 from training.cohort.pyramid import write_pyramid
 

@@ -1,0 +1,158 @@
+"""What reads a slide's levels: OpenSlide, or another library where it gives the same view of a slide."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import openslide
+from tifffile import COMPRESSION
+
+from ..arrays import Pixels
+from ..errors import SlideError
+from .damage import check_claims, check_file, is_truncated_tiff
+from .mpp import Properties
+
+# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
+_OTHER_KIND = re.compile(
+    rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
+    r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
+)
+
+
+class SlideHandle(Protocol):
+    """An open slide as `openslide.OpenSlide` shows it: a new format is a class and a line in `open_handle`.
+
+    `properties` has OpenSlide's names: `openslide.vendor`, and where known `openslide.mpp-x` and -y,
+    `openslide.objective-power` and `openslide.bounds-*`.
+    """
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of every level, the finest first."""
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 pixels per pixel of each level."""
+
+    @property
+    def properties(self) -> Properties:
+        """What the file says, by name."""
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        """RGBA, as a picture or an array: the region at `location` in level-0 pixels, `size` of the level.
+
+        Raises:
+            SlideError, OpenSlideError: it cannot be decoded; the handle is not used any more.
+        """
+
+    def close(self) -> None:
+        """Close the slide."""
+
+
+def open_handle(path: Path) -> SlideHandle:
+    """Open a slide with what reads its format: OpenSlide.
+
+    Raises:
+        SlideError: the file is missing, empty, cut off, damaged or no slide.
+    """
+    check_file(path)
+    try:
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        if is_truncated_tiff(path):
+            raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
+        raise SlideError(
+            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "
+            "(gigapath-client convert)"
+        ) from None
+    except openslide.OpenSlideError as error:
+        message = _one_line(error).removeprefix(f"Reading {path}: ")
+        if _OTHER_KIND.match(message):
+            raise SlideError(
+                f"{path}: of a kind that OpenSlide does not read ({_named(message)}): convert it, for "
+                "example to tiled JPEG TIFF"
+            ) from None
+        raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None
+    try:
+        check_claims(path, handle)
+    except SlideError:
+        handle.close()
+        raise
+    return handle
+
+
+def _named(message: str) -> str:
+    """OpenSlide's message with the name of a TIFF's compression."""
+    code = message.removeprefix("Unsupported TIFF compression: ")
+    return f"TIFF compression {COMPRESSION(int(code)).name}" if code.isdecimal() else message
+
+
+class Handles:
+    """A handle per thread: one of OpenSlide that met an error refuses everything, and is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handles: dict[int, SlideHandle] = {}
+
+    def get(self) -> SlideHandle:
+        """This thread's handle.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+        """
+        thread = threading.get_ident()
+        if thread not in self._handles:
+            self._handles[thread] = open_handle(self._path)
+        return self._handles[thread]
+
+    def read(self, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        """`read_region` with this thread's handle.
+
+        Raises:
+            SlideError: the slide cannot be opened, or the region not decoded.
+        """
+        handle = self.get()
+        try:
+            return read_region(handle, position, level, size)
+        except SlideError:
+            del self._handles[threading.get_ident()]
+            handle.close()
+            raise
+
+    def close(self) -> None:
+        """Close every handle; no thread may be reading."""
+        while self._handles:
+            self._handles.popitem()[1].close()
+
+
+def read_region(handle: SlideHandle, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+    """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white.
+
+    Raises:
+        SlideError: it cannot be decoded; the handle is of no use any more.
+    """
+    try:
+        return flatten_alpha(np.asarray(handle.read_region(position, level, size)))
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"cannot decode level {level} at {position} ({_one_line(error)})") from None
+
+
+def flatten_alpha(rgba: Pixels) -> Pixels:
+    """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return rgba[..., :3]
+    opacity = alpha.astype(np.uint32)
+    return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
