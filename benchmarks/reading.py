@@ -33,11 +33,11 @@ from benchmarks.common import (
     write_page,
 )
 from client.arrays import Pixels
-from client.reading.jpeg_reader import stored_tiles
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles, resize
 from client.reading.tile_reader import open_reader
 from client.slides.slide import open_slide
+from client.slides.stored_tiles import stored_tiles
 from client.slides.tiling import TilePlan, plan_tiles
 from training.cohort.pyramid import write_pyramid
 

@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from ..arrays import Pixels
+from ..slides.stored_tiles import DirectReadUnsupported, StoredTiles, stored_tiles
 from ..slides.tiling import TilePlan
-from .jpeg_reader import DirectReadUnsupported, JpegReader, StoredTiles, stored_tiles
+from .jpeg_reader import JpegReader
 from .openslide_reader import OpenSlideReader
 
 logger = logging.getLogger(__name__)

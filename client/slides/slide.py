@@ -21,9 +21,10 @@ from ..errors import MppError, SlideError
 from .damage import check_file
 from .detect import lacks_frames
 from .fingerprint import slide_files
-from .handles import Handles, SlideHandle, open_handle, read_region
+from .handles import SlideHandle, open_handle, read_region
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
+from .regions import LevelRegions
 from .tiff import Page, read_pages
 
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
@@ -181,7 +182,6 @@ class Slide:
                 f"{self.path}: has no level small enough to find tissue on, only {width}x{height} px: "
                 "convert it to a pyramid"
             )
-        level_downsample = self.level_downsamples[level]
         shape = (math.ceil(height / factor), math.ceil(width / factor))
         pixels, unreadable = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
         side = max(1, BLOCK // factor)
@@ -195,10 +195,9 @@ class Slide:
         def fill(block: tuple[int, int, int, int]) -> None:
             top, left, rows, columns = block
             part = slice(top, top + rows), slice(left, left + columns)
-            position = (round(left * factor * level_downsample), round(top * factor * level_downsample))
-            handles.get()
+            regions.check()
             try:
-                region = handles.read(position, level, (columns * factor, rows * factor))
+                region = regions.read((left * factor, top * factor), (columns * factor, rows * factor))
             except SlideError as error:
                 failures.append(str(error))
                 if len(failures) > MAX_FAILURES:
@@ -211,14 +210,15 @@ class Slide:
             else:
                 pixels[part] = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
 
-        with closing(Handles(self.path)) as handles:
+        downsample = self.level_downsamples[level]
+        with closing(LevelRegions(self.path, self.vendor, level, (width, height), downsample)) as regions:
             threads = ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1, MOST_THREADS), "overview")
             try:
                 for _ in threads.map(fill, blocks):
                     pass
             finally:
                 threads.shutdown(cancel_futures=True)
-        return Overview(pixels, (factor * level_downsample, factor * level_downsample), unreadable)
+        return Overview(pixels, (factor * downsample, factor * downsample), unreadable)
 
 
 def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Slide:

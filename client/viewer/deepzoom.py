@@ -11,9 +11,9 @@ import numpy as np
 import simplejpeg
 
 from ..arrays import Pixels
-from ..reading.jpeg_reader import DirectReadUnsupported, StoredTiles, stored_tiles
 from ..reading.stream import resize
 from ..slides.slide import ROUNDING, Overview, Slide
+from ..slides.stored_tiles import DirectReadUnsupported, StoredTiles, stored_tiles
 
 TILE = 256
 QUALITY = 85
@@ -93,7 +93,7 @@ class DeepZoom:
         if (column + 1) * self.tile > width or (row + 1) * self.tile > height:
             return None
         key = row * stored.columns + column
-        return stored.jpeg(self._file, key) if stored.counts[key] > 0 else None
+        return stored.jpeg(self._file, key)
 
     def _shrunk(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """RGB uint8 [h, w, 3] of the tile at `corner` (x, y), of `size` (w, h) in pixels of `level`."""

@@ -6,6 +6,7 @@ import os
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from client.arrays import Pixels
 from client.errors import ClientError, MppError, SlideError
-from client.slides.handles import flatten_alpha
+from client.slides.handles import Handles, flatten_alpha
 from client.slides.mpp import objective_power
 from client.slides.slide import open_slide
 from tests.support.dicom import write_series
@@ -56,6 +57,46 @@ def test_overview_pixels_are_means(real_slide: Path, picture: NDArray[np.uint8])
     last = picture[:16, 138 * 16 :].reshape(-1, 3)  # 12 of 16 columns; the rest is white
     mean = (last.sum(axis=0) + (256 - len(last)) * 255) / 256
     assert np.abs(overview.pixels[0, 138] - mean).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "tile missing", "tile damaged", "tables apart"])
+def test_an_overview_from_stored_tiles_is_openslides_own(
+    tmp_path: Path, picture: NDArray[np.uint8], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pyramid(
+        tmp_path / "a.tif",
+        picture[:1900, :2100],
+        tile=240,
+        subsampling="444" if kind == "4:4:4" else "420",
+        missing=[(1, 0)] if kind == "tile missing" else (),
+        tables=kind == "tables apart",
+    )
+    if kind == "tile damaged":
+        with tifffile.TiffFile(path) as file:
+            offset = file.pages.first.dataoffsets[3]
+        content = bytearray(path.read_bytes())
+        content[offset : offset + 300] = bytes(300)
+        path.write_bytes(content)
+    through_openslide = 0
+    read = Handles.read
+
+    def count(handles: Handles, *args: Any) -> NDArray[np.uint8]:
+        nonlocal through_openslide
+        through_openslide += 1
+        return read(handles, *args)
+
+    monkeypatch.setattr(Handles, "read", count)
+    with open_slide(path) as slide:
+        direct = slide.overview(17)
+    assert (through_openslide == 5) == ("missing" not in kind and "damaged" not in kind)  # five spots
+    monkeypatch.setattr("client.slides.stored_tiles.VENDORS", ())
+    through_openslide = 0
+    with open_slide(path) as slide:
+        reference = slide.overview(17)
+    assert through_openslide > 0
+    assert np.array_equal(direct.pixels, reference.pixels)
+    assert np.array_equal(direct.unreadable, reference.unreadable)
+    assert reference.unreadable.any() == (kind == "tile damaged")
 
 
 def test_overview_reads_a_coarse_level(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
