@@ -84,7 +84,7 @@ def write_manifest(out: Path, rows: list[TissueRow]) -> Path:
 
 
 def _write(out: Path, slide: Slide, slide_id: str, tissue: TissueMask, outlines: Path, *, keep: bool) -> None:
-    contours = tissue.contours()
+    contours = tissue.contours(slide.bounds)
     if not keep:
         write_feature_collection(outlines, tissue_features(contours, slide_id, origin=slide.bounds[:2]))
     mask = np.where(tissue.mask, np.uint8(255), np.uint8(0))

@@ -129,7 +129,7 @@ def score_slide(
         tissue = find_tissue(slide, source, tiling)
         plan = plan_slide(slide, source.slide_id, tissue, contract, tiling)
         check_plan(plan, contract)
-        contours = tissue.contours() if tissue else []
+        contours = tissue.contours(slide.bounds) if tissue else []
         thumbnail = _thumbnail(slide)
     scale = LevelZeroScale(plan.tile_size_level0, plan.mpp_level0)
     grid_coords = grid_coordinates(contract, plan.coords, scale)

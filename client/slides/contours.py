@@ -34,11 +34,17 @@ def rasterise(geometry: BaseGeometry, downsample: tuple[float, float], size: tup
     return mask
 
 
-def mask_contours(mask: BinaryMask, downsample: tuple[float, float]) -> list[Polygon]:
+def mask_contours(
+    mask: BinaryMask, downsample: tuple[float, float], bounds: tuple[int, int, int, int] | None = None
+) -> list[Polygon]:
     """Outline a mask bool [h, w], holes included: valid polygons in level-0 pixels, large ones first.
 
-    Straight borders are exact; a corner that points inwards is cut by half a mask pixel.
+    Straight borders are exact; a corner that points inwards is cut by half a mask pixel. What lies outside
+    `bounds` (x, y, width, height in level-0 pixels) is left out.
     """
+    height, width = mask.shape
+    x, y, w, h = bounds or (0, 0, width * downsample[0], height * downsample[1])
+    edge = shapely.box(*(np.array([x, y, x + w, y + h]) / np.tile(downsample, 2) - 0.5))
     found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outer: dict[int, Int32] = {}
     holes: dict[int, list[Int32]] = {}
@@ -51,18 +57,18 @@ def mask_contours(mask: BinaryMask, downsample: tuple[float, float]) -> list[Pol
             holes.setdefault(parent, []).append(vertices)
     polygons: list[Polygon] = []
     for index, vertices in outer.items():
-        polygons += _outline(vertices, holes.get(index, []), downsample, mask.shape)
+        polygons += _outline(vertices, holes.get(index, []), downsample, edge)
     return sorted(polygons, key=lambda polygon: -polygon.area)
 
 
 def _outline(
-    ring: Int32, holes: list[Int32], downsample: tuple[float, float], shape: tuple[int, ...]
+    ring: Int32, holes: list[Int32], downsample: tuple[float, float], edge: Polygon
 ) -> list[Polygon]:
     # cv2's vertices are the centres of the mask's own outer pixels: their border lies half a pixel outwards.
     centres = shapely.make_valid(Polygon(ring, holes)) if len(ring) > 2 else MultiPoint(ring).convex_hull
     grown = centres.buffer(0.5, cap_style="square", join_style="mitre")
-    # A mitre can reach past the mask's edge, which is the slide's.
-    grown = grown.intersection(shapely.box(-0.5, -0.5, shape[1] - 0.5, shape[0] - 0.5))
+    # A mitre can reach past the mask's edge, which is the slide's, and a mask pixel past its bounds.
+    grown = grown.intersection(edge)
     scaled = shapely.transform(grown, lambda points: (points + 0.5) * np.array(downsample))
     parts = shapely.get_parts(shapely.make_valid(scaled))
     return [part for part in shapely.get_parts(parts) if isinstance(part, Polygon)]

@@ -44,9 +44,9 @@ class TissueMask:
         """The part of the slide that is tissue, 0 to 1."""
         return float(self.mask.mean())
 
-    def contours(self) -> list[Polygon]:
-        """The tissue's outlines with their holes, in level-0 pixels, large ones first."""
-        return mask_contours(self.mask, self.downsample)
+    def contours(self, bounds: tuple[int, int, int, int]) -> list[Polygon]:
+        """The tissue's outlines, with holes, within a slide's `bounds`: level-0 pixels, large ones first."""
+        return mask_contours(self.mask, self.downsample, bounds)
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
