@@ -152,7 +152,7 @@ def find_slide(target: Path, slide_id: str | None, contract: Contract) -> Stored
 
     Raises:
         ClientError: as `find_features`; in a batch's folder this export has no result for the slide, or one
-            of other tiles than are stored.
+            of other tiles than are stored; a slide-level file of another export.
     """
     features = find_features(target, slide_id, contract)
     layout, slide_id = Layout(features.parent.parent.parent, contract), features.stem
@@ -165,6 +165,10 @@ def find_slide(target: Path, slide_id: str | None, contract: Contract) -> Stored
         raise ClientError(
             f"{layout.out}: the served export {contract.export_id} has not scored {slide_id} (results there: "
             f"{others}): {again}"
+        )
+    if is_slide_level(target) and not target.samefile(stored.results):
+        raise ClientError(
+            f"{target}: is of another export than the served {contract.export_id}: give {stored.results}"
         )
     if len({stored_attributes(file).get("tile_key") for file in (features, stored.results)}) > 1:
         raise ClientError(
@@ -196,11 +200,13 @@ def find_features(target: Path, slide_id: str | None = None, contract: Contract 
 
     A folder is what `client score` (OUT/SLIDE.h5) or `client batch` (OUT/*/features_*/SLIDE.h5) wrote to;
     `slide_id` may be left out where it holds a single slide. Where several tile encoders have embedded it,
-    `contract` chooses the one of its export.
+    `contract` chooses the one of its export. A slide-level file, ours or TRIDENT's, stands for its slide.
 
     Raises:
         ClientError: there is no such file or slide, or several.
     """
+    if slide_id is None and is_slide_level(target):
+        target, slide_id = target.absolute().parents[2], target.stem
     if not target.is_dir():
         if not target.exists():
             raise ClientError(f"{target}: no such file or folder: check the path")
@@ -226,6 +232,11 @@ def find_features(target: Path, slide_id: str | None = None, contract: Contract 
         if found
         else f"{target}: holds no features of slide {slide_id}: score it first, or check the name"
     )
+
+
+def is_slide_level(path: Path) -> bool:
+    """Whether a file holds slide embeddings, by the folder name that TRIDENT and we give them."""
+    return path.parent.name.startswith("slide_features_") and path.is_file()
 
 
 def features_files(folder: Path, pattern: str = "*") -> list[Path]:

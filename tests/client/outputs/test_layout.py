@@ -22,7 +22,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     (tmp_path / "20x" / "slide_features_x").mkdir()
-    (tmp_path / "20x" / "slide_features_x" / "a.h5").touch()
+    for name in ("a", "b[1]", "c"):
+        (tmp_path / "20x" / "slide_features_x" / f"{name}.h5").touch()
     return tmp_path
 
 
@@ -31,6 +32,7 @@ def test_a_file_is_itself_and_a_slide_is_found_below_a_folder(folder: Path) -> N
     assert find_features(path) == path
     assert find_features(folder, "b[1]") == path
     assert find_features(folder / "20x", "b[1]") == path
+    assert find_features(folder / "20x" / "slide_features_x" / "b[1].h5") == path
     (folder / "s").mkdir()
     (folder / "s" / "single.h5").touch()
     assert find_features(folder / "s") == find_features(folder / "s", "single") == folder / "s" / "single.h5"
@@ -43,7 +45,8 @@ def test_a_file_is_itself_and_a_slide_is_found_below_a_folder(folder: Path) -> N
         ("", None, "features of 2 slides (a, b[1]): choose one with --slide-id"),
         ("", "a", "several files with features of a: give one of "),
         ("", "c", "no features of slide c"),
-        ("20x/slide_features_x", "c", "no features of slide c"),
+        ("20x/slide_features_x/a.h5", None, "several files with features of a: give one of "),
+        ("20x/slide_features_x/c.h5", None, "no features of slide c"),
         ("20x/features_x/a.h5", "a", "--slide-id chooses a slide of a folder"),
     ],
 )
@@ -79,11 +82,13 @@ def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
     done = run_client("counterfactual", out, annotations, "--slide-id", "b", "--change", "keep", *server)
     assert done.code == 0, done.err
     assert len(list(out.glob("*/attribution/b-counterfactual-keep.csv"))) == 1
-    # Which slide, and a file of slide features: one line each.
+    # A file of slide features stands for its slide; which one of a folder has to be said.
     [stored] = out.glob("*/slide_features_*/b.h5")
-    for arguments, message in (((out,), "choose one with --slide-id"), ((stored,), "tile features")):
-        done = run_client("attribute", *arguments, *server)
-        assert (done.code, done.err.count("\n")) == (1, 1), done.err
-        assert message in done.err
+    done = run_client("attribute", stored, *explain, *server)
+    assert done.code == 0, done.err
+    assert names == {path.name for path in out.glob("*/attribution/b-*")} - {"b-counterfactual-keep.csv"}
+    done = run_client("attribute", out, *server)
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert "choose one with --slide-id" in done.err
     with pytest.raises(ClientError, match="tile features"):
         read_features(stored)
