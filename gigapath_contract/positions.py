@@ -32,7 +32,8 @@ def level0_positions(
     """Read `coords` [N, 2] by the file's `attributes`: ours, TRIDENT's, CLAM's or STAMP's.
 
     TRIDENT and we store level-0 pixels and the tiles' size on level 0; CLAM level-0 pixels, and the size in
-    pixels of `patch_level`; STAMP µm (`unit`), and the size in µm.
+    pixels of `patch_level`; STAMP µm (`unit`, or a size in µm alone), and the size in µm. `assumed` is ours:
+    what was assumed when another tool's file was copied.
 
     Args:
         tile_size, mpp: the tiles' side in level-0 px and the mpp of level 0, where the file does not say.
@@ -45,7 +46,7 @@ def level0_positions(
         _agreed(stored.tile_size or _clam_tile_size(attributes), tile_size, "--tile-size"),
         _agreed(stored.mpp, mpp, "--mpp"),
     )
-    if str(attributes.get("unit", "px")) == "um":
+    if str(attributes.get("unit", "um" if "tile_size_um" in attributes else "px")) == "um":
         if scale.mpp is None:
             raise CoordinateError("its coordinates are in µm: level-0 pixels need the slide's mpp (--mpp)")
         side = _number(attributes, "tile_size_um", "tile_size")
@@ -55,7 +56,7 @@ def level0_positions(
     said = stored.tile_size is not None or "patch_level" in attributes
     given = f" of tiles of {tile_size} px" if tile_size is not None else ""
     assumed = "" if said else f"the file does not say what its coordinates are: read as level-0 pixels{given}"
-    return TilePositions(coords, scale, assumed)
+    return TilePositions(coords, scale, str(attributes.get("assumed", assumed)))
 
 
 def _clam_tile_size(attributes: Mapping[str, Any]) -> tuple[int, int] | None:

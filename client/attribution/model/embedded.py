@@ -211,7 +211,7 @@ def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = 
         encoder_sha256=None if encoder is None else str(encoder),
         origin=origin,
         slide_sha256=str(features["slide_sha256"]) if "slide_sha256" in features else None,
-        assumed=str(about.get("assumed", stored.assumed)),
+        assumed=stored.assumed,
     )
 
 

@@ -91,6 +91,9 @@ def test_another_export_takes_the_tile_embeddings_and_leaves_the_results(
     assert "has not scored a" in refused.err
     done = run_client("batch", slides, "--out", tmp_path, "--url", other_export)
     assert done.code == 0, done.err
+    refused = run_client("attribute", first.slide_features("a"), "--url", other_export, *QUICKLY)
+    assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
+    assert "is of another export than the served 0123456789abcdef" in refused.err
     assert embedded_by(other_export) == embedded
     assert f"holds results of {first.export.name} too" in " ".join(done.err.split())
     second = next(layout for layout in stored_layouts(tmp_path) if layout.export != first.export)
