@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ..arrays import Pixels
-from ..slides.stored_tiles import DirectReadUnsupported, StoredTiles, stored_tiles
+from ..slides.stored_tiles import OME_TIFF, DirectReadUnsupported, StoredTiles, stored_tiles
 from ..slides.tiling import TilePlan
 from .jpeg_reader import JpegReader
 from .openslide_reader import OpenSlideReader
@@ -77,7 +77,7 @@ def _validated_layout(plan: TilePlan, start: int) -> StoredTiles:
         handle = reference.handle()
         vendor, level_size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
         stored = stored_tiles(plan.path, vendor, level_size)
-        if not _on_level_pixels(plan):
+        if vendor != OME_TIFF and not _on_level_pixels(plan):
             raise DirectReadUnsupported(
                 f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
             )

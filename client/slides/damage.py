@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
-
-import openslide
 
 from ..errors import SlideError
 from .tiff import LARGEST_TILE
@@ -41,14 +40,15 @@ def check_file(path: Path) -> None:
         raise SlideError(f"{path}: an empty file: copy it again")
 
 
-def check_claims(path: Path, handle: openslide.OpenSlide) -> None:
+def check_claims(path: Path, sizes: Sequence[tuple[int, int]], properties: Mapping[str, str]) -> None:
     """Check that a header claims no more than a slide, and this file, can hold.
+
+    `sizes` are those of all levels, `properties` have OpenSlide's names.
 
     Raises:
         SlideError: level 0, or a stored tile of any level, is too large.
     """
-    width, height = handle.dimensions
-    properties, size = handle.properties, path.stat().st_size
+    (width, height), size = sizes[0], path.stat().st_size
     too_large = max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS
     if properties["openslide.vendor"] not in SEVERAL_FILES:
         too_large |= width * height > MOST_PIXELS_PER_BYTE * size
@@ -56,7 +56,7 @@ def check_claims(path: Path, handle: openslide.OpenSlide) -> None:
         raise SlideError(
             f"{path}: its header claims {width}x{height} px in {size} bytes: damaged, copy it again"
         )
-    for level in range(handle.level_count):
+    for level in range(len(sizes)):
         names = [f"openslide.level[{level}].tile-{side}" for side in ("width", "height")]
         tile_width, tile_height = (int(properties.get(name, 0)) for name in names)
         if 4 * tile_width * tile_height > LARGEST_TILE:

@@ -15,6 +15,7 @@ from ..arrays import Pixels
 from ..errors import SlideError
 from .damage import check_claims, check_file, is_truncated_tiff
 from .mpp import Properties
+from .ome_tiff import open_ome_tiff
 
 # What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
 _OTHER_KIND = re.compile(
@@ -47,7 +48,7 @@ class SlideHandle(Protocol):
         """What the file says, by name."""
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
-        """RGBA, as a picture or an array: the region at `location` in level-0 pixels, `size` of the level.
+        """RGB or RGBA, as a picture or an array: `size` pixels of a level at `location` in level-0 pixels.
 
         Raises:
             SlideError, OpenSlideError: it cannot be decoded; the handle is not used any more.
@@ -58,14 +59,24 @@ class SlideHandle(Protocol):
 
 
 def open_handle(path: Path) -> SlideHandle:
-    """Open a slide with what reads its format: OpenSlide.
+    """Open a slide with what reads its format: tifffile where an OME-TIFF has SubIFDs, else OpenSlide.
 
     Raises:
         SlideError: the file is missing, empty, cut off, damaged or no slide.
     """
     check_file(path)
+    handle: SlideHandle = open_ome_tiff(path) or _open_openslide(path)
     try:
-        handle = openslide.OpenSlide(path)
+        check_claims(path, handle.level_dimensions, handle.properties)
+    except SlideError:
+        handle.close()
+        raise
+    return handle
+
+
+def _open_openslide(path: Path) -> openslide.OpenSlide:
+    try:
+        return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
         if is_truncated_tiff(path):
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
@@ -81,12 +92,6 @@ def open_handle(path: Path) -> SlideHandle:
                 "example to tiled JPEG TIFF"
             ) from None
         raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None
-    try:
-        check_claims(path, handle)
-    except SlideError:
-        handle.close()
-        raise
-    return handle
 
 
 def _named(message: str) -> str:
@@ -146,9 +151,9 @@ def read_region(handle: SlideHandle, position: tuple[int, int], level: int, size
 
 
 def flatten_alpha(rgba: Pixels) -> Pixels:
-    """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest."""
+    """Lay RGBA uint8 [..., 4] on white: RGB uint8 [..., 3], rounded to nearest; RGB stays as it is."""
     alpha = rgba[..., 3:]
-    if alpha.min() == 255:
+    if alpha.min(initial=255) == 255:
         return rgba[..., :3]
     opacity = alpha.astype(np.uint32)
     return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)

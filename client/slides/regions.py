@@ -10,7 +10,7 @@ from ..arrays import Pixels
 from ..errors import SlideError
 from .handles import Handles
 from .levels import SPOT, spots
-from .stored_tiles import DirectReadUnsupported, StoredLevel
+from .stored_tiles import OME_TIFF, DirectReadUnsupported, StoredLevel
 
 
 class LevelRegions:
@@ -20,7 +20,7 @@ class LevelRegions:
         self._level, self._downsample = level, downsample
         self._handles = Handles(path)
         self._direct: StoredLevel | None = None
-        if not downsample.is_integer():
+        if vendor != OME_TIFF and not downsample.is_integer():
             return  # OpenSlide interpolates between the level's pixels
         try:
             direct = StoredLevel(path, vendor, size)

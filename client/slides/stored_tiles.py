@@ -18,19 +18,54 @@ import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from ..arrays import Int64, Pixels
+from .tiff import all_pages
 
-VENDORS = ("aperio", "generic-tiff")  # the others overlap their tiles, shift them or draw something beneath
+OME_TIFF = "ome-tiff"  # what `ome_tiff` reads: unlike OpenSlide it never interpolates
+VENDORS = ("aperio", "generic-tiff", OME_TIFF)  # others overlap their tiles, shift them or draw beneath them
 
 
 @dataclass(frozen=True, eq=False)
-class StoredTiles:
+class TileGrid:
+    """How a level is cut into tiles; pairs are (x, y) in its pixels."""
+
+    tile: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row."""
+        return -(-self.size[0] // self.tile[0])
+
+    def fill(self, out: Pixels, position: tuple[int, int], take: Callable[[int], Pixels | None]) -> bool:
+        """Fill `out` RGB uint8 [h, w, 3] from `position` (x, y) of the level on, white beyond its edge.
+
+        `take` gives the pixels of each tile that is needed, once; False if it has one of them not.
+        """
+        (x, y), (width, height), (tile_width, tile_height) = position, self.size, self.tile
+        right, bottom = min(x + out.shape[1], width), min(y + out.shape[0], height)
+        if min(x, y) < 0 or (bottom - y, right - x) != out.shape[:2]:
+            out[:] = 255
+        complete = True
+        for row in range(max(0, y) // tile_height, -(-bottom // tile_height)):
+            top = row * tile_height
+            y0, y1 = max(y, top), min(bottom, top + tile_height)
+            for column in range(max(0, x) // tile_width, -(-right // tile_width)):
+                left = column * tile_width
+                x0, x1 = max(x, left), min(right, left + tile_width)
+                pixels = take(row * self.columns + column)
+                if pixels is None:
+                    complete = False  # but take the others, whose uses may be counted
+                else:
+                    out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+        return complete
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTiles(TileGrid):
     """Where one level's JPEG tiles lie in the file."""
 
     offsets: Int64
     counts: Int64
-    tile: tuple[int, int]
-    size: tuple[int, int]  # the level's, pixels
-    columns: int
     prefix: bytes  # what comes before a tile's own stream, in place of its first marker
 
     def jpeg(self, file: int, key: int) -> bytes | None:
@@ -53,29 +88,6 @@ class StoredTiles:
             return None
         return pixels if pixels is not None and pixels.shape == (height, width, 3) else None
 
-    def fill(self, out: Pixels, position: tuple[int, int], take: Callable[[int], Pixels | None]) -> bool:
-        """Fill `out` RGB uint8 [h, w, 3] from `position` (x, y) of the level on, white beyond its edge.
-
-        `take` gives the pixels of each stored tile that is needed, once; False if it has one of them not.
-        """
-        (x, y), (width, height), (tile_width, tile_height) = position, self.size, self.tile
-        right, bottom = min(x + out.shape[1], width), min(y + out.shape[0], height)
-        if (bottom - y, right - x) != out.shape[:2]:
-            out[:] = 255
-        complete = True
-        for row in range(y // tile_height, -(-bottom // tile_height)):
-            top = row * tile_height
-            y0, y1 = max(y, top), min(bottom, top + tile_height)
-            for column in range(x // tile_width, -(-right // tile_width)):
-                left = column * tile_width
-                x0, x1 = max(x, left), min(right, left + tile_width)
-                pixels = take(row * self.columns + column)
-                if pixels is None:
-                    complete = False  # but take the others, whose uses may be counted
-                else:
-                    out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        return complete
-
 
 class DirectReadUnsupported(Exception):
     """Why a level can't be read from the stored tiles; caught where OpenSlide can be used instead."""
@@ -91,7 +103,7 @@ def stored_tiles(path: Path, vendor: str, size: tuple[int, int]) -> StoredTiles:
         raise DirectReadUnsupported(f"OpenSlide composes {vendor} slides")
     try:
         with tifffile.TiffFile(path) as file:
-            pages = [page.aspage() for page in file.pages]
+            pages = all_pages(file)
             tiled = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size]
             if len(tiled) != 1:
                 raise DirectReadUnsupported(f"{len(tiled)} TIFF pages match the level")
@@ -117,7 +129,6 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
         counts=np.array(page.databytecounts, np.int64),
         tile=tile,
         size=(page.imagewidth, page.imagelength),
-        columns=-(-page.imagewidth // tile[0]),
         prefix=b"\xff\xd8" + adobe + tables,
     )
 

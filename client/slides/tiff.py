@@ -51,13 +51,19 @@ def read_pages(path: Path, vendor: str) -> list[Page]:
     try:
         with tifffile.TiffFile(path) as file:
             size = path.stat().st_size
-            found = [(index == 0, page.aspage()) for index, page in enumerate(file.pages)]
-            return [_checked(path, size, page, first) for first, page in found if page.is_tiled]
+            return [_checked(path, size, page) for page in all_pages(file) if page.is_tiled]
     except DAMAGE as error:
         raise SlideError(f"{path}: damaged, copy it again (TIFF: {' '.join(str(error).split())})") from None
 
 
-def _checked(path: Path, file_size: int, page: tifffile.TiffPage, first: bool) -> Page:
+def all_pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The pages of a TIFF, and those in the first one's SubIFDs, where OME-TIFF has its smaller levels."""
+    first = file.pages.first
+    below = (first.pages or ()) if first.is_ome else ()
+    return [page.aspage() for page in (*file.pages, *below)]
+
+
+def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
     size, tile = (page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)
     claim = f"{path}: a page claims {size[0]}x{size[1]} px in tiles of {tile[0]}x{tile[1]} px"
     if not all(side > 0 for side in size + tile) or 4 * tile[0] * tile[1] > LARGEST_TILE:
@@ -79,9 +85,10 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage, first: bool) -
         size=size,
         tile=tile,
         layout=(page.samplesperpixel, page.bitspersample),
-        subfile=int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0,
+        subfile=(int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0)
+        | (len(page.treeindex) > 1),  # a SubIFD is a reduced image
         mpp=_mpp(page),
-        first=first,
+        first=page.treeindex == (0,),
     )
 
 

@@ -1,0 +1,125 @@
+"""OME-TIFF pyramids: their smaller levels lie in SubIFDs of the first page, where OpenSlide does not look."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import openslide
+import tifffile
+from tifffile import PHOTOMETRIC, PLANARCONFIG, RESUNIT
+
+from ..arrays import Pixels
+from ..errors import SlideError
+from .mpp import Properties
+from .stored_tiles import OME_TIFF, TileGrid
+from .tiff import DAMAGE, LARGEST_TILE
+
+CACHE_BYTES = 32 << 20  # of decoded tiles, per handle
+_UNITS = {int(RESUNIT.INCH): "inch", int(RESUNIT.CENTIMETER): "centimeter"}
+
+
+def open_ome_tiff(path: Path) -> OmeTiff | None:
+    """The levels in an OME-TIFF's SubIFDs; None for any other file, which may be OpenSlide's."""
+    if openslide.OpenSlide.detect_format(path) != "generic-tiff":
+        return None
+    try:
+        file = tifffile.TiffFile(path)
+    except DAMAGE:
+        return None
+    try:
+        first = file.pages.first
+        below = (first.pages or ()) if first.is_ome else ()
+        levels = [page for page in (first, *(page.aspage() for page in below)) if _is_rgb(page)]
+        if len(levels) > 1 and max(levels, key=lambda page: page.imagewidth) is first:
+            return OmeTiff(file, levels)
+    except DAMAGE:
+        pass
+    file.close()
+    return None
+
+
+def _is_rgb(page: tifffile.TiffPage) -> bool:
+    return bool(
+        page.is_tiled
+        and page.dtype == np.uint8
+        and page.samplesperpixel == 3
+        and page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+    )
+
+
+class OmeTiff:
+    """An open OME-TIFF as `handles.SlideHandle`, with tifffile's pixels; for one thread.
+
+    A position between a level's pixels is rounded to the nearest one.
+    """
+
+    def __init__(self, file: tifffile.TiffFile, levels: list[tifffile.TiffPage]) -> None:
+        self._file = file
+        self._pages = sorted(levels, key=lambda page: -page.imagewidth)
+        self._grids = [
+            TileGrid((page.tilewidth, page.tilelength), (page.imagewidth, page.imagelength))
+            for page in self._pages
+        ]
+        self.level_dimensions = tuple(grid.size for grid in self._grids)
+        self.dimensions = self.level_dimensions[0]
+        self.level_downsamples = tuple(
+            sum(whole / part for whole, part in zip(self.dimensions, size, strict=True)) / 2
+            for size in self.level_dimensions
+        )
+        self.properties = _properties(self._pages[0])
+        room = CACHE_BYTES // max(3 * grid.tile[0] * grid.tile[1] for grid in self._grids)
+        self._tile = lru_cache(max(1, room))(self._decode)
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        """RGB uint8 [h, w, 3], tiles that the file leaves out in white; arguments as OpenSlide's.
+
+        Raises:
+            SlideError: a tile cannot be decoded.
+        """
+        out = np.empty((*size[::-1], 3), np.uint8)
+        downsample = self.level_downsamples[level]
+        position = round(location[0] / downsample), round(location[1] / downsample)
+        try:
+            self._grids[level].fill(out, position, partial(self._tile, level))
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())
+            raise SlideError(f"cannot decode level {level} at {location} ({reason})") from None
+        return out
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _decode(self, level: int, key: int) -> Pixels:
+        page, (width, height) = self._pages[level], self._grids[level].tile
+        planes = 3 if page.planarconfig == PLANARCONFIG.SEPARATE else 1
+        out = np.full((height, width, 3), 255, np.uint8)
+        for plane in range(planes):
+            segment = self._segment(page, plane * (len(page.dataoffsets) // planes) + key)
+            if segment is not None:
+                channels = slice(plane, plane + 1) if planes == 3 else slice(None)
+                out[: segment.shape[0], : segment.shape[1], channels] = segment
+        return out
+
+    def _segment(self, page: tifffile.TiffPage, index: int) -> Pixels | None:
+        """A stored tile [h, w, 1 or 3], or None where it is left out."""
+        count = page.databytecounts[index]
+        if count == 0:
+            return None
+        if count > LARGEST_TILE:
+            raise ValueError(f"a tile of {count} bytes")
+        self._file.filehandle.seek(page.dataoffsets[index])
+        data = self._file.filehandle.read(count)
+        decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+        return None if decoded is None else decoded[0]
+
+
+def _properties(page: tifffile.TiffPage) -> Properties:
+    """What a file says of its scale, under OpenSlide's names."""
+    found = {"openslide.vendor": OME_TIFF, "tiff.ImageDescription": page.description}
+    if (unit := _UNITS.get(page.resolutionunit)) and min(page.resolution) > 0:
+        x, y = page.resolution
+        found |= {"tiff.ResolutionUnit": unit, "tiff.XResolution": str(x), "tiff.YResolution": str(y)}
+    return found
