@@ -126,15 +126,18 @@ class Slide:
         return self._overview
 
     def thumbnail(self, max_px: int) -> Pixels:
-        """RGB uint8 [h, w, 3] of the whole slide on white, its longer side at most `max_px`."""
-        level = self.level_for(max(self.dimensions) / max_px * ROUNDING)
+        """RGB uint8 [h, w, 3] of the whole slide on white.
+
+        Its longer side is at most `max_px`, and at least half of that where the slide has as many.
+        """
         made = self._overview
-        if level == 0 and made is not None and max(made.pixels.shape) >= max_px:  # once through it is enough
+        if made is not None and max(made.pixels.shape) >= max_px:  # once through the slide is enough
             factor = max_px / max(made.pixels.shape)
             height, width = (max(1, round(side * factor)) for side in made.pixels.shape[:2])
             return np.asarray(
                 cv2.resize(made.pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8
             )
+        level = self.level_for(2 * max(self.dimensions) / max_px)
         return self._downsample(level, math.ceil(max(self.level_dimensions[level]) / max_px)).pixels
 
     def level_for(self, downsample: float) -> int:

@@ -117,6 +117,17 @@ def test_thumbnail_fits(real_slide: Path, max_px: int) -> None:
     assert thumbnail.shape[0] / thumbnail.shape[1] == pytest.approx(2967 / 2220, rel=0.02)
 
 
+def test_thumbnail_is_the_smallest_level_with_half_the_pixels(
+    tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    path = write_pyramid(tmp_path / "a.tif", picture[:2048, :2048], levels=(1, 4, 16))
+    with open_slide(path) as slide:
+        assert np.array_equal(slide.thumbnail(1000), slide.read(1, (0, 0), (512, 512)))
+        assert np.array_equal(slide.thumbnail(200), slide.read(2, (0, 0), (128, 128)))
+        slide.overview(16)
+        assert slide.thumbnail(100).shape == (100, 100, 3)
+
+
 def test_a_slide_without_a_pyramid_is_read_once_for_overview_and_thumbnail(real_slide: Path) -> None:
     with open_slide(real_slide) as slide:
         direct = slide.thumbnail(500)  # 6 x 6 pixels are one: 370 x 495
