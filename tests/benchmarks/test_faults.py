@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
 from benchmarks import faults
 
@@ -17,9 +18,24 @@ def test_a_disturbed_batch_ends_complete(
     monkeypatch.setattr(faults, "FAULTS", {name: faults.FAULTS[name] for name in kinds})
     monkeypatch.setattr(faults, "PAUSE_S", 2.0)
     monkeypatch.setattr(faults, "SLOW_TILES", 1_000)
+    monkeypatch.setattr(faults, "STATE", tmp_path / "faults.json")
     monkeypatch.setattr(faults, "GROWTH", 10)  # too short to say whether memory is flat
     faults.main(slides=12, faults=4, seed=0, pages=tmp_path)
     page = (tmp_path / "faults.md").read_text()
     assert "FAILED" not in page
     assert "| faults | 4 |" in page
     assert "| slides lost | 0 |" in page
+    faults.main(page_only=True, pages=tmp_path / "again")
+    assert (tmp_path / "again" / "faults.md").read_text() == page
+
+
+def test_a_run_that_broke_off_has_a_page_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "STATE", tmp_path / "faults.json")
+    faults.Findings(10, 1, met=["client killed"], memory={"client, disturbed": [1.0] * 3}).keep()
+    with pytest.raises(typer.Exit):
+        faults.main(page_only=True, pages=tmp_path)
+    page = (tmp_path / "faults.md").read_text()
+    assert "| client killed | 1 times |" in page
+    assert "| slides lost | None — FAILED |" in page
