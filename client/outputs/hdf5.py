@@ -165,7 +165,7 @@ def _write_coords(file: h5py.File, scored: ScoredSlide, folder: str) -> None:
             "target_magnification": target,
             # What TRIDENT would read, which computes it from the two rounded magnifications.
             "patch_size_level0_trident": round(plan.tile_px * level0 / target),
-            "overlap": plan.overlap,
+            "overlap": 0,
             "name": plan.slide_id,
             "savetodir": folder,
             "level0_width": plan.dimensions[0],

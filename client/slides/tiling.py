@@ -35,7 +35,6 @@ class TilePlan:
     tissue: Float32  # [N] fraction of each tile that is tissue
     tile_px: int
     crop_px: int
-    overlap: int
     level: int
     downsample: float
     tile_size: tuple[int, int]
@@ -86,12 +85,11 @@ def plan_tiles(
     tile_px: int = 256,
     crop_px: int = 224,
     mpp: float = 0.5,
-    overlap: int = 0,
     min_tissue: float = 0.1,
     native_tolerance: float = 0.01,
     upsample_tolerance: float = 0.1,
 ) -> TilePlan:
-    """Lay a grid of tiles over a slide and keep those with tissue.
+    """Lay a grid of tiles over a slide and keep those with tissue; tiles don't overlap.
 
     The level is the coarsest that is still as fine as `mpp`. The grid starts at the slide's origin (or its
     bounds'), not at the tissue, so that tiles coincide with stored ones. Beyond the slide's edge is white.
@@ -102,7 +100,6 @@ def plan_tiles(
         tile_px: side of a tile in pixels at the target scale.
         crop_px: side of its centre, in the same pixels: what is read and sent to the model.
         mpp: the target scale, microns per tile pixel.
-        overlap: pixels that neighbouring tiles share, at the target scale.
         min_tissue: fraction of a tile, 0 to 1, that must be tissue.
         native_tolerance: relative deviation from a whole ratio of level pixels to tile pixels, on both axes,
             up to which pixels are joined in that ratio (1: untouched) instead of resampled; `mpp_effective`
@@ -118,7 +115,7 @@ def plan_tiles(
             plan = plan_tiles(slide, tissue_mask(slide), tile_px=256, crop_px=224, mpp=0.5)
         print(len(plan), plan.coords[:3])
     """
-    _check_options(tile_px, crop_px, mpp, overlap, min_tissue)
+    _check_options(tile_px, crop_px, mpp, min_tissue)
     level = slide.level_for(mpp * (1 + native_tolerance) / max(slide.mpp))
     downsample = slide.level_downsamples[level]
     scale = tuple(mpp / (level0 * downsample) for level0 in slide.mpp)  # level pixels per tile pixel
@@ -133,10 +130,9 @@ def plan_tiles(
         scale = whole
     # Rounded up: the level's own grid never gets finer than the target's, so two tiles never share an index.
     tile_size = _pair(math.ceil(tile_px * s - 1e-6) for s in scale)
-    stride = _pair(math.ceil((tile_px - overlap) * s - 1e-6) for s in scale)
     read_size = _pair(round(crop_px * s) for s in scale)
     read_offset = _pair((tile - read) // 2 for tile, read in zip(tile_size, read_size, strict=True))
-    coords = _grid(slide.bounds, downsample, stride, read_offset)
+    coords = _grid(slide.bounds, downsample, tile_size, read_offset)
     fraction = _tissue_fraction(tissue, coords, tile_size, downsample)
     keep = fraction >= min_tissue
     return TilePlan(
@@ -146,7 +142,6 @@ def plan_tiles(
         tissue=fraction[keep],
         tile_px=tile_px,
         crop_px=crop_px,
-        overlap=overlap,
         level=level,
         downsample=downsample,
         tile_size=tile_size,
@@ -163,7 +158,6 @@ def plan_tiles(
             "tile_px": tile_px,
             "crop_px": crop_px,
             "mpp": mpp,
-            "overlap": overlap,
             "min_tissue": min_tissue,
             "mpp_level0": list(slide.mpp),
             "level": level,
@@ -174,13 +168,9 @@ def plan_tiles(
     )
 
 
-def _check_options(tile_px: int, crop_px: int, mpp: float, overlap: int, min_tissue: float) -> None:
+def _check_options(tile_px: int, crop_px: int, mpp: float, min_tissue: float) -> None:
     if not 0 < crop_px <= tile_px:
         raise PlanError(f"a crop of {crop_px} px does not fit a tile of {tile_px} px: give 0 < crop <= tile")
-    if not 0 <= overlap < tile_px:
-        raise PlanError(
-            f"an overlap of {overlap} px leaves tiles of {tile_px} px no step: give 0 <= overlap < tile"
-        )
     if not (mpp > 0 and math.isfinite(mpp)):
         raise PlanError(f"tiles of {mpp} mpp make no sense: give a positive number, such as 0.5")
     if not 0 <= min_tissue <= 1:
@@ -188,11 +178,11 @@ def _check_options(tile_px: int, crop_px: int, mpp: float, overlap: int, min_tis
 
 
 def _grid(
-    bounds: tuple[int, int, int, int], downsample: float, stride: tuple[int, int], offset: tuple[int, int]
+    bounds: tuple[int, int, int, int], downsample: float, steps: tuple[int, int], offset: tuple[int, int]
 ) -> Int64:
     """[N, 2] level-0 corners of every tile with something of the bounds in what is read of it, row-major."""
     axes, cells = [], 1
-    for start, length, step, skip in zip(bounds[:2], bounds[2:], stride, offset, strict=True):
+    for start, length, step, skip in zip(bounds[:2], bounds[2:], steps, offset, strict=True):
         first = round(start / downsample)
         count = max(0, math.ceil((math.floor(length / downsample) - skip) / step))
         cells *= count

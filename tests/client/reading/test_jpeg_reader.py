@@ -86,7 +86,6 @@ def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading
             path,
             tile_px=tile_px,
             crop_px=int(rng.integers(16, tile_px + 1)),
-            overlap=int(rng.integers(tile_px // 2)),
             mpp=float(rng.choice([0.5, 0.55, 1.0])) if turn % 8 < 7 else 0.5,
         )
         keep = np.sort(rng.choice(len(tiles), min(20, len(tiles)), replace=False))

@@ -149,12 +149,6 @@ def test_grid_starts_at_the_bounds(leica_slide: Path) -> None:
     assert tiles.coords.tolist() == expected
 
 
-def test_overlap_shortens_the_step_only(real_slide: Path) -> None:
-    tiles = plan(real_slide, overlap=64)
-    assert np.unique(np.diff(np.unique(tiles.coords[:, 0]))).tolist() == [192]
-    assert (tiles.tile_size, tiles.read_size) == ((256, 256), (224, 224))
-
-
 @pytest.mark.parametrize("mpp", [0.2201, 0.2527, 0.2437, 0.3333, 0.499, (0.25, 0.26), 0.13])
 @pytest.mark.parametrize("levels", [(1,), (1, 2, 4)])
 def test_no_two_tiles_share_an_index(
@@ -209,7 +203,6 @@ def test_fingerprint_changes_with_what_decides_the_pixels(real_slide: Path) -> N
     for other in (
         plan(real_slide, 0.25),
         plan(real_slide, crop_px=256),
-        plan(real_slide, overlap=32),
         plan(real_slide, mpp=1.0),
         plan(real_slide, 0.496, native_tolerance=0),
     ):
@@ -221,8 +214,6 @@ def test_fingerprint_changes_with_what_decides_the_pixels(real_slide: Path) -> N
     [
         ({"crop_px": 300}, "give 0 < crop <= tile"),
         ({"crop_px": 0}, "give 0 < crop <= tile"),
-        ({"overlap": 256}, "give 0 <= overlap < tile"),
-        ({"overlap": -1}, "give 0 <= overlap < tile"),
         ({"mpp": 0.0}, "give a positive number"),
         ({"mpp": math.nan}, "give a positive number"),
         ({"min_tissue": 1.5}, "give 0 to 1"),
