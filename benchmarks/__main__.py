@@ -14,7 +14,7 @@ BENCHMARKS = {
     "attribution": (15, "occlusion masks through the server against one PyTorch forward per mask"),
     "client": (30, "the whole client against the bare encoder, its memory, resuming after 20 kills"),
     "export": (30, "exports of all presets, 100,000 tiles, fused attention"),
-    "faults": (8, "1,000 slides over two servers through 40 faults: nothing lost, no byte different"),
+    "faults": (10, "1,000 slides over two servers through 40 faults: nothing lost, no byte different"),
     "front": (6, "the same requests directly and through the front"),
     "gpu": (8, "on a GPU: encoders, occlusion, Triton and the client against PyTorch, and verify"),
     "half-precision": (5, "what half precision costs the tile encoder and maps of attributions"),

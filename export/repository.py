@@ -23,11 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from export.configs import read_config, served_config
 from export.errors import ExportError
-from gigapath_contract.files import flush, parse_json, write_text
+from gigapath_contract.files import flush, locked, parse_json, write_text
 from gigapath_contract.schema import MODELS, Contract
 
 EXPORT_MODEL = "slide_pipeline"
@@ -139,11 +137,8 @@ def exclusive(repository: Path) -> Iterator[None]:
         ExportError: another process holds the lock, or the folder is no model repository.
     """
     _check_repository(repository)
-    try:
-        lock = FileLock(repository / EXPORT_MODEL / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise ExportError(f"another export is writing to {repository}: wait for it to end") from None
-    with lock:
+    busy = ExportError(f"another export is writing to {repository}: wait for it to end")
+    with locked(repository / EXPORT_MODEL / ".lock", busy):
         _sweep(repository)
         yield
 

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, the digests of files, and JSON from strangers."""
+"""Files that appear whole or not at all, locks, the digests of files, and JSON from strangers."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +37,24 @@ def flush(path: Path) -> None:
     """Have the operating system write a file's content to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path, busy: Exception | None = None) -> Iterator[None]:
+    """Hold a lock file, which no two processes hold at a time and which a killed one sets free.
+
+    Raises:
+        busy: another process holds it; where that is None, wait for it.
+        OSError: the file cannot be written.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            if busy is None:
+                raise
+            raise busy from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

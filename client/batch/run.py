@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from gigapath_contract.files import locked
 
 from ..errors import ClientError
 from ..files import make_folder, output_errors
@@ -64,13 +65,8 @@ def exclusive_output(out: Path) -> Iterator[None]:
         OutputError: the folder can't be written to.
     """
     make_folder(out)
-    with output_errors(out):
-        lock = (out / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClientError(
-                f"another batch is writing to {out}: wait for it, or choose another --out"
-            ) from None
+    busy = ClientError(f"another batch is writing to {out}: wait for it, or choose another --out")
+    with ExitStack() as held:
+        with output_errors(out):
+            held.enter_context(locked(out / ".lock", busy))
         yield

@@ -32,7 +32,7 @@ class Layout:
 
     @property
     def job(self) -> Path:
-        """TRIDENT's job folder, `<magnification>x_<tile px>px_<overlap>px_overlap`; our tiles don't overlap."""
+        """TRIDENT's job folder, `<magnification>x_<tile px>px_<overlap>px_overlap`: ours don't overlap."""
         tile = self.contract.tile
         return self.out / f"{10 / tile.mpp:g}x_{tile.size_px}px_0px_overlap"
 

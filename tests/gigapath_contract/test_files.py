@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gigapath_contract.files import atomic_path, file_sha256, write_csv, write_text
+from gigapath_contract.files import atomic_path, file_sha256, locked, write_csv, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -41,3 +43,27 @@ def test_an_empty_cell_is_empty(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     assert file_sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_lock_is_one_process_s_until_it_ends(tmp_path: Path) -> None:
+    """Killed as it is, a process leaves no lock; who is told to wait gets it then."""
+    lock, busy = tmp_path / "lock", RuntimeError("busy")
+    holding = f"""
+from pathlib import Path
+from gigapath_contract.files import locked
+with locked(Path({str(lock)!r})):
+    print("held", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RuntimeError, match="busy"), locked(lock, busy):
+            pass
+        other.kill()
+        with locked(lock):
+            pass
+    with locked(lock, busy):
+        pass

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
+from gigapath_contract.files import locked
 
 
 def copy_of_kept(kept: Path, key: str, fill: Callable[[Path], None], copy: Path) -> Path:
@@ -18,7 +18,7 @@ def copy_of_kept(kept: Path, key: str, fill: Callable[[Path], None], copy: Path)
     """
     kept.parent.mkdir(parents=True, exist_ok=True)
     note = kept.with_name(f"{kept.name}.key")
-    with FileLock(kept.with_name(f"{kept.name}.lock")):
+    with locked(kept.with_name(f"{kept.name}.lock")):
         if not note.exists() or note.read_text() != key:
             note.unlink(missing_ok=True)
             shutil.rmtree(kept, ignore_errors=True)
