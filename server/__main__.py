@@ -45,9 +45,13 @@ def serve(
     certs: Annotated[
         Path, typer.Option(help="Folder with the front's tls.crt and tls.key, and ca.crt.")
     ] = CERTS,
-    grpc_port: Annotated[int, typer.Option(help="gRPC port.")] = 8001,
-    http_port: Annotated[int | None, typer.Option(help="HTTP port (default: no HTTP).")] = None,
-    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port.")] = 8001,
+    http_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="HTTP port (default: no HTTP).")
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the Prometheus metrics.")
+    ] = 8002,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Let clients on this machine use shared memory.")
     ] = False,

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-import client.cli
 from client.errors import ClientError
+from server.errors import ServerError
+from tests.support.programs import commands, programs
 
 torch = pytest.importorskip("torch", reason="training and export need PyTorch: make setup ROOMS=all")
 
 SIGNED = {"--seed"}  # of a benchmark: any whole number does
 
 
-def one_command(function: Any) -> typer.Typer:
-    app = typer.Typer()
-    app.command()(function)
-    return app
-
-
-def programs() -> Iterator[tuple[str, typer.Typer]]:
-    from benchmarks.__main__ import BENCHMARKS
-    from export.cli import app as export
-    from training.cli import app as training
-
-    yield from (("client", client.cli.app), ("export", export), ("training", training))
-    for name in BENCHMARKS:
-        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
-        yield f"benchmarks {name}", one_command(module.main)
-
-
 def numbers() -> Iterator[tuple[str, str, str, str, typer.Typer]]:
     """Program, command, option and senseless value of every numeric option."""
     for program, app in programs():
-        group: Any = typer.main.get_command(app)
-        for command, one in getattr(group, "commands", {"": group}).items():
+        for command, one in commands(app).items():
             for parameter in one.params:
                 kind = parameter.bare_type()
                 if parameter.param_type_name == "option" and kind in ("int", "float"):
@@ -55,15 +36,20 @@ ALL = {" ".join(case[:4]): case for case in numbers()}
 
 
 def test_there_are_some() -> None:
-    assert {case[0].split()[0] for case in ALL.values()} == {"client", "export", "training", "benchmarks"}
+    assert {case[0].split()[0] for case in ALL.values()} == {
+        "client",
+        "export",
+        "training",
+        "server",
+        "benchmarks",
+    }
     assert len(ALL) > 100
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_senseless_number_is_refused_by_the_option_s_name(name: str) -> None:
     _, command, option, value, app = ALL[name]
-    group: Any = typer.main.get_command(app)
-    params = getattr(group, "commands", {"": group})[command].params
+    params = commands(app)[command].params
     needed = ["x" for p in params if p.param_type_name == "argument" and p.required]
     needed += [
         part for p in params if p.param_type_name == "option" and p.required for part in (p.opts[0], "x")
@@ -71,6 +57,6 @@ def test_a_senseless_number_is_refused_by_the_option_s_name(name: str) -> None:
     arguments = [*([command] if command else []), *needed, f"{option}={value}"]
     done = CliRunner().invoke(app, arguments, env={"TERM": "dumb", "COLUMNS": "200"})
     said = f"{done.output} {done.exception}"
-    assert isinstance(done.exception, SystemExit | ClientError), done.exc_info
+    assert isinstance(done.exception, SystemExit | ClientError | ServerError), done.exc_info
     assert done.exit_code in (1, 2)
     assert option in said, said
