@@ -13,6 +13,7 @@ from tifffile import COMPRESSION
 
 from ..arrays import Pixels
 from ..errors import SlideError
+from .czi import open_czi
 from .damage import check_claims, check_file, is_truncated_tiff
 from .mpp import Properties
 from .ome_tiff import open_ome_tiff
@@ -59,13 +60,13 @@ class SlideHandle(Protocol):
 
 
 def open_handle(path: Path) -> SlideHandle:
-    """Open a slide with what reads its format: tifffile where an OME-TIFF has SubIFDs, else OpenSlide.
+    """Open a slide with what reads its format: OpenSlide, or for some OME-TIFF and CZI what it lacks.
 
     Raises:
         SlideError: the file is missing, empty, cut off, damaged or no slide.
     """
     check_file(path)
-    handle: SlideHandle = open_ome_tiff(path) or _open_openslide(path)
+    handle: SlideHandle = open_ome_tiff(path) or open_czi(path) or _open_openslide(path)
     try:
         check_claims(path, handle.level_dimensions, handle.properties)
     except SlideError:
