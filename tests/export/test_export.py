@@ -27,6 +27,7 @@ from export.plain import one_way
 from export.samples import SIZES, seeded_basis, seeded_coords
 from gigapath_contract.reference import seeded_embeddings
 from gigapath_contract.schema import MODELS
+from tests.support.cuda_kernels import uses_of, without_kernel
 from training.models.build import build_models
 from training.models.presets import Preset, get_preset
 from training.models.variant import EmbeddingVariant
@@ -237,6 +238,7 @@ def test_half_precision_is_near_enough(
     assert all(row.max_abs < 1e-4 for row in result.report.rows if row.model == "slide_occlusion")
 
     for model in ("tile_encoder", "slide_encoder"):
+        assert not without_kernel(uses_of(empty_repository / model / "1" / "model.onnx"))
         whole = onnx.load(empty_repository / model / "1" / "model.onnx")
         nodes = one_way(whole.graph)
         del whole.graph.node[:]
