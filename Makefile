@@ -48,9 +48,9 @@ test: $(ALL) $(FOR_TESTS)  ## lint, types and all tests [FILE=tests/... K=name: 
 endif
 
 EXPORT := $(if $(PRESET),--preset $(PRESET)) $(if $(WEIGHTS),--weights $(WEIGHTS)) \
-          $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(PRECISION),--precision $(PRECISION)) \
-          $(if $(GPU_MEMORY),--gpu-memory $(GPU_MEMORY))
-export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed GPU_MEMORY=GiB]
+          $(foreach run,$(CHECKPOINT),--checkpoint $(run)) $(if $(PRECISION),--precision $(PRECISION)) \
+          $(if $(GPU_MEMORY),--gpu-memory $(GPU_MEMORY)) $(if $(PATCH_TOKENS),--patch-tokens)
+export: $(ALL) $(SLIDE)  ## PyTorch to ONNX [PRESET= WEIGHTS= CHECKPOINT= PRECISION=fp32|fp16|fp16-mixed GPU_MEMORY=GiB PATCH_TOKENS=1]
 	$(BIN)/python -m export run $(EXPORT)
 
 serve: $(ALL) $(TRITON)  ## serve model_repository/ until Ctrl-C [ARGS="--front --host 0.0.0.0": beyond loopback]

@@ -34,6 +34,7 @@ from gigapath_contract.schema import (
     VariantContract,
 )
 from training.models.build import Models
+from training.models.head import ClassificationHead
 from training.models.slide_model import SlideModel
 from training.models.weights import weights_digest
 
@@ -46,6 +47,7 @@ def build(
     precision: str,
     occlusion_precision: str,
     target: Target,
+    patch_tokens: bool,
     version: int,
     versions: dict[str, str],
     progress: Callable[[str], None],
@@ -55,8 +57,8 @@ def build(
     `models` is modified and moved to the meta device.
     """
     progress("computing the reference outputs in PyTorch")
-    reference = make_reference(models, real_tiles(slide))
-    contract = _contract(models, precision, occlusion_precision, target, version, versions)
+    reference = make_reference(models, real_tiles(slide), patch_tokens=patch_tokens)
+    contract = _contract(models, precision, occlusion_precision, target, patch_tokens, version, versions)
     precisions = {
         "tile_encoder": precision,
         "slide_encoder": precision,
@@ -70,10 +72,11 @@ def build(
         if precisions[model] != "fp32" and not halved:
             halve(models.slide_model.encoder)
             halved = True
-        graph = (slide_graph if model == "slide_encoder" else occlusion_graph)(models.slide_model)
-        write_graph(graph, staging / model / "model.onnx")
+        traced = (slide_graph if model == "slide_encoder" else occlusion_graph)(models.slide_model)
+        write_graph(traced, staging / model / "model.onnx")
     progress("writing tile_encoder")
-    write_graph(tile_graph(models.tile, PRECISIONS[precision]), staging / "tile_encoder" / "model.onnx")
+    graph = tile_graph(models.tile, PRECISIONS[precision], models.tile_head, patch_tokens=patch_tokens)
+    write_graph(graph, staging / "tile_encoder" / "model.onnx")
     # Free the weights before ONNX Runtime loads its own copy.
     models.tile.to("meta")
     models.slide_model.to("meta")
@@ -115,12 +118,20 @@ class Sessions:
 
 
 @torch.no_grad()
-def make_reference(models: Models, tiles: np.ndarray, sizes: tuple[int, ...] = SIZES) -> Reference:
+def make_reference(
+    models: Models, tiles: np.ndarray, sizes: tuple[int, ...] = SIZES, *, patch_tokens: bool = False
+) -> Reference:
     """PyTorch's float32 answers for real `tiles` and for seeded slides of `sizes` tiles."""
     rows, columns = seeded_basis(models.preset.slide.in_chans)
-    embeddings = np.concatenate([models.tile(torch.from_numpy(tile[None])).numpy() for tile in tiles])
+    pixels = [torch.from_numpy(tile[None]) for tile in tiles]
+    embeddings = torch.cat([models.tile(one) for one in pixels])
+    outputs = {"EMBEDDINGS": embeddings.numpy()}
+    if models.tile_head is not None:
+        outputs["TILE_LOGITS"] = models.tile_head(embeddings).numpy()
+    if patch_tokens:
+        outputs["PATCH_TOKENS"] = torch.cat([models.tile.patch_tokens(one) for one in pixels]).numpy()
     slides = tuple(_slide_reference(models.slide_model, seeded_embeddings(rows, columns, n)) for n in sizes)
-    return Reference(tiles, embeddings, rows, columns, slides)
+    return Reference(tiles, outputs, rows, columns, slides)
 
 
 def _slide_reference(model: SlideModel, embeddings: np.ndarray) -> SlideReference:
@@ -140,14 +151,11 @@ def _contract(
     precision: str,
     occlusion_precision: str,
     target: Target,
+    patch_tokens: bool,
     version: int,
     versions: dict[str, str],
 ) -> Contract:
     preset, model = models.preset, models.slide_model
-    head = None
-    if model.head is not None:
-        config = model.head.config
-        head = HeadContract(weights_digest(model.head.state_dict()), config.classes, config.kind)
     return Contract(
         export_id="",
         version=version,
@@ -164,7 +172,7 @@ def _contract(
             preset.slide.segment_lengths,
             preset.slide.dilations,
         ),
-        head=head,
+        head=_head_contract(model.head),
         variant=VariantContract(**asdict(model.variant)),
         precision=precision,
         occlusion=OcclusionContract(
@@ -172,7 +180,15 @@ def _contract(
         ),
         versions=versions,
         tile=TileContract(max_batch=target.max_batch),
+        tile_head=_head_contract(models.tile_head),
+        patch_tokens=preset.tile.tokens if patch_tokens else None,
     )
+
+
+def _head_contract(head: ClassificationHead | None) -> HeadContract | None:
+    if head is None:
+        return None
+    return HeadContract(weights_digest(head.state_dict()), head.config.classes, head.config.kind)
 
 
 def _export_id(contract: Contract, staging: Path) -> str:

@@ -54,7 +54,9 @@ def run_command(
         str | None,
         typer.Option(help="Folder with pytorch_model.bin and slide_encoder.pth, or hf-hub:OWNER/REPOSITORY."),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fine-tuning run.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a run of `finetune` or `tiles`; repeat it for both.")
+    ] = None,
     slide: Annotated[
         Path | None, typer.Option(help="Slide for the parity report.", show_default="the quick start's")
     ] = None,
@@ -62,6 +64,9 @@ def run_command(
     gpu_memory: Annotated[
         int | None, typer.Option(min=1, help="GiB of the GPU that is to serve.", show_default="a CPU serves")
     ] = None,
+    patch_tokens: Annotated[
+        bool, typer.Option("--patch-tokens", help="Serve every patch's token of a tile too: PATCH_TOKENS.")
+    ] = False,
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Export a preset: trace, compare with PyTorch, install as the next version and serve it.
@@ -75,9 +80,10 @@ def run_command(
             slide=slide,
             precision=precision,
             weights=weights,
-            checkpoint=checkpoint,
+            checkpoints=checkpoint or (),
             occlusion_precision=occlusion_precision,
             gpu_memory=gpu_memory,
+            patch_tokens=patch_tokens,
             progress=lambda step: status.update(f"exporting: {step}"),
         )
     show(result)

@@ -30,7 +30,11 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
 
 
 def served_config(template: model_config_pb2.ModelConfig, contract: Contract) -> str:
-    """`template` with exact dims and batches, one version alone, the contract, no LOGITS without a head."""
+    """`template` with exact dims and batches, one version alone, the contract, no LOGITS without a head.
+
+    `tile_encoder` gets the further outputs that the contract names, the ensemble TILE_LOGITS alone: a request
+    to it may not leave out what its first step hands on.
+    """
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(template)
     embed = contract.slide_encoder.embed_dim
@@ -43,6 +47,12 @@ def served_config(template: model_config_pb2.ModelConfig, contract: Contract) ->
         _drop_logits(config)
     else:
         exact["LOGITS"] = [len(contract.head.classes)]
+    for name, dims in contract.tile_outputs.items():
+        if config.name == "tile_encoder" and name != "EMBEDDINGS":
+            config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=dims)
+        elif name == "TILE_LOGITS" and config.ensemble_scheduling.step:
+            config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[-1, *dims])
+            config.ensemble_scheduling.step[0].output_map[name] = name
     for tensor in (*config.input, *config.output):
         if tensor.name in exact:
             tensor.dims[-len(exact[tensor.name]) :] = exact[tensor.name]

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,23 +47,26 @@ def export_preset(
     slide: Path | None = None,
     precision: str = "fp32",
     weights: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoints: Sequence[Path] = (),
     occlusion_precision: str = "fp32",
     gpu_memory: int | None = None,
+    patch_tokens: bool = False,
     progress: Callable[[str], None] = logger.info,
 ) -> ExportResult:
     """Export a preset's models into `repository` as its next version, served from Triton's next start on.
 
     Args:
-        preset: `demo`, `gigapath-flash` or `gigapath`; None is the checkpoint's, or else `demo`.
+        preset: `demo`, `gigapath-flash` or `gigapath`; None is the checkpoints', or else `demo`.
         repository: a folder that holds the committed `config.pbtxt` of the four models.
         slide: the real slide that the parity report takes its tiles from; None is the quick start's.
         precision: `fp32`, `fp16` or `fp16-mixed` (`export.precision`).
         weights: a folder with `pytorch_model.bin` and `slide_encoder.pth`, or `hf-hub:OWNER/REPOSITORY`; None
-            is the preset's own. With a checkpoint only the tile encoder's are taken.
-        checkpoint: the folder of a fine-tuning run; it brings the slide encoder, head and variant.
+            is the preset's own. What a checkpoint brings is taken from there.
+        checkpoints: the folder of a run of `finetune`, which brings slide encoder, head and variant; of one
+            of `tiles`, which brings the tile encoder and its head; or of both.
         occlusion_precision: that of `slide_occlusion`: single tiles' effects drown in half precision.
         gpu_memory: GiB of the GPU that is to serve (`export.target`); None is a CPU.
+        patch_tokens: add PATCH_TOKENS to the outputs of `tile_encoder`.
         progress: called with a line for each step.
 
     Raises:
@@ -81,17 +84,19 @@ def export_preset(
             f"or {HUB}OWNER/REPOSITORY"
         )
     slide = slide or DEFAULT_SLIDE
-    if checkpoint is not None:
+    for checkpoint in checkpoints:
         warn_misplaced(checkpoint)
     with repo.exclusive(repository):
-        key = input_key(preset, precision, occlusion_precision, weights, checkpoint, gpu_memory)
+        key = input_key(
+            preset, precision, occlusion_precision, weights, checkpoints, gpu_memory, patch_tokens
+        )
         version, report = repo.find_version(repository, key=key), None
         if version is None:
             progress("building the model")
-            models = choose_models(preset, weights, checkpoint)
+            models = choose_models(preset, weights, checkpoints)
             target = CPU if gpu_memory is None else on_gpu(gpu_memory)
             version, report = _build(
-                repository, models, key, slide, precision, occlusion_precision, target, progress
+                repository, models, key, slide, precision, occlusion_precision, target, patch_tokens, progress
             )
         repo.serve(repository, version)
     folder = repo.export_folder(repository, version)
@@ -113,6 +118,7 @@ def _build(
     precision: str,
     occlusion_precision: str,
     target: Target,
+    patch_tokens: bool,
     progress: Callable[[str], None],
 ) -> tuple[int, Report]:
     """Build into a staging folder and install it, unless a version with the same content is installed."""
@@ -128,6 +134,7 @@ def _build(
         precision=precision,
         occlusion_precision=occlusion_precision,
         target=target,
+        patch_tokens=patch_tokens,
         version=number,
         versions=versions,
         progress=progress,
@@ -159,19 +166,31 @@ def _build(
     return known, report
 
 
-def choose_models(preset: str | None, weights: str | None, checkpoint: Path | None) -> Models:
+def choose_models(preset: str | None, weights: str | None, checkpoints: Sequence[Path] = ()) -> Models:
     """The models that `export_preset` exports for these arguments; the same errors."""
     from training.models.build import build_models
-    from training.runs.checkpoint import load_run
+    from training.runs.checkpoint import is_tile_run, load_run, load_tile_run
 
     hub = weights is not None and weights.startswith(HUB)
     tile = weights if weights is None or hub else str(Path(weights) / "pytorch_model.bin")
     slide = weights if weights is None or hub else str(Path(weights) / "slide_encoder.pth")
-    if checkpoint is None:
+    if not checkpoints:
         return build_models(preset or "demo", tile, slide)
-    models = load_run(checkpoint, tile)
+    tile_runs = [folder for folder in checkpoints if is_tile_run(folder)]
+    slide_runs = [folder for folder in checkpoints if folder not in tile_runs]
+    if max(len(tile_runs), len(slide_runs)) > 1:
+        raise ExportError(
+            f"several checkpoints of one kind ({', '.join(map(str, checkpoints))}): give one run of "
+            "`finetune`, one of `tiles`, or one of each"
+        )
+    if not tile_runs:
+        models = load_run(slide_runs[0], tile)
+    elif slide_runs:
+        models = load_tile_run(tile_runs[0], slide_run=slide_runs[0])
+    else:
+        models = load_tile_run(tile_runs[0], slide)
     if preset not in (None, models.preset.name):
         raise ExportError(
-            f"{checkpoint} was fine-tuned from {models.preset.name}, not {preset}: leave the preset out"
+            f"{checkpoints[0]} was fine-tuned from {models.preset.name}, not {preset}: leave the preset out"
         )
     return models

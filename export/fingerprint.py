@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gigapath_contract.files import file_sha256
@@ -29,8 +29,9 @@ def input_key(
     precision: str = "fp32",
     occlusion_precision: str = "fp32",
     weights: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoints: Sequence[Path] = (),
     gpu_memory: int | None = None,
+    patch_tokens: bool = False,
 ) -> str:
     """SHA-256 over everything that decides the graphs: equal keys mean equal exports.
 
@@ -39,13 +40,14 @@ def input_key(
     digest = hashlib.sha256()
     hub = weights if weights is not None and weights.startswith(HUB) else None
     settings: list[str | int | None] = [preset or "demo", precision, occlusion_precision, hub, gpu_memory]
+    settings.append(patch_tokens)
     settings += [importlib.metadata.version(name) for name in LIBRARIES]
     digest.update(json.dumps(settings).encode())
     digest.update(_code_digest_at_start().encode())
     if weights is not None and hub is None:
         folder = Path(weights)
         _add_files(digest, (folder / name for name in ("pytorch_model.bin", "slide_encoder.pth")), folder)
-    if checkpoint is not None:
+    for checkpoint in checkpoints:
         _add_files(digest, checkpoint.glob("*"), checkpoint)
     return digest.hexdigest()
 

@@ -8,7 +8,8 @@ every norm, LayerScale, a bias after each product, splits. Here larger operators
   LayerScale into the projection before it: exact but for rounding.
 * `SkipLayerNormalization` adds a projection, its bias and the residual, and returns the norm and the sum.
 * `MultiHeadAttention` adds the biases of queries, keys and values; `QuickGelu` with alpha 1 is SiLU.
-* The last block computes the class token alone, since nothing else reaches the embedding.
+* The last block computes the class token alone, since nothing else reaches the embedding, unless PATCH_TOKENS
+  are an output.
 
 These operators of `com.microsoft` run on the CPU too. TensorRT gets them expanded (`export.plain`).
 """
@@ -24,22 +25,40 @@ from torch import Tensor
 
 from export.attention import DOMAIN
 from export.precision import Precision
+from training.models.head import ClassificationHead
 from training.models.tile_encoder import TileEncoder
 
 OPSET = 18
 KINDS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
 
 
-def tile_graph(encoder: TileEncoder, precision: Precision) -> ir.Model:
-    """TILES uint8 [B, 224, 224, 3] to EMBEDDINGS float32 [B, D]; saving it reads the weights of `encoder`."""
-    size = encoder.config.image_size
+def tile_graph(
+    encoder: TileEncoder,
+    precision: Precision,
+    head: ClassificationHead | None = None,
+    *,
+    patch_tokens: bool = False,
+) -> ir.Model:
+    """TILES uint8 [B, 224, 224, 3] to EMBEDDINGS float32 [B, D]; saving it reads the weights of `encoder`.
+
+    With a `head` TILE_LOGITS float32 [B, C] follow, with `patch_tokens` PATCH_TOKENS float32 [B, T, D].
+    """
+    size, width = encoder.config.image_size, encoder.config.embed_dim
     tiles = ir.val("TILES", ir.DataType.UINT8, ("B", size, size, 3))
-    embeddings = ir.val("EMBEDDINGS", ir.DataType.FLOAT, ("B", encoder.config.embed_dim))
     writer = _Writer(encoder, precision)
-    writer.write(tiles, embeddings)
+    embeddings = ir.val("EMBEDDINGS", ir.DataType.FLOAT, ("B", width))
+    outputs = [embeddings]
+    tokens = ir.val("PATCH_TOKENS", ir.DataType.FLOAT, ("B", writer.tokens, width)) if patch_tokens else None
+    writer.write(tiles, embeddings, tokens)
+    if head is not None:
+        logits = ir.val("TILE_LOGITS", ir.DataType.FLOAT, ("B", len(head.config.classes)))
+        writer.head(head, embeddings, logits)
+        outputs.append(logits)
+    if tokens is not None:
+        outputs.append(tokens)
     graph = ir.Graph(
         [tiles],
-        [embeddings],
+        outputs,
         nodes=writer.tape.nodes,
         initializers=writer.tape.initializers,
         opset_imports={"": OPSET, DOMAIN: 1},
@@ -56,11 +75,11 @@ class _Writer:
         self.vit: Any = encoder.vit  # timm's modules don't say what they hold
         self.width = encoder.config.embed_dim
         self.side = encoder.config.image_size // encoder.config.patch_size
-        self.tokens = self.side**2 + 1
+        self.tokens = encoder.config.tokens
         self.tape = ir.tape.Tape()
 
-    def write(self, tiles: ir.Value, embeddings: ir.Value) -> None:
-        """Everything from `tiles` to `embeddings`."""
+    def write(self, tiles: ir.Value, embeddings: ir.Value, tokens: ir.Value | None) -> None:
+        """Everything from `tiles` to `embeddings` and, where wanted, to all `tokens`."""
         blocks = self.vit.blocks
         norms = [(f"blocks.{i}.norm1", block.norm1) for i, block in enumerate(blocks)]
         norms.append(("norm", self.vit.norm))
@@ -68,9 +87,21 @@ class _Writer:
         name, norm = norms[0]
         normed = self.op(name, "LayerNormalization", x, *self.norm(name, norm), axis=-1, epsilon=norm.eps)
         for i, block in enumerate(blocks):
-            last = i + 1 == len(blocks)
+            last = i + 1 == len(blocks) and tokens is None
             normed, x = self.block(f"blocks.{i}", block, normed, x, norms[i + 1], last=last)
+        if tokens is not None:
+            dense = self.reshape("patch_tokens", normed, -1, self.tokens, self.width)
+            self.op("PATCH_TOKENS", "Cast", dense, to=ir.DataType.FLOAT, output=tokens)
+            normed = self.class_token(normed)
         self.op("EMBEDDINGS", "Cast", normed, to=ir.DataType.FLOAT, output=embeddings)
+
+    def head(self, head: ClassificationHead, embeddings: ir.Value, logits: ir.Value) -> None:
+        """A linear layer on the embeddings, in float32 whatever the encoder's precision is."""
+        layer: Any = head.classifier[0]
+        shape = (layer.in_features, layer.out_features)
+        weight = self.weight("tile_head.weight", shape, lambda: layer.weight.T, torch.float32)
+        bias = self.weight("tile_head.bias", shape[1:], lambda: layer.bias, torch.float32)
+        self.op("TILE_LOGITS", "Gemm", embeddings, weight, bias, output=logits)
 
     def embed(self, tiles: ir.Value) -> ir.Value:
         """Pixels to tokens with their positions."""

@@ -9,7 +9,7 @@ The export checks its graphs against them, `client verify` a running server. The
 | `gate.<model>.min_cosine` | float64 | the smallest cosine that passes |
 | `gate.<model>.max_relative` | float64 | the same, over the output's largest magnitude |
 | `tiles` | uint8 [B,224,224,3] | real tiles: TILES of `tile_encoder` |
-| `tile_encoder.EMBEDDINGS` | float32 [B,D] | what PyTorch (float32) returns for them |
+| `tile_encoder.<OUTPUT>` | float32 | what PyTorch (float32) returns for them |
 | `rows`, `columns` | float32 [61,D], [67,D] | EMBEDDINGS of a slide: `rows[i%61] + columns[i%67]`, i < N |
 | `sizes` | int64 [S] | the slides' N |
 | `n<N>.coords` | int64 [N,2] | COORDS |
@@ -74,16 +74,14 @@ class Reference:
     """The inputs and PyTorch's answers of one export."""
 
     tiles: NDArray[np.uint8]
-    embeddings: NDArray[np.float32]
+    tile: Arrays  # outputs of `tile_encoder`
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
     slides: tuple[SlideReference, ...]
 
     def cases(self) -> Iterator[Case]:
         """Every request, one model after the other."""
-        yield Case(
-            "tile_encoder", f"{len(self.tiles)} tiles", {"TILES": self.tiles}, {"EMBEDDINGS": self.embeddings}
-        )
+        yield Case("tile_encoder", f"{len(self.tiles)} tiles", {"TILES": self.tiles}, self.tile)
         for slide in self.slides:
             yield Case("slide_encoder", f"N={len(slide.coords)}", self._inputs(slide), slide.encoder)
         for slide in self.slides:
@@ -108,7 +106,7 @@ def write_reference(path: Path, reference: Reference, contract: Contract, gates:
     arrays: Arrays = {
         "contract": np.array(contract.to_json()),
         "tiles": reference.tiles,
-        "tile_encoder.EMBEDDINGS": reference.embeddings,
+        **{f"tile_encoder.{name}": array for name, array in reference.tile.items()},
         "rows": reference.rows,
         "columns": reference.columns,
         "sizes": np.array([len(slide.coords) for slide in reference.slides], np.int64),
@@ -146,8 +144,10 @@ def read_reference(path: Path) -> tuple[Reference, Contract, Gates]:
             )
             for n in arrays["sizes"].tolist()
         )
-        embeddings = arrays["tile_encoder.EMBEDDINGS"]
-        reference = Reference(arrays["tiles"], embeddings, arrays["rows"], arrays["columns"], slides)
+        tile = _under(arrays, "tile_encoder.")
+        if "EMBEDDINGS" not in tile:
+            raise ValueError("it has no array tile_encoder.EMBEDDINGS")
+        reference = Reference(arrays["tiles"], tile, arrays["rows"], arrays["columns"], slides)
         gates = {
             model: Gate(*(float(arrays[f"gate.{model}.{field.name}"]) for field in fields(Gate)))
             for model in {case.model for case in reference.cases()}

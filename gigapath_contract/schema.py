@@ -52,7 +52,7 @@ class SlideEncoderContract:
 
 @dataclass(frozen=True)
 class HeadContract:
-    """The classification head on the slide embedding; `classes` are in the order of LOGITS."""
+    """A classification head; `classes` are in the order of its logits."""
 
     weights_sha256: str
     classes: tuple[str, ...]
@@ -102,7 +102,12 @@ class LimitsContract:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything a client has to know about one export."""
+    """Everything a client has to know about one export.
+
+    `head` is that on the slide embedding, `tile_head` that on a tile's; `patch_tokens` is the number of
+    tokens of a tile, class token included, where they are an output. Where None, the last two are absent in
+    JSON.
+    """
 
     export_id: str
     version: int
@@ -118,10 +123,25 @@ class Contract:
     tile: TileContract = TileContract()
     limits: LimitsContract = LimitsContract()
     schema: int = SCHEMA
+    tile_head: HeadContract | None = None
+    patch_tokens: int | None = None
+
+    @property
+    def tile_outputs(self) -> dict[str, tuple[int, ...]]:
+        """The outputs of `tile_encoder` by name, with their dims for one tile."""
+        dim = self.tile_encoder.embed_dim
+        outputs: dict[str, tuple[int, ...]] = {"EMBEDDINGS": (dim,)}
+        if self.tile_head is not None:
+            outputs["TILE_LOGITS"] = (len(self.tile_head.classes),)
+        if self.patch_tokens is not None:
+            outputs["PATCH_TOKENS"] = (self.patch_tokens, dim)
+        return outputs
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, so that equal contracts are equal bytes."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        absent = {name for name in _may_be_absent(Contract) if fields[name] is None}
+        return json.dumps({name: fields[name] for name in fields.keys() - absent}, sort_keys=True)
 
     @staticmethod
     def parse(text: str) -> Contract:
@@ -140,7 +160,8 @@ class Contract:
         contract = _read(Contract, data, "contract")
         tile, limits = contract.tile, contract.limits
         _expect(0 < tile.crop_px <= tile.size_px, "contract.tile", "0 < crop_px <= size_px", tile)
-        least = min(tile.max_batch, limits.max_tiles, limits.grid, contract.tile_encoder.embed_dim)
+        tokens = 1 if contract.patch_tokens is None else contract.patch_tokens
+        least = min(tile.max_batch, limits.max_tiles, limits.grid, contract.tile_encoder.embed_dim, tokens)
         _expect(least > 0, "contract", "positive sizes and limits", least)
         return contract
 
@@ -161,9 +182,10 @@ def _read(kind: type[T], value: Any, where: str) -> T:
     if dataclasses.is_dataclass(kind):
         _expect(isinstance(value, dict), where, "an object", value)
         hints = typing.get_type_hints(kind)
-        missing = hints.keys() - value.keys()
+        missing = hints.keys() - value.keys() - _may_be_absent(kind)
         _expect(not missing, where, f"the field(s) {', '.join(sorted(missing))}", value)
-        return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+        found = {name: _read(hint, value.get(name), f"{where}.{name}") for name, hint in hints.items()}
+        return kind(**found)
     if origin in (typing.Union, types.UnionType):
         return typing.cast(T, None if value is None else _read(arguments[0], value, where))
     if origin is tuple:
@@ -182,6 +204,11 @@ def _read(kind: type[T], value: Any, where: str) -> T:
         _expect(type(value) is kind, where, f"a {kind.__name__}", value)
         _expect(kind is not int or 0 <= value < 2**63, where, "a count", value)
     return typing.cast(T, result)
+
+
+def _may_be_absent(kind: Any) -> set[str]:
+    """The fields of a dataclass that are left out of its JSON where they are None."""
+    return {field.name for field in dataclasses.fields(kind) if field.default is None}
 
 
 def _expect(holds: bool, where: str, what: str, value: Any) -> None:

@@ -78,6 +78,51 @@ def demo_repository(export_kept: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tile_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A run of `tiles` of the preset `tiny`, and one of `finetune` on its embeddings; registers `tiny`."""
+    pytest.importorskip("torch", reason="exporting needs PyTorch: make setup ROOMS=all")
+    import torch
+
+    from tests.export.conftest import TINY
+    from training.models.build import build_models
+    from training.models.presets import PRESETS
+    from training.models.weights import weights_digest
+    from training.runs.checkpoint import save_run, save_tile_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, TINY.name, TINY)
+        models, root = build_models(TINY, seed=3), tmp_path_factory.mktemp("runs")
+        folders = root / "tiles", root / "slides"
+        for folder in folders:
+            folder.mkdir()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            head = torch.nn.Linear(TINY.tile.embed_dim, 3)
+        save_tile_run(folders[0], TINY.name, models.tile, head, ("stroma", "tumour", "other"))
+        encoder = weights_digest(models.tile.vit.state_dict())
+        save_run(folders[1], TINY, models.slide_model, tile_encoder_sha256=encoder)
+        yield folders
+
+
+@pytest.fixture(scope="session")
+def tile_head_repository(
+    tile_runs: tuple[Path, Path], real_slide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An export of `tile_runs` with patch tokens; read only."""
+    from export.export import export_preset
+    from export.fingerprint import input_key
+    from export.repository import copy_configs
+    from tests.export.conftest import TINY
+
+    def fill(kept: Path) -> None:
+        copy_configs(ROOT / "model_repository", kept)
+        export_preset(repository=kept, slide=real_slide, checkpoints=tile_runs, patch_tokens=True)
+
+    key = f"{input_key(None, checkpoints=tile_runs)} {TINY}"
+    return copy_of_kept(KEPT / "tile_head", key, fill, tmp_path_factory.mktemp("kept") / "tile_head")
+
+
+@pytest.fixture(scope="session")
 def triton_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of a real Triton that serves `demo_repository` over gRPC."""
     from server.local import run_triton

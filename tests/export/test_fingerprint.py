@@ -17,7 +17,7 @@ from pathlib import Path
 import export.build_graphs
 from export.export import choose_models
 try:
-    choose_models(None, None, Path("/nowhere"))
+    choose_models(None, None, [Path("/nowhere")])
 except Exception as error:
     assert "run.json" in str(error), error
 for name, module in sys.modules.items():
@@ -114,6 +114,7 @@ def test_settings_and_weights_count(tmp_path: Path) -> None:
     given = input_key("demo", weights=str(tmp_path))
     assert input_key("demo") == input_key(None)
     other = (input_key("gigapath"), input_key("demo", "fp16"), input_key("demo", gpu_memory=80), given)
-    assert len({input_key("demo"), *other}) == 5
+    dense = input_key("demo", patch_tokens=True)
+    assert len({input_key("demo"), dense, *other}) == 6
     (tmp_path / "pytorch_model.bin").write_bytes(b"other weights")
     assert input_key("demo", weights=str(tmp_path)) != given

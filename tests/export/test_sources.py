@@ -45,20 +45,20 @@ def digests(models: Models) -> tuple[str, str]:
 
 
 def test_the_demo_alone_comes_with_trained_weights(other: Models) -> None:
-    own = choose_models(None, None, None)
+    own = choose_models(None, None)
     assert own.trained
     assert digests(own)[0] != digests(other)[0]
     assert packaged_weights("gigapath-flash") is packaged_weights("gigapath") is None
 
 
 def test_a_folder_and_a_run_bring_theirs(folder: Path, run: Path, other: Models) -> None:
-    own, (tile, slide) = digests(choose_models(None, None, None)), digests(other)
+    own, (tile, slide) = digests(choose_models(None, None)), digests(other)
     assert own[0] != tile
     assert own[1] != slide
     found = {
-        "folder": choose_models("demo", str(folder), None),
-        "run": choose_models(None, None, run),
-        "both": choose_models(None, str(folder), run),
+        "folder": choose_models("demo", str(folder)),
+        "run": choose_models(None, None, [run]),
+        "both": choose_models(None, str(folder), [run]),
     }
     assert {name: digests(models) for name, models in found.items()} == {
         "folder": (tile, slide),
@@ -70,10 +70,10 @@ def test_a_folder_and_a_run_bring_theirs(folder: Path, run: Path, other: Models)
 
 def test_what_does_not_fit_together_is_one_clear_line(folder: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="was fine-tuned from demo, not gigapath: leave the preset out"):
-        choose_models("gigapath", None, run)
+        choose_models("gigapath", None, [run])
     with pytest.raises(TrainingError, match="is not a finished fine-tuning run"):
-        choose_models(None, None, tmp_path)
+        choose_models(None, None, [tmp_path])
     with pytest.raises(TrainingError, match=r"pytorch_model\.bin"):
-        choose_models("demo", str(tmp_path), None)
+        choose_models("demo", str(tmp_path))
     with pytest.raises(TrainingError, match="doesn't fit"):
-        choose_models("gigapath-flash", str(folder), None)
+        choose_models("gigapath-flash", str(folder))

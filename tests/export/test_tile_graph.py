@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from export.graphs import write_graph
+from export.half_gate import TrueHalf
 from export.plain import expanded
 from export.precision import PRECISIONS
 from export.samples import real_tiles
 from export.tile_graph import tile_graph
+from gigapath_contract.reference import distance
+from training.models.head import ClassificationHead, HeadConfig
 from training.models.presets import TileEncoderConfig, get_preset
 from training.models.random_init import randomise
 from training.models.tile_encoder import TileEncoder
@@ -46,6 +49,12 @@ def run(model: Path | bytes, tiles: Tiles) -> Embeddings:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     embeddings: Embeddings = session.run(["EMBEDDINGS"], {"TILES": tiles})[0]
     return embeddings
+
+
+def all_outputs(model: Path | bytes, tiles: Tiles) -> dict[str, Embeddings]:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"TILES": tiles}), strict=True))
 
 
 @torch.no_grad()
@@ -111,6 +120,39 @@ def test_layer_scale_of_a_fresh_model_survives_half_precision(tmp_path: Path, re
                 parameter.fill_(1e-5)
     write_graph(tile_graph(encoder, PRECISIONS["fp16"]), tmp_path / "model.onnx")
     assert least_cosine(run(tmp_path / "model.onnx", tiles), in_pytorch(encoder, tiles)) > 0.99999
+
+
+@pytest.mark.parametrize("name", ["narrow gigapath", "one block"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_head_and_patch_tokens_are_pytorchs_too_in_every_graph(
+    precision: str, name: str, tmp_path: Path, real_slide: Path
+) -> None:
+    encoder, tiles = seeded_encoder(CONFIGS[name]), real_tiles(real_slide, count=3)
+    torch.manual_seed(0)
+    head = ClassificationHead(encoder.config.embed_dim, HeadConfig(("a", "b", "c")))
+    path = tmp_path / "tile_encoder" / "model.onnx"
+    path.parent.mkdir()
+    write_graph(tile_graph(encoder, PRECISIONS[precision], head, patch_tokens=True), path)
+    with torch.no_grad():
+        tokens = encoder.patch_tokens(torch.from_numpy(tiles))
+        expected = {
+            "EMBEDDINGS": tokens[:, 0].numpy(),
+            "TILE_LOGITS": head(tokens[:, 0]).numpy(),
+            "PATCH_TOKENS": tokens.numpy(),
+        }
+    np.testing.assert_array_equal(expected["EMBEDDINGS"], in_pytorch(encoder, tiles))
+    plain = expanded(onnx.load(path)).SerializeToString()
+    for found in (
+        all_outputs(path, tiles),
+        all_outputs(plain, tiles),
+        TrueHalf(tmp_path)("tile_encoder", {"TILES": tiles}),
+    ):
+        assert found.keys() == expected.keys()
+        for output, wanted in expected.items():
+            assert found[output].dtype == np.float32
+            _, cosine, relative = distance(found[output], wanted)
+            assert relative < (1e-5 if precision == "fp32" else 2e-2), output
+            assert cosine > (0.999999 if precision == "fp32" else 0.999), output
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

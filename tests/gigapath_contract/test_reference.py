@@ -43,7 +43,9 @@ def reference() -> Reference:
         for n in (1, 10)  # n1. is no prefix of n10.
     )
     tiles = rng.integers(0, 255, (2, 224, 224, 3), np.uint8)
-    return Reference(tiles, draw(2, 4), draw(3, 4), draw(5, 4), slides)
+    return Reference(
+        tiles, {"EMBEDDINGS": draw(2, 4), "TILE_LOGITS": draw(2, 3)}, draw(3, 4), draw(5, 4), slides
+    )
 
 
 @pytest.fixture

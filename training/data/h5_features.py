@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gigapath_contract.coordinates import CoordinateRule, grid_coordinates
 from gigapath_contract.errors import CoordinateError, FeatureFileError
-from gigapath_contract.features import read_tile_features
+from gigapath_contract.features import TileFeatures, read_tile_features
 from gigapath_contract.files import file_sha256
 from training.errors import TrainingError
 
@@ -42,8 +42,8 @@ def read_bag(path: Path, rule: CoordinateRule = "level0/256") -> Bag:
     return _read(path, rule)[0]
 
 
-def _read(path: Path, rule: CoordinateRule) -> tuple[Bag, str]:
-    """The bag, and what was assumed about its coordinates."""
+def _read(path: Path, rule: CoordinateRule) -> tuple[Bag, TileFeatures]:
+    """The bag, and all that the file says."""
     try:
         with h5py.File(path, "r") as file:
             stored = read_tile_features(file)
@@ -58,9 +58,18 @@ def _read(path: Path, rule: CoordinateRule) -> tuple[Bag, str]:
     row_major = np.lexsort((coords[:, 0], coords[:, 1]))
     features, coords = features[row_major], coords[row_major]
     try:
-        return Bag(features, grid_coordinates(coords, rule, stored.scale)), stored.assumed
+        return Bag(features, grid_coordinates(coords, rule, stored.scale)), stored
     except CoordinateError as error:
         raise TrainingError(f"{path}: {error}") from error
+
+
+class Checked(NamedTuple):
+    """What is known of files of bags, by name: SHA-256, what was assumed of their coordinates (if anything);
+    and the digest of the tile encoder that they name, if they do."""
+
+    digests: dict[str, str]
+    assumed: dict[str, str]
+    encoder: str | None
 
 
 def check_bags(
@@ -68,32 +77,42 @@ def check_bags(
     width: int,
     rule: CoordinateRule,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Read every bag once, before training starts; returns the files' SHA-256, and what was assumed, by name.
+) -> Checked:
+    """Read every bag once, before training starts.
 
     Files that say what their coordinates are have nothing assumed; a warning counts the others.
 
     Raises:
-        TrainingError: the first bag that `read_bag` refuses, or whose features aren't `width` wide.
+        TrainingError: the first bag that `read_bag` refuses, or whose features aren't `width` wide or are
+            another tile encoder's.
     """
 
-    def check(path: Path) -> tuple[str, str, str]:
-        bag, assumed = _read(path, rule)
+    def check(path: Path) -> tuple[str, str, str, str]:
+        bag, stored = _read(path, rule)
         found = bag.features.shape[1]
         if found != width:
             raise TrainingError(
                 f"{path}: features are {found} wide and the slide encoder takes {width}: embed the slides "
                 "with the preset's own tile encoder"
             )
-        return path.name, file_sha256(path), assumed
+        encoder = str(stored.attributes.get("encoder_sha256", ""))
+        return path.name, file_sha256(path), stored.assumed, encoder
 
-    digests, doubts = {}, {}
+    digests, doubts, encoders = {}, {}, dict[str, str]()
     with ThreadPoolExecutor(4) as pool:
-        for name, digest, assumed in pool.map(check, paths):
+        for name, digest, assumed, encoder in pool.map(check, paths):
             digests[name] = digest
             if assumed:
                 doubts[name] = assumed
+            if encoder:
+                encoders.setdefault(encoder, name)
+            if len(encoders) > 1:
+                (one, here), (other, there) = encoders.items()
+                raise TrainingError(
+                    f"{here} has embeddings of the tile encoder {one:.8}, {there} of {other:.8}: embed all "
+                    "slides with one"
+                )
             progress(len(digests))
     for assumed, files in Counter(doubts.values()).items():
         logger.warning("%d of %d feature files: %s", files, len(digests), assumed)
-    return digests, doubts
+    return Checked(digests, doubts, next(iter(encoders), None))

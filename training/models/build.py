@@ -31,12 +31,14 @@ class Models:
         tile: the tile encoder.
         slide_model: slide encoder, variant and head.
         trained: whether every weight came from a file or the hub, and none from the seed.
+        tile_head: classifies single tiles, where a run of `tiles` trained one.
     """
 
     preset: Preset
     tile: TileEncoder
     slide_model: SlideModel
     trained: bool
+    tile_head: ClassificationHead | None = None
 
 
 @dataclass(frozen=True)

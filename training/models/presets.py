@@ -26,6 +26,11 @@ class TileEncoderConfig:
     image_size: int = 224
     layer_scale: float = 1e-5
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a tile: the class token and one per patch."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
 
 def segment_lengths(max_wsi_size: int, tile_size: int, branches: int = 5) -> tuple[int, ...]:
     """Segment lengths of the dilated attention, evenly in log2 from 1024 to the longest, as published.

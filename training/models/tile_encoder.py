@@ -58,6 +58,15 @@ class TileEncoder(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """RGB pixels uint8 [B, 224, 224, 3] to embeddings [B, D]: the class token after the final norm."""
+        embeddings: Tensor = self.vit(self._normalised(tiles))
+        return embeddings
+
+    def patch_tokens(self, tiles: Tensor) -> Tensor:
+        """The same pixels to tokens [B, T, D] after the final norm: the class token, then patches by rows."""
+        tokens: Tensor = self.vit.forward_features(self._normalised(tiles))
+        return tokens
+
+    def _normalised(self, tiles: Tensor) -> Tensor:
         size = self.config.image_size
         if not torch.compiler.is_exporting() and (
             tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (size, size, 3)
@@ -67,5 +76,4 @@ class TileEncoder(nn.Module):
                 f"the tile encoder takes uint8 RGB pixels [B, {size}, {size}, 3]"
             )
         pixels = tiles.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        embeddings: Tensor = self.vit((pixels - self.mean) / self.std)
-        return embeddings
+        return (pixels - self.mean) / self.std

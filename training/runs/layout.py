@@ -13,6 +13,7 @@ METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 MODEL = "model.safetensors"
 METADATA = "run.json"
+TILE_METADATA = "tile_run.json"
 TILE_MODEL = "tile_encoder.safetensors"
 TILE_HEAD = "tile_head.safetensors"
 

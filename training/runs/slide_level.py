@@ -39,7 +39,7 @@ class Plan:
     """A configuration whose data has been checked: its folds, and what is known of every file they read.
 
     `digests` are SHA-256; `assumed` says what was assumed of files that do not say what their coordinates
-    are.
+    are; `encoder` is the digest of the tile encoder that they name, if they do.
     """
 
     config: TrainingConfig
@@ -47,6 +47,7 @@ class Plan:
     folds: tuple[Fold, ...]
     digests: dict[str, str]
     assumed: dict[str, str]
+    encoder: str | None
 
     def folders(self, out: Path) -> list[Path]:
         """Each fold's run folder: `out` itself where there is one fold."""
@@ -75,13 +76,13 @@ def plan_runs(
             )
     preset = config.build_preset()
     needed = sorted({slide.slide_id for fold in folds for slide in fold.slides})
-    digests, assumed = check_bags(
+    checked = check_bags(
         [data.features / f"{name}.h5" for name in needed],
         preset.slide.in_chans,
         preset.variant.coordinates,
         lambda done: progress(done, len(needed)),
     )
-    return Plan(config, task, tuple(folds), digests, assumed)
+    return Plan(config, task, tuple(folds), *checked)
 
 
 def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
     results = {
         split: _evaluate(model, bags, plan, folder, split) for split, bags in (("val", val), ("test", test))
     }
-    save_run(folder, preset, model, rule_version(folder))
+    save_run(folder, preset, model, rule_version(folder), plan.encoder)
     facts = _facts(config, fold, trainer.current_epoch)
     title = f"{config.preset}, fine-tuned: {', '.join(plan.task.classes)}"
     write_metrics(folder, title, facts, {"epochs": trainer.current_epoch, **results})

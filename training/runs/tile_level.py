@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,12 +20,12 @@ from training.config import RANDOM_INIT
 from training.data.tables import SPLITS
 from training.data.tiles import Tile, TileImages
 from training.errors import TrainingError
-from training.files import atomic_path
 from training.loops.tile_level import TileConfig, TileOrder, TileTuner
 from training.loops.trainer import build_trainer, fit
 from training.models.build import build_tile_encoder
 from training.models.tile_encoder import TileEncoder
-from training.runs.layout import METRICS, TILE_HEAD, TILE_MODEL
+from training.runs.checkpoint import save_tile_run
+from training.runs.layout import METRICS
 from training.runs.record import open_record, read_metrics, record_predictions, write_metrics
 
 
@@ -59,9 +58,7 @@ def run_tiles(config: TileConfig, tiles: Sequence[Tile], out: Path, *, bar: bool
         head = _fine_tune(config, encoder, images, out, bar)
         how = f"the last {config.blocks} blocks and a head, {config.epochs} epochs"
     encoder.eval()
-    for name, module in ((TILE_MODEL, encoder.vit), (TILE_HEAD, head)):
-        with atomic_path(out / name) as part:
-            save_file(module.state_dict(), part)
+    save_tile_run(out, config.preset, encoder, head, tuple(classes))
     held_out = {split: images[split] for split in SPLITS[1:]}
     results = {split: _evaluate(config, encoder, head, held_out[split], out, split) for split in held_out}
     counts = ", ".join(f"{len(images[split])} {split} tiles" for split in SPLITS)

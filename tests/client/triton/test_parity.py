@@ -43,12 +43,13 @@ def test_a_wrong_answer_fails_by_name(
     connection: Connection, contract: Contract, stored: Path, run_client: Run, triton_url: str, tmp_path: Path
 ) -> None:
     reference, gates = load_reference(stored, contract)
-    off = dataclasses.replace(reference, embeddings=reference.embeddings + 1e-3, slides=())
+    shifted = {"EMBEDDINGS": reference.tile["EMBEDDINGS"] + 1e-3}
+    off = dataclasses.replace(reference, tile=shifted, slides=())
     (row,) = verify(connection, off, gates, contract)
     assert (row.model, row.output, row.passed) == ("tile_encoder", "EMBEDDINGS", False)
     assert row.max_abs == pytest.approx(1e-3, rel=0.05)
 
-    off = dataclasses.replace(reference, embeddings=reference.embeddings + 1e-3, slides=reference.slides[:1])
+    off = dataclasses.replace(reference, tile=shifted, slides=reference.slides[:1])
     write_reference(tmp_path / "off.npz", off, contract, gates)
     ended = run_client("verify", "--url", triton_url, "--reference", tmp_path / "off.npz")
     assert ended.code == 1
@@ -89,7 +90,7 @@ def test_a_server_in_tf32_is_recognised(
         inputs = {**inputs, "EMBEDDINGS": round_to_tf32(inputs["EMBEDDINGS"])}
         answers = session.run(list(one.encoder), inputs)
         slides.append(dataclasses.replace(one, encoder=dict(zip(one.encoder, answers, strict=True))))
-    disturbed = dataclasses.replace(reference, embeddings=embeddings, slides=tuple(slides))
+    disturbed = dataclasses.replace(reference, tile={"EMBEDDINGS": embeddings}, slides=tuple(slides))
     write_reference(tmp_path / "tf32.npz", disturbed, contract, gates)
     ended = run_client("verify", "--url", triton_url, "--reference", tmp_path / "tf32.npz")
     assert ended.code == 1

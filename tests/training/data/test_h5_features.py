@@ -90,7 +90,7 @@ def test_features_of_another_encoder_are_refused_before_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = [write(tmp_path / f"{width}.h5", features=np.ones((3, width)), coords=GRID) for width in (4, 5)]
-    digests, assumed = check_bags(paths[:1], 4, "level0/256")
+    digests, assumed, _ = check_bags(paths[:1], 4, "level0/256")
     assert set(digests) == set(assumed) == {"4.h5"}
     assert f"1 of 1 feature files: {assumed['4.h5']}" in caplog.text
     assert assumed["4.h5"].startswith("the file does not say what its coordinates are")

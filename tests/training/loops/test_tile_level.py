@@ -19,6 +19,7 @@ from training.data.tiles import Tile, list_tiles, read_list, read_tile
 from training.errors import TrainingError
 from training.loops.tile_level import TileConfig, TileOrder, TileTuner, augment, freeze_blocks
 from training.models.build import build_models
+from training.runs.checkpoint import load_tile_run
 from training.runs.layout import TILE_MODEL
 from training.runs.tile_level import run_tiles
 
@@ -56,6 +57,11 @@ def test_a_linear_probe_tells_textures_apart_and_leaves_the_encoder_alone(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     head = load_file(tmp_path / "run" / "tile_head.safetensors")
     assert head["weight"].shape == (2, 96)
+    models = load_tile_run(tmp_path / "run")
+    assert models.tile_head is not None
+    assert models.tile_head.config.classes == ("coarse", "fine")
+    assert torch.equal(models.tile_head.state_dict()["classifier.0.weight"], head["weight"])
+    assert torch.equal(models.tile.vit.state_dict()["pos_embed"], before["pos_embed"])
     assert "For research only" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
     assert run_tiles(config(), list_tiles(folder), tmp_path / "run") == result  # kept
 

@@ -60,7 +60,7 @@ def export_damaged(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     copy_configs(ROOT / "model_repository", folder / "models")
     with pytest.raises(TrainingError, match="no weights file"):
-        export_preset(repository=folder / "models", checkpoint=folder, preset=None)
+        export_preset(repository=folder / "models", checkpoints=[folder], preset=None)
 
 
 @pytest.mark.parametrize("rule", [RULE, "target-mpp/256"])
