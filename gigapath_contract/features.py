@@ -40,6 +40,7 @@ class TileFeatures:
         valid: [N], False where the file marks a tile as not decoded.
         invalid_coords: [K, 2] corners of tiles that could not be decoded, which are not among the N.
         tissue: [N] fraction of each tile that is tissue; NaN where the file doesn't say.
+        tile_scores: [N] probabilities by the tile head, by class; empty without one.
         coords_attributes, attributes: the HDF5 attributes of `coords` and of `features`.
     """
 
@@ -50,6 +51,7 @@ class TileFeatures:
     valid: NDArray[np.bool_]
     invalid_coords: NDArray[Any]
     tissue: NDArray[np.float32]
+    tile_scores: Mapping[str, NDArray[np.float32]]
     coords_attributes: Mapping[str, Any]
     attributes: Mapping[str, Any]
 
@@ -99,6 +101,7 @@ def read_tile_features(
         tiles = int(shapes[0][0])
         valid = _per_tile(file, "valid", "biu", np.ones(tiles)).astype(np.bool_)
         tissue = _per_tile(file, "tissue", "f", np.full(tiles, np.nan)).astype(np.float32)
+        scores = _tile_scores(file, tiles)
         read = features[:].reshape(shapes[0]) if embeddings else np.empty((tiles, 0), features.dtype)
         places = coords[:].reshape(shapes[1])
         wrong = valid & ~np.isfinite(read).all(axis=1)
@@ -117,7 +120,7 @@ def read_tile_features(
             about = {**dict(file.attrs), **about}
     found = level0_positions(places, {**attributes, **about}, tile_size=tile_size, mpp=mpp)
     return TileFeatures(
-        read, found.coords, found.scale, found.assumed, valid, invalid, tissue, about, attributes
+        read, found.coords, found.scale, found.assumed, valid, invalid, tissue, scores, about, attributes
     )
 
 
@@ -171,6 +174,18 @@ def _check_storage(found: Any, name: str) -> None:
     stored = found.id.get_storage_size() * (_BEST_COMPRESSION if found.chunks else 1)
     if size > MOST_BYTES or chunk > _MOST_CHUNK_BYTES or size > max(stored, _SMALL):
         raise FeatureFileError(f"{name} claims {found.shape} values, more than the file can hold")
+
+
+def _tile_scores(file: Any, tiles: int) -> dict[str, NDArray[np.float32]]:
+    if "tile_scores" not in file:
+        return {}
+    found = dataset(file, "tile_scores", "f")
+    classes = [str(name) for name in np.atleast_1d(found.attrs["classes"])]
+    if found.shape != (tiles, len(classes)):
+        raise FeatureFileError(
+            f"tile_scores {found.shape} are not those of {tiles} tiles, {len(classes)} classes"
+        )
+    return dict(zip(classes, found[:].T, strict=True))
 
 
 def _per_tile(file: Any, name: str, kinds: str, default: NDArray[Any]) -> NDArray[Any]:

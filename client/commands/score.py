@@ -13,12 +13,16 @@ from rich.table import Table
 
 from gigapath_contract.schema import Contract
 
+from ..attribution.render.tile_head import tile_map_path, write_tile_maps
 from ..files import check_folder
+from ..outputs.hdf5 import read_features
+from ..outputs.layout import StoredSlide
 from ..outputs.records import SlideRecord
-from ..outputs.store import SingleFile, check_free, score_to
+from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..scoring.timings import bottleneck
+from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
@@ -44,7 +48,7 @@ def command(
         bool, typer.Option("--overwrite", help="Score again, also over another export's result.")
     ] = False,
 ) -> None:
-    """Score one slide: OUT/SLIDE.h5 and OUT/SLIDE-tiles.png.
+    """Score one slide: OUT/SLIDE.h5 and OUT/SLIDE-tiles.png; with a tile head also its map for each class.
 
     Example: `gigapath-client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
@@ -65,9 +69,22 @@ def command(
                 progress=progress,
             )
     paths = outputs.paths(source.slide_id)
+    if contract.tile_head:
+        paths += _tile_maps(out, source, contract.tile_head.classes, fresh=not record.reused)
     _report(console, paths[0], contract, record)
     for path in paths:
         console.print(path, highlight=False, soft_wrap=True)
+
+
+def _tile_maps(out: Path, source: SlideSource, classes: tuple[str, ...], *, fresh: bool) -> list[Path]:
+    """The maps of the tile head, written unless they are there and of the stored result."""
+    paths = [tile_map_path(out, source.slide_id, name) for name in classes]
+    if fresh or not all(path.exists() for path in paths):
+        h5 = out / f"{source.slide_id}.h5"
+        with open_slide(source.path, source.mpp) as slide:
+            write_tile_maps(out, source.slide_id, read_features(h5), slide)
+        note_maps(StoredSlide(h5, h5, out, out, out), source.slide_id, paths)
+    return paths
 
 
 def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord) -> None:

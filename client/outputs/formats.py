@@ -28,8 +28,9 @@ def write_formats(layout: Layout, slide_id: str, kinds: frozenset[str]) -> None:
     writers: dict[Path, Writer] = {}
     keys: dict[Path, str] = {}
     for kind in sorted(kinds):
-        # Where the tiles lie is the same for every tile encoder.
-        made_from = layout.patches(slide_id) if kind == "geojson" else layout.features(slide_id)
+        # Where the tiles lie is the same for every tile encoder, what its head says of them is not.
+        places_alone = kind == "geojson" and layout.contract.tile_head is None
+        made_from = layout.patches(slide_id) if places_alone else layout.features(slide_id)
         for path, write in FORMATS[kind](layout, slide_id).items():
             writers[path], keys[path] = write, noted.of(made_from) or ""
     if missing := noted.stale(keys):
@@ -65,15 +66,16 @@ def write_pt(path: Path, stored: StoredFeatures) -> None:
 
 
 def write_tiles_geojson(path: Path, stored: StoredFeatures) -> None:
-    """The tiles as QuPath's tile objects, with the fraction of tissue in each."""
+    """The tiles as QuPath's tile objects, with the fraction of tissue and the tile head's scores of each."""
     attributes = stored.coords_attributes
     width, height = (int(side) for side in attributes["tile_size_level0"])
     x, y = (int(start) for start in attributes["bounds_origin"])
+    columns = {"tissue": stored.tissue, **{f"tile:{name}": p for name, p in stored.tile_scores.items()}}
     features = tile_features(
         stored.coords,
         (width, height),
         str(attributes["name"]),
-        measurements={"tissue": [round(part, 4) for part in stored.tissue.tolist()]},
+        measurements={name: [round(part, 4) for part in values.tolist()] for name, values in columns.items()},
         origin=(x, y),
     )
     write_feature_collection(path, features)

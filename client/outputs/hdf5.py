@@ -179,6 +179,12 @@ def _write_features(file: h5py.File, scored: ScoredSlide, provenance: Provenance
     data.attrs.update({"name": scored.plan.slide_id, "savetodir": folder})
     data.attrs.update(provenance.attributes(scored.plan))
     _rows(file, "tissue", scored.plan.tissue[scored.valid])
+    head = provenance.contract.tile_head
+    if head and scored.tile_logits is not None:
+        logits = scored.tile_logits[scored.valid]
+        about = {"classes": head.classes, "kind": head.kind, "tile_head_sha256": head.weights_sha256}
+        for name, values in (("tile_logits", logits), ("tile_scores", head.probabilities(logits))):
+            _rows(file, name, values).attrs.update(about)
 
 
 def _write_slide_arrays(

@@ -57,9 +57,10 @@ class Layout:
 
     @property
     def encoder(self) -> str:
-        """Tile encoder, the first 8 digits of its weights' digest, and precision."""
-        encoder = self.contract.tile_encoder
-        return f"{file_stem(encoder.name)}-{encoder.weights_sha256[:8]}-{self.contract.precision}"
+        """Tile encoder, first 8 digits of its weights' digest, precision, and those digits of a tile head."""
+        encoder, head = self.contract.tile_encoder, self.contract.tile_head
+        name = f"{file_stem(encoder.name)}-{encoder.weights_sha256[:8]}-{self.contract.precision}"
+        return f"{name}-head-{head.weights_sha256[:8]}" if head else name
 
     def features(self, slide_id: str, suffix: str = ".h5") -> Path:
         """Tile embeddings and coordinates; every export with this tile encoder shares them."""
@@ -88,8 +89,9 @@ class Layout:
         return self.out / "tissue_geojson" / f"{slide_id}.geojson"
 
     def tiles_geojson(self, slide_id: str) -> Path:
-        """The tiles for QuPath, in its pixels."""
-        return self.out / "tiles_geojson" / f"{slide_id}.geojson"
+        """The tiles for QuPath, in its pixels; by export where they have a tile head's scores."""
+        folder = self.export if self.contract.tile_head else self.out
+        return folder / "tiles_geojson" / f"{slide_id}.geojson"
 
     def clam(self, kind: str, slide_id: str) -> Path:
         """CLAM's `patches`, `h5_files` or `pt_files`."""

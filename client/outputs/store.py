@@ -15,7 +15,7 @@ from gigapath_contract.schema import Contract
 
 from ..errors import ClientError, ExportChanged, OutputError, RequestRefused
 from ..files import check_folder
-from ..scoring.embedding import Progress, Throughput, chunk_size
+from ..scoring.embedding import Progress, Throughput, chunk_size, row_width
 from ..scoring.result_key import KeyKind, find_keys
 from ..scoring.resume import EmbeddingCheckpoint
 from ..scoring.score import (
@@ -212,8 +212,7 @@ def score_to(
 
     def open_checkpoint(plan: TilePlan) -> EmbeddingCheckpoint | None:
         fingerprint = [keys.tiles, plan.fingerprint, chunk_size(throughput, contract)]
-        dim = contract.tile_encoder.embed_dim
-        return EmbeddingCheckpoint(unfinished, fingerprint, dim) if unfinished else None
+        return EmbeddingCheckpoint(unfinished, fingerprint, row_width(contract)) if unfinished else None
 
     check_same(connection, contract)
     try:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,15 @@ class Throughput:
     in_flight: int = 4
 
 
+class Embedded(NamedTuple):
+    """What the tile encoder returned: embeddings [N, D], which tiles are valid [N], and the tile head's
+    logits [N, C], None without one. The rows of an invalid tile are NaN."""
+
+    embeddings: Float32
+    valid: Bool
+    tile_logits: Float32 | None
+
+
 def embed_tiles(
     plan: TilePlan,
     connection: Connection,
@@ -47,8 +57,8 @@ def embed_tiles(
     timer: StageTimer,
     checkpoint: EmbeddingCheckpoint | None = None,
     progress: Progress = lambda done, total: None,
-) -> tuple[Float32, Bool]:
-    """Embeddings [N, D] of a plan's tiles and which are valid [N]; the row of an invalid tile is NaN.
+) -> Embedded:
+    """Send a plan's tiles through the tile encoder.
 
     Args:
         plan: the tiles.
@@ -56,7 +66,7 @@ def embed_tiles(
         contract: gives the model's version, width and batch size.
         throughput: threads, tiles per request.
         timer: gets the stages' times.
-        checkpoint: the rows it holds are taken over, and every answer is added to it.
+        checkpoint: the rows it holds, `row_width` wide, are taken over, and every answer is added to it.
         progress: called after each answer.
 
     Raises:
@@ -68,26 +78,27 @@ def embed_tiles(
         OutputError: the checkpoint can't be written.
     """
     model, version, dim = "tile_encoder", contract.version, contract.tile_encoder.embed_dim
-    embeddings = np.full((len(plan), dim), np.nan, np.float32)
+    outputs, width = row_outputs(contract), row_width(contract)
+    found = np.full((len(plan), width), np.nan, np.float32)
     valid = np.zeros(len(plan), np.bool_)
     start = done = len(checkpoint.valid) if checkpoint else 0
     if checkpoint:
-        embeddings[:done], valid[:done] = checkpoint.embeddings, checkpoint.valid
+        found[:done], valid[:done] = checkpoint.embeddings, checkpoint.valid
     progress(done, len(plan))
     request_timer, guard = StageTimer(), ExportGuard(connection, contract)
 
     def embed(batch: TileBatch) -> tuple[Float32, Bool]:
-        rows = np.full((len(batch.valid), dim), np.nan, np.float32)
+        rows = np.full((len(batch.valid), width), np.nan, np.float32)
         if batch.valid.any():
             pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
             try:
                 with request_timer.time("send", pixels.nbytes):
-                    answer = connection.infer(model, {"TILES": pixels}, ["EMBEDDINGS"], version=version)
+                    answer = connection.infer(model, {"TILES": pixels}, outputs, version=version)
             except NonFiniteAnswer as error:
                 tile = batch.start + np.flatnonzero(batch.valid)[error.rows[0]]
                 x, y = plan.coords[tile].tolist()
                 raise error.at(f"{plan.path}, tile at x={x}, y={y}") from error
-            rows[batch.valid] = answer["EMBEDDINGS"]
+            rows[batch.valid] = np.concatenate([answer[name] for name in outputs], axis=1)
         return rows, batch.valid
 
     before, began = available_statistics(connection, model, version), time.perf_counter()
@@ -95,7 +106,7 @@ def embed_tiles(
     with contextlib.closing(_timed(tiles, request_timer)) as batches:
         for rows, good in connection.map_ordered(embed, batches):
             guard.check()
-            embeddings[done : done + len(good)], valid[done : done + len(good)] = rows, good
+            found[done : done + len(good)], valid[done : done + len(good)] = rows, good
             done += len(good)
             if checkpoint:
                 checkpoint.append(rows, good)
@@ -114,7 +125,17 @@ def embed_tiles(
             timer.add("queue", share * served.queue_s)
             timer.add("compute", share * served.execution_s)
             timer.add("send", -min(share * served.request_s, request_timer.seconds("send")))
-    return embeddings, valid
+    return Embedded(found[:, :dim], valid, found[:, dim:] if contract.tile_head else None)
+
+
+def row_outputs(contract: Contract) -> list[str]:
+    """The outputs of `tile_encoder` that make a tile's row: the embedding and, with a tile head, logits."""
+    return [name for name in contract.tile_outputs if name != "PATCH_TOKENS"]
+
+
+def row_width(contract: Contract) -> int:
+    """Numbers in a tile's row."""
+    return sum(contract.tile_outputs[name][0] for name in row_outputs(contract))
 
 
 def chunk_size(throughput: Throughput, contract: Contract) -> int:

@@ -31,8 +31,8 @@ class SlideKeys:
     """The keys of a slide's outputs, 16 hex digits each, and the content that they were made from.
 
     `plan` names where the tiles lie: content, tile size and scale, tiling options, mpp, mask, our version.
-    `tiles` names their embeddings: the plan, the tile encoder and the precision. `result` names the slide
-    embedding and the scores: the tiles and the export.
+    `tiles` names their embeddings: plan, tile encoder with its head, and precision. `result` names
+    the slide embedding and the scores: the tiles and the export.
     """
 
     content: SlideContent = dataclasses.field(default_factory=SlideContent)
@@ -62,7 +62,8 @@ def find_keys(
     mask = slide_sha256(source.mask) if source.mask else None
     order = contract.variant.order
     plan = _digest(content.sha256, tile, order, dataclasses.asdict(tiling), source.mpp, mask, __version__)
-    tiles = _digest(plan, encoder.name, encoder.weights_sha256, contract.precision)
+    head = [dataclasses.asdict(contract.tile_head)] if contract.tile_head else []
+    tiles = _digest(plan, encoder.name, encoder.weights_sha256, contract.precision, *head)
     return SlideKeys(content, plan, tiles, _digest(tiles, contract.export_id))
 
 

@@ -21,7 +21,7 @@ from ..slides.tiling import TilePlan, plan_tiles
 from ..slides.tissue import Frame, TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Connection
 from .conformance import check_plan, grid_coordinates
-from .embedding import Progress, Throughput, embed_tiles
+from .embedding import Embedded, Progress, Throughput, embed_tiles
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
 
@@ -81,6 +81,7 @@ class ScoredSlide:
     resumed_tiles: int = 0  # taken over from an earlier run
     reused: bool = False  # all of them, from the feature file
     notes: tuple[str, ...] = ()  # what was odd about the slide, see `Slide.notes`
+    tile_logits: Float32 | None = None  # [N, C] by the tile head, NaN where not valid; None: none, or reused
 
     @property
     def degraded_reason(self) -> str:
@@ -135,12 +136,12 @@ def score_slide(
     grid_coords = grid_coordinates(contract, plan.coords, scale)
     reused = None if stored is None else _as_planned(stored, plan)
     if reused is not None:
-        (embeddings, valid), resumed = reused, len(plan)
+        (embeddings, valid, tile_logits), resumed = reused, len(plan)
         progress(resumed, resumed)
     else:
         with open_checkpoint(plan) or nullcontext() as checkpoint:
             resumed = len(checkpoint.valid) if checkpoint else 0
-            embeddings, valid = embed_tiles(
+            embeddings, valid, tile_logits = embed_tiles(
                 plan, connection, contract, throughput, timer=timer, checkpoint=checkpoint, progress=progress
             )
     if len(valid) and not valid.any():
@@ -169,18 +170,19 @@ def score_slide(
         resumed_tiles=resumed,
         reused=reused is not None,
         notes=tuple(slide.notes),
+        tile_logits=tile_logits,
     )
 
 
-def _as_planned(stored: TileFeatures, plan: TilePlan) -> tuple[Float32, Bool] | None:
-    """Stored embeddings [N, D] in the plan's order, NaN where not valid; None if they are of other tiles."""
+def _as_planned(stored: TileFeatures, plan: TilePlan) -> Embedded | None:
+    """Stored embeddings in the plan's order; None if they are of other tiles."""
     undecoded = set(map(tuple, stored.invalid_coords.tolist()))
     valid = np.array([tuple(corner) not in undecoded for corner in plan.coords.tolist()], np.bool_)
     if not np.array_equal(stored.coords, plan.coords[valid]) or len(undecoded) != (~valid).sum():
         return None
     embeddings = np.full((len(plan), stored.embeddings.shape[1]), np.nan, np.float32)
     embeddings[valid] = stored.embeddings
-    return embeddings, valid
+    return Embedded(embeddings, valid, None)
 
 
 def _thumbnail(slide: Slide) -> Pixels:

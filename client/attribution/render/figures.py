@@ -37,10 +37,15 @@ def canvas_for(explanation: Explanation, slide: Slide | None, outlines: BaseGeom
     if slide is None:
         canvas = Canvas.blank(explanation.slide.coords, explanation.slide.tile_size, LONGEST_PX)
     else:
-        overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
-        canvas = Canvas(overview.pixels, overview.downsample)
+        canvas = slide_canvas(slide)
     scale = np.array(canvas.downsample)
     return replace(canvas, outlines=tuple(ring / scale for ring in rings(outlines)) if outlines else ())
+
+
+def slide_canvas(slide: Slide) -> Canvas:
+    """The slide's overview."""
+    overview = slide.overview(max(1.0, max(slide.dimensions) / LONGEST_PX))
+    return Canvas(overview.pixels, overview.downsample)
 
 
 def write_map(path: Path, explanation: Explanation, canvas: Canvas, limit: float | None = None) -> None:

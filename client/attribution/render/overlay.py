@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from ...arrays import Bool, Float32, Float64, Int64, Pixels
 
 COLOURS = matplotlib.colormaps["RdBu_r"]
+PROBABILITY = matplotlib.colormaps["viridis"]  # from 0 to 1, and unlike a map of what supports and opposes
 OPACITY, FAINT, TISSUE = 0.65, 0.12, 0.7
 COLOUR_KEPT, DARKNESS_KEPT = 0.5, 0.6  # of the tissue under a map
 HATCH_PERIOD, HATCH_GREY, HATCH_OPACITY = 9, 110, 0.3
@@ -79,6 +80,7 @@ def draw_map(
     values: Float64,
     limit: float,
     faint: Bool | None = None,
+    colours: Float64 | None = None,
 ) -> Pixels:
     """The muted slide with every scored tile coloured: red supports the class, blue opposes it.
 
@@ -86,10 +88,11 @@ def draw_map(
     values: [N]; a NaN is not drawn.
     limit: value of the strongest colours.
     faint: bool [N], drawn pale and lightly hatched, for values within the noise.
+    colours: [N, 3], 0 to 255, where they are not those of the diverging scale.
     """
     picture = muted(canvas.pixels)
     hatch = hatching(picture.shape[:2])
-    colours = tile_colours(values, limit)
+    colours = tile_colours(values, limit) if colours is None else colours
     for i, (x0, y0, x1, y1) in enumerate(canvas.edges(coords, tile_size)):
         if not np.isfinite(values[i]):
             continue
@@ -145,6 +148,7 @@ def save_figure(
     noise_floor: float | None = None,
     thumbnail: Pixels | None = None,
     um_per_px: float | None = None,
+    scale: ScalarMappable | None = None,
 ) -> tuple[int, int]:
     """Write `picture` without resampling as PNG, with title, warnings in red and a colour bar.
 
@@ -153,6 +157,7 @@ def save_figure(
         noise_floor: explains the hatching, where something is hatched.
         thumbnail: the slide in its own colours, shown smaller on the right.
         um_per_px: µm per pixel of the picture, for a scale bar below it.
+        scale: the colour bar's, by default the diverging one of +-limit.
 
     Returns the place of the picture's top-left pixel in the file, (x, y).
     """
@@ -179,7 +184,9 @@ def save_figure(
         text(MARGIN, MARGIN + LINE * number, line, color=colour, weight=weight)
     side = width + 2 * MARGIN
     bar = figure.add_axes((*place(side, head + BAR), 16 / full_width, BAR / full_height))
-    figure.colorbar(ScalarMappable(Normalize(-limit, limit), COLOURS), cax=bar, extend="both", label=unit)
+    beyond = "both" if scale is None else "neither"
+    scale = scale or ScalarMappable(Normalize(-limit, limit), COLOURS)
+    figure.colorbar(scale, cax=bar, extend=beyond, label=unit)
     bar.tick_params(labelsize=7)
     bar.yaxis.label.set_fontsize(8)
     below = head + BAR + 2 * MARGIN
