@@ -15,7 +15,13 @@ import numpy as np
 
 from gigapath_contract.command_line import one_line
 from gigapath_contract.errors import ContractError, FeatureFileError
-from gigapath_contract.features import check_self_contained, dataset, one_line_errors, read_tile_features
+from gigapath_contract.features import (
+    TileFeatures,
+    check_self_contained,
+    dataset,
+    one_line_errors,
+    read_tile_features,
+)
 
 from ..arrays import Array
 from ..attribution.render.overlay import colour_limit
@@ -31,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 PREFIX = "attribution_"
+TILE_HEAD = "tile_head"
 GROUPINGS = ("look", "place")
 SETS = ("sufficient", "necessary")
 
@@ -139,7 +146,7 @@ def _stored(files: StoredSlide) -> Json:
             "dimensions": sides if min(sides) > 0 else None,
             "mpp": stored.scale.mpp,
             "origin": (x, y),
-            "maps": list(_maps(file, len(stored.coords))),
+            "maps": [*_maps(file, len(stored.coords)), *_tile_head(stored)],
             "sets": list(_sets(file, len(stored.coords))),
             "assumed": stored.assumed,
             "contract": _parsed(about.get("contract", "")),
@@ -162,6 +169,15 @@ def _maps(file: h5py.File, rows: int) -> Iterator[Json]:
             if f"{name}_{grouping}" in file and about.get("grouping") != grouping:
                 other = {key: about[key] for key in ("classes", "score", "target", "trained") if key in about}
                 yield _map(f"{name}_{grouping}", _rows(file, f"{name}_{grouping}", rows), other)
+
+
+def _tile_head(stored: TileFeatures) -> Iterator[Json]:
+    """The tile head's probabilities as a map, which is no attribution."""
+    if stored.tile_scores:
+        values = np.full((len(stored.coords) + len(stored.invalid_coords), len(stored.tile_scores)), np.nan)
+        values[: len(stored.coords)] = np.stack(list(stored.tile_scores.values()), axis=1)
+        about = {"classes": list(stored.tile_scores), "trained": plain(stored.attributes.get("trained"))}
+        yield {**_map(TILE_HEAD, values, about), "limits": [1.0] * len(stored.tile_scores)}
 
 
 def _map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.parity import load_reference, verify
+from client.viewer.contents import describe
+from client.viewer.library import Library
 from gigapath_contract.schema import Contract
 from server.local import run_triton
 from tests.client.conftest import Run
@@ -106,6 +109,17 @@ def test_a_batch_keeps_the_heads_scores_beside_the_features(out: Path, contract:
     assert layout.tiles_geojson("a").is_relative_to(layout.export), "another export's head says other things"
 
 
+def test_the_viewer_has_the_heads_probabilities_as_a_map(out: Path, contract: Contract) -> None:
+    library = Library((out,))
+    (entry,) = library.entries().values()
+    found = describe(library, entry)
+    (shown,) = found["maps"]
+    assert (shown["name"], tuple(shown["classes"]), shown["limits"]) == ("tile_head", CLASSES, [1.0] * 3)
+    values = np.frombuffer(base64.b64decode(shown["values"]["data"]), "<f4").reshape(shown["values"]["shape"])
+    scores = read_features(Layout(out, contract).features("a")).tile_scores
+    np.testing.assert_array_equal(values, np.stack(list(scores.values()), axis=1))
+
+
 def test_score_writes_a_map_for_each_class_and_draws_it_again_where_it_is_gone(
     url: str, slides: Path, run_client: Run, tmp_path: Path, out: Path, contract: Contract
 ) -> None:
@@ -122,6 +136,36 @@ def test_score_writes_a_map_for_each_class_and_draws_it_again_where_it_is_gone(
     assert maps[1].read_bytes() == before
     assert run_client(*arguments, "--min-tissue", 0.9, "--overwrite").code == 0
     assert maps[1].read_bytes() != before
+
+
+def test_patch_tokens_are_stored_on_request_alone(
+    url: str, slides: Path, run_client: Run, tmp_path: Path, served: Connection, contract: Contract
+) -> None:
+    arguments = ("score", slides / "a.tif", "--out", tmp_path, "--url", url, "--chunk", 1)
+    ended = run_client(*arguments, "--patch-tokens")
+    path = tmp_path / "a-patch-tokens.h5"
+    assert (ended.code, str(path) in ended.out) == (0, True)
+    with h5py.File(path) as file, h5py.File(tmp_path / "a.h5") as scored:
+        tokens = file["patch_tokens"]
+        assert (tokens.dtype, tokens.chunks) == (np.float16, (1, 197, 32))
+        np.testing.assert_array_equal(file["coords"][:], scored["coords"][:])
+        np.testing.assert_allclose(tokens[:, 0], scored["features"][:], rtol=1e-3, atol=1e-3)
+        assert tokens.attrs["export_id"] == contract.export_id
+        size = f"patch tokens of {len(tokens)} tiles: {tokens.nbytes / 1e6:.3g} MB in float16"
+    assert size in " ".join(ended.err.split())
+    before = path.stat().st_mtime_ns
+    assert run_client(*arguments, "--patch-tokens").code == 0
+    assert path.stat().st_mtime_ns == before
+    assert run_client(*arguments, "--min-tissue", 0.9).code == 0
+    assert not path.exists(), "of tiles that are not the stored ones any more"
+
+
+def test_an_export_without_patch_tokens_is_named(
+    triton_url: str, slides: Path, run_client: Run, tmp_path: Path
+) -> None:
+    ended = run_client("score", slides / "a.tif", "--out", tmp_path, "--url", triton_url, "--patch-tokens")
+    assert ended.code == 1
+    assert "the served export has no patch tokens: export with PATCH_TOKENS=1" in " ".join(ended.err.split())
 
 
 def test_a_resumed_slide_has_the_logits_of_an_undisturbed_one(

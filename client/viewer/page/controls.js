@@ -3,7 +3,7 @@
 import { diverging, sequential, STEPS } from "./colours.js";
 import { el, select, signed } from "./dom.js";
 import { labelOf, LAYERS, largest, own } from "./layers.js";
-import { column, noiseFloor } from "./slide.js";
+import { column, isTileHead, noiseFloor } from "./slide.js";
 
 /**
  * Fill `parent`; `state` is the page's and `panes` what is shown. `change(part)` merges a part into the state.
@@ -48,7 +48,7 @@ function mapChoice(pane, index, look, change, count) {
   );
 }
 
-const mapName = (map) => map.name.replace(/_(look|place)$/, ", by $1") + (map.about.grouping ? ` (by ${map.about.grouping})` : "");
+const mapName = (map) => isTileHead(map) ? "tile head's probability" : map.name.replace(/_(look|place)$/, ", by $1") + (map.about.grouping ? ` (by ${map.about.grouping})` : "");
 
 function colourBar(colours) {
   const bar = el("canvas", { className: "bar", width: STEPS + 1, height: 1 });
@@ -82,6 +82,12 @@ function further(slide, look) {
 /** The colour bar, what it means, and the noise below which values are hatched. */
 function legend({ map, cls, limit }) {
   if (!map) return [];
+  if (isTileHead(map))
+    return [
+      colourBar(sequential),
+      ends("0", "1"),
+      el("div", { className: "quiet" }, `probability of ${cls} by the tile head, which saw each tile alone: no attribution`),
+    ];
   const floor = noiseFloor(map, cls);
   const { base, full, classes } = map.about;
   const at = classes.indexOf(cls);

@@ -1,14 +1,14 @@
 // What can lie over a slide, and how each layer is drawn.
 
 import { diverging, partStep, sequential, signedStep } from "./colours.js";
-import { column, noiseFloor } from "./slide.js";
+import { column, isTileHead, noiseFloor } from "./slide.js";
 
 const FAINT = 0.3; // opacity, within the layer, of the weakest values
 const LINES = { grid: "#20202060", tissue: "#146e3c", failed: "#7a0177", sufficient: "#c81e3c", necessary: "#f09614" };
 
 /** The layers from the lowest to the highest: name, opacity at first, and what a slide needs to have it. */
 export const LAYERS = [
-  { id: "map", label: "Attribution", opacity: 0.65, on: true, needs: (slide, map) => map },
+  { id: "map", label: "Attribution or tile head", opacity: 0.65, on: true, needs: (slide, map) => map },
   { id: "alone", label: "Keep one", opacity: 0.65, needs: (slide) => slide.maps.some((map) => map.name === "keep_one") },
   { id: "error", label: "Standard error", opacity: 0.65, needs: (slide, map) => map?.stderr },
   { id: "leaf", label: "Leaf size", opacity: 0.65, needs: (slide, map) => map?.leaf_size },
@@ -25,7 +25,8 @@ export const own = (slide) => slide.annotations.filter((file) => !isTissue(file)
 /** Draw a layer of a slide; `look` says map, class, limit and threshold. */
 export function drawLayer(id, ctx, view, slide, look) {
   const { map, cls } = look;
-  if (id === "map" && map) signedCells(ctx, view, slide, column(map, map.values, cls), look.limit, look.threshold, noiseFloor(map, cls));
+  if (id === "map" && isTileHead(map)) partCells(ctx, view, slide, column(map, map.values, cls), (value) => value);
+  else if (id === "map" && map) signedCells(ctx, view, slide, column(map, map.values, cls), look.limit, look.threshold, noiseFloor(map, cls));
   if (id === "alone") {
     const alone = slide.maps.find((one) => one.name === "keep_one");
     if (alone) signedCells(ctx, view, slide, column(alone, alone.values, cls), alone.limits[alone.classes.indexOf(cls)] || 1, 0, null);

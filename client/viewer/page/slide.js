@@ -95,6 +95,9 @@ export function ordered(values) {
   return orders.get(values);
 }
 
+/** Whether a map shows the tile head's probabilities, from 0 to 1, and no attribution. */
+export const isTileHead = (map) => map?.name === "tile_head";
+
 /** Smaller values of a class are noise; null where it was not measured for this class. */
 export function noiseFloor(map, name) {
   const { noise_floor: floor, target, score } = map.about;

@@ -1,6 +1,7 @@
 // The drawer that says how far to trust what is shown: warnings in words, figures, contract, digests, versions.
 
 import { el } from "./dom.js";
+import { isTileHead } from "./slide.js";
 
 const FIGURES = [
   ["srg", "SRG", "gain of the map over its reverse; must exceed that of random maps"],
@@ -26,7 +27,7 @@ export function warnings(slide, map) {
   if (map && map.about.export_id && slide.about?.export_id && map.about.export_id !== slide.about.export_id)
     found.push(`The map was made with export ${map.about.export_id}, the scores with ${slide.about.export_id}.`);
   for (const text of map?.about.warnings || []) found.push(text);
-  if (map && map.about.noise_floor === undefined) found.push("The reliability of this map was not measured.");
+  if (map && !isTileHead(map) && map.about.noise_floor === undefined) found.push("The reliability of this map was not measured.");
   return found;
 }
 
