@@ -145,10 +145,10 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-has
        --no-annotate --custom-compile-command "make lock"
 WITHIN_ALL := -c requirements/all.txt
 lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
-	$(LOCK) pyproject.toml --extra ray --extra view --extra czi \
+	$(LOCK) pyproject.toml --extra ray --extra view --extra czi --extra remote --extra dicomweb \
 	    $(addprefix --group ,training export server check-engines bench dev docs deploy) -o requirements/all.txt
 	$(LOCK) pyproject.toml $(WITHIN_ALL) -o requirements/client.txt
-	$(LOCK) pyproject.toml --extra view --extra czi --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
+	$(LOCK) pyproject.toml --extra view --extra czi --extra remote --extra dicomweb --group dev $(WITHIN_ALL) -o requirements/client-dev.txt
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt
 	$(LOCK) --group front $(WITHIN_ALL) -o requirements/front.txt
 	$(LOCK) --group uv $(WITHIN_ALL) -o requirements/uv.txt

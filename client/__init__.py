@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RequestRefused,
         ServerUnavailable,
         SlideError,
+        SlideServerError,
     )
     from .outputs.hdf5 import StoredFeatures, read_features
     from .outputs.layout import find_features
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .reading.stream import TileBatch, read_tiles
     from .scoring.embedding import Throughput
     from .scoring.score import ScoredSlide, SlideSource, TilingOptions, score_slide
+    from .slides.address import slide_path
     from .slides.slide import Slide, open_slide
     from .slides.tiling import TilePlan, plan_tiles
     from .slides.tissue import TissueMask, mask_from_file, tissue_mask
@@ -84,6 +86,7 @@ __all__ = [
     "SingleFile",
     "Slide",
     "SlideError",
+    "SlideServerError",
     "SlideSource",
     "StoredFeatures",
     "Throughput",
@@ -103,6 +106,7 @@ __all__ = [
     "read_tiles",
     "score_slide",
     "score_to",
+    "slide_path",
     "tissue_mask",
 ]
 
@@ -115,7 +119,7 @@ _MODULES = {
     ".errors": (
         *("Cancelled", "ClientError", "ContractMismatch", "DeadlineExceeded", "ExportChanged"),
         *("ManifestError", "MaskError", "MppError", "NonFiniteAnswer", "OutputError", "PlanError"),
-        *("RequestRefused", "ServerUnavailable", "SlideError"),
+        *("RequestRefused", "ServerUnavailable", "SlideError", "SlideServerError"),
     ),
     ".outputs.hdf5": ("StoredFeatures", "read_features"),
     ".outputs.layout": ("find_features",),
@@ -123,6 +127,7 @@ _MODULES = {
     ".reading.stream": ("TileBatch", "read_tiles"),
     ".scoring.embedding": ("Throughput",),
     ".scoring.score": ("ScoredSlide", "SlideSource", "TilingOptions", "score_slide"),
+    ".slides.address": ("slide_path",),
     ".slides.slide": ("Slide", "open_slide"),
     ".slides.tiling": ("TilePlan", "plan_tiles"),
     ".slides.tissue": ("TissueMask", "mask_from_file", "tissue_mask"),

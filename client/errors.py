@@ -3,6 +3,7 @@
     ClientError
     ├── SlideError               a slide cannot be opened or read
     │   └── MppError             its microns per pixel are unknown or implausible
+    ├── SlideServerError         a slide's server cannot be reached, or does not give it
     ├── PlanError                a slide cannot be tiled with these options
     ├── MaskError                a mask image or an annotation file cannot be used
     ├── ManifestError            a manifest or a folder cannot be read as a list of slides
@@ -14,7 +15,6 @@
     ├── NonFiniteAnswer          a server's answer holds NaN or infinite values
     ├── Cancelled                the connection was cancelled
     └── OutputError              an output cannot be written
-        └── DiskFull             the disk is full
         └── DiskFull             the disk is full
 
 `client.cli.main` prints a ClientError as one line and exits with code 1.
@@ -35,6 +35,10 @@ class SlideError(ClientError):
 
 class MppError(SlideError):
     """A slide whose microns per pixel are unknown, or a value that is not plausible."""
+
+
+class SlideServerError(ClientError):
+    """A slide that its server does not give, or changed: all of it fails, where damage is one tile's."""
 
 
 class PlanError(ClientError):

@@ -22,8 +22,9 @@ from gigapath_contract.tables import (
     read_table,
 )
 
-from ..errors import ManifestError
+from ..errors import ManifestError, SlideError
 from ..scoring.score import SlideSource
+from ..slides.address import RemotePath, slide_path
 from ..slides.detect import has_slide_content, is_slide, read_instance
 from ..slides.mpp import PLAUSIBLE
 
@@ -69,6 +70,8 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
     Raises:
         ManifestError: it is missing, unreadable or empty, or no column names slides.
     """
+    if isinstance(source, RemotePath):
+        return _checked([(source.stem, {}, SlideSource(source, source.stem))], source)
     if source.is_dir():
         found = _find(source)
         rows: list[ManifestRow] = [(p.stem, {}, SlideSource(p, p.stem)) for p in found.slides]
@@ -197,7 +200,11 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         if len(row.cells) != len(table.header):
             yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
             continue
-        candidates = sorted(by_name.get(named) or by_name.get(slide_id) or {folder / named})
+        try:
+            candidates = sorted(by_name.get(named) or by_name.get(slide_id) or {slide_path(named, folder)})
+        except SlideError as error:
+            yield slide_id, {}, BadRow(slide_id, named, f"{where}: {error}")
+            continue
         if len(candidates) > 1:
             some = ", ".join(map(str, candidates[:3]))
             reason = f"{where}: {named} is the name of {len(candidates)} slides ({some}): add a column `path`"

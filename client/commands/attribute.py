@@ -41,6 +41,7 @@ from ..outputs.records import FAILED, read_record
 from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
+from ..slides.address import RemotePath, slide_path
 from ..slides.geojson import read_annotations
 from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
@@ -123,6 +124,7 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
+            callback=options.address,
             metavar="SLIDE_OR_H5_OR_FOLDER",
             help="A slide, its H5 file (ours, TRIDENT's, CLAM's, STAMP's), or the --out folder of a batch "
             "(with --slide-id).",
@@ -145,7 +147,10 @@ def command(
         ),
     ] = None,
     slide: Annotated[
-        Path | None, typer.Option(help="Slide image to draw the map on; its tiles are not re-encoded.")
+        Path | None,
+        typer.Option(
+            callback=options.address, help="Slide image to draw the map on; its tiles are not re-encoded."
+        ),
     ] = None,
     tile_size: options.TileSize = None,
     mpp: options.Mpp = None,
@@ -329,8 +334,9 @@ def _recorded(layout: Layout, slide_id: str, wsi_dir: Path | None) -> Path | Non
     record = read_record(layout.export, slide_id)
     if record is None:
         return None
-    path = Path(record.path)
-    return next((p for p in ((wsi_dir or path.parent) / path.name, path) if p.exists()), None)
+    path = slide_path(record.path)
+    places = (wsi_dir or path.parent) / path.name, path
+    return next((place for place in places if isinstance(place, RemotePath) or place.exists()), None)
 
 
 def _attribute_many(

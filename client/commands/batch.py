@@ -35,7 +35,12 @@ from .display import BatchView, warn_missing, warn_untrained
 )
 def command(
     source: Annotated[
-        Path, typer.Argument(help="A folder of slides, or a CSV or TSV that lists them.", show_default=False)
+        Path,
+        typer.Argument(
+            callback=options.address,
+            help="A folder of slides, or a CSV or TSV that lists them.",
+            show_default=False,
+        ),
     ],
     endpoint: Endpoint,
     tiling: TilingOptions,

@@ -54,7 +54,10 @@ def command(
     score: Annotated[Score, typer.Option(help="The model output that changes.")] = "log_odds",
     slide: Annotated[
         Path | None,
-        typer.Option(help="The slide, for formats that QuPath crops to their bounds (MRXS and others)."),
+        typer.Option(
+            callback=options.address,
+            help="The slide, for formats that QuPath crops to their bounds (MRXS and others).",
+        ),
     ] = None,
     tile_size: options.TileSize = None,
     mpp: options.Mpp = None,

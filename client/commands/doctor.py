@@ -22,7 +22,12 @@ def command(
     endpoint: Endpoint,
     tiling: TilingOptions,
     source: Annotated[
-        Path | None, typer.Argument(help="A slide, a folder or a manifest, as for batch.", show_default=False)
+        Path | None,
+        typer.Argument(
+            callback=options.address,
+            help="A slide, a folder or a manifest, as for batch.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder to check for free space.")] = Path("out"),
     wsi_dir: options.WsiDir = None,

@@ -17,6 +17,7 @@ from rich.console import Console
 from ..errors import ClientError
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
+from ..slides.address import slide_path
 from ..slides.tissue import Frame
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
@@ -29,6 +30,11 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter("not a finite number")
     return value
+
+
+def address(path: Path | None) -> Path | None:
+    """A slide's path from the command line, which is an address where it begins with https:// or s3://."""
+    return path and slide_path(path)
 
 
 WsiDir = Annotated[

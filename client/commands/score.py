@@ -33,7 +33,14 @@ from .display import tile_progress, warn, warn_missing, warn_untrained
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
 def command(
-    slide: Annotated[Path, typer.Argument(help="A slide in any format OpenSlide reads.", show_default=False)],
+    slide: Annotated[
+        Path,
+        typer.Argument(
+            callback=options.address,
+            help="A slide in any format OpenSlide reads, or its https:// or s3:// address.",
+            show_default=False,
+        ),
+    ],
     endpoint: Endpoint,
     tiling: TilingOptions,
     throughput: Throughput,

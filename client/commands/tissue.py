@@ -18,7 +18,12 @@ from . import options
 
 def command(
     source: Annotated[
-        Path, typer.Argument(help="A slide, a folder or a manifest, as for batch.", show_default=False)
+        Path,
+        typer.Argument(
+            callback=options.address,
+            help="A slide, a folder or a manifest, as for batch.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")] = Path("tissue"),
     wsi_dir: options.WsiDir = None,

@@ -27,6 +27,7 @@ from ..scoring.score import (
     score_slide,
 )
 from ..scoring.timings import StageTimer
+from ..slides.address import slide_path
 from ..slides.fingerprint import slide_sha256
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.tiling import TilePlan
@@ -146,7 +147,7 @@ def check_free(out: Path, source: SlideSource) -> None:
     if (
         previous is not None
         and previous.slide_sha256
-        and Path(previous.path).resolve() != source.path.resolve()
+        and slide_path(previous.path).resolve() != source.path.resolve()
         and previous.slide_sha256 != slide_sha256(source.path)
     ):
         raise OutputError(

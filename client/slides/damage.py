@@ -48,14 +48,14 @@ def check_claims(path: Path, sizes: Sequence[tuple[int, int]], properties: Mappi
     Raises:
         SlideError: level 0, or a stored tile of any level, is too large.
     """
-    (width, height), size = sizes[0], path.stat().st_size
+    (width, height), held = sizes[0], ""
     too_large = max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS
     if properties["openslide.vendor"] not in SEVERAL_FILES:
+        size = path.stat().st_size
+        held = f" in {size} bytes"
         too_large |= width * height > MOST_PIXELS_PER_BYTE * size
     if too_large:
-        raise SlideError(
-            f"{path}: its header claims {width}x{height} px in {size} bytes: damaged, copy it again"
-        )
+        raise SlideError(f"{path}: its header claims {width}x{height} px{held}: damaged, copy it again")
     for level in range(len(sizes)):
         names = [f"openslide.level[{level}].tile-{side}" for side in ("width", "height")]
         tile_width, tile_height = (int(properties.get(name, 0)) for name in names)
@@ -72,3 +72,8 @@ def is_truncated_tiff(path: Path) -> bool:
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     directory = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
     return int.from_bytes(directory, order) >= path.stat().st_size
+
+
+def one_line(error: Exception) -> str:
+    """A library's message without line breaks."""
+    return " ".join(str(error).split())

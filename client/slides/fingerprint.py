@@ -10,7 +10,10 @@ from typing import Any
 from gigapath_contract.files import file_sha256
 
 from ..errors import SlideError
+from .address import RemotePath
 from .detect import first_bytes, is_dicom, read_instance
+from .dicomweb import series_sha256
+from .mirror import find_version
 
 _LONGEST_INDEX = 1 << 20  # bytes of Hamamatsu's index; real ones have some kilobytes
 
@@ -42,9 +45,13 @@ def _series(path: Path) -> str | None:
 def file_fingerprint(path: Path) -> list[list[Any]]:
     """Name, size and modification time (ns) of a slide's files: unchanged while nobody writes to them.
 
+    Of a slide on a server, that it has not to be read for: its digest.
+
     Raises:
         SlideError: a file is missing, or no file (opening a pipe would wait for ever).
     """
+    if isinstance(path, RemotePath):
+        return [[path.name, 0, slide_sha256(path)]]
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise SlideError(f"{path}: not a file: give a slide (of a DICOM series, any one of its files)")
@@ -54,7 +61,12 @@ def file_fingerprint(path: Path) -> list[list[Any]]:
 
 
 def slide_sha256(path: Path) -> str:
-    """The digest of all bytes of a slide; of one of several files, of their digests, whatever their names."""
+    """The digest of all bytes of a slide; of one of several files, of their digests, whatever their names.
+
+    Of a file on a server: of address, size and ETag; of a DICOMweb series: of its instances' UIDs.
+    """
+    if isinstance(path, RemotePath):
+        return series_sha256(path) if path.series else find_version(path).sha256
     try:
         digests = sorted(file_sha256(file) for file in slide_files(path))
     except OSError as error:

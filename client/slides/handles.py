@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import openslide
-from tifffile import COMPRESSION
 
 from ..arrays import Pixels
 from ..errors import SlideError
-from .czi import open_czi
-from .damage import check_claims, check_file, is_truncated_tiff
+from .address import RemotePath
+from .damage import one_line
+from .dicomweb import open_series
 from .mpp import Properties
-from .ome_tiff import open_ome_tiff
-
-# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
-_OTHER_KIND = re.compile(
-    rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
-    r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
-)
+from .remote_file import RemoteFile
+from .slide_file import check_content, open_file
+from .tiff import Page
 
 
 class SlideHandle(Protocol):
-    """An open slide as `openslide.OpenSlide` shows it: a new format is a class and a line in `open_handle`.
+    """An open slide as `openslide.OpenSlide` shows it: a new format is a class and a line in `open_file`.
 
     `properties` has OpenSlide's names: `openslide.vendor`, and where known `openslide.mpp-x` and -y,
     `openslide.objective-power` and `openslide.bounds-*`.
@@ -60,45 +55,25 @@ class SlideHandle(Protocol):
 
 
 def open_handle(path: Path) -> SlideHandle:
-    """Open a slide with what reads its format: OpenSlide, or for some OME-TIFF and CZI what it lacks.
+    """Open a slide with what reads its format.
 
     Raises:
-        SlideError: the file is missing, empty, cut off, damaged or no slide.
+        SlideError, SlideServerError: it is missing, damaged or no slide, or its server does not give it.
     """
-    check_file(path)
-    handle: SlideHandle = open_ome_tiff(path) or open_czi(path) or _open_openslide(path)
-    try:
-        check_claims(path, handle.level_dimensions, handle.properties)
-    except SlideError:
-        handle.close()
-        raise
-    return handle
+    if not isinstance(path, RemotePath):
+        return open_file(path)
+    return open_series(path) if path.series else RemoteFile(path)
 
 
-def _open_openslide(path: Path) -> openslide.OpenSlide:
-    try:
-        return openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError:
-        if is_truncated_tiff(path):
-            raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
-        raise SlideError(
-            f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "
-            "(gigapath-client convert)"
-        ) from None
-    except openslide.OpenSlideError as error:
-        message = _one_line(error).removeprefix(f"Reading {path}: ")
-        if _OTHER_KIND.match(message):
-            raise SlideError(
-                f"{path}: of a kind that OpenSlide does not read ({_named(message)}): convert it, for "
-                "example to tiled JPEG TIFF"
-            ) from None
-        raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None
+def slide_pages(path: Path) -> list[Page]:
+    """The pages of a slide that is a tiled TIFF, after checks that must come before it is opened.
 
-
-def _named(message: str) -> str:
-    """OpenSlide's message with the name of a TIFF's compression."""
-    code = message.removeprefix("Unsupported TIFF compression: ")
-    return f"TIFF compression {COMPRESSION(int(code)).name}" if code.isdecimal() else message
+    Raises:
+        SlideError, SlideServerError: as `open_handle`.
+    """
+    if not isinstance(path, RemotePath):
+        return check_content(path)
+    return [] if path.series else RemoteFile(path).pages
 
 
 class Handles:
@@ -148,7 +123,7 @@ def read_region(handle: SlideHandle, position: tuple[int, int], level: int, size
     try:
         return flatten_alpha(np.asarray(handle.read_region(position, level, size)))
     except openslide.OpenSlideError as error:
-        raise SlideError(f"cannot decode level {level} at {position} ({_one_line(error)})") from None
+        raise SlideError(f"cannot decode level {level} at {position} ({one_line(error)})") from None
 
 
 def flatten_alpha(rgba: Pixels) -> Pixels:
@@ -158,7 +133,3 @@ def flatten_alpha(rgba: Pixels) -> Pixels:
         return rgba[..., :3]
     opacity = alpha.astype(np.uint32)
     return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

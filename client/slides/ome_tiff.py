@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import openslide
@@ -20,12 +21,15 @@ CACHE_BYTES = 32 << 20  # of decoded tiles, per handle
 _UNITS = {int(RESUNIT.INCH): "inch", int(RESUNIT.CENTIMETER): "centimeter"}
 
 
-def open_ome_tiff(path: Path) -> OmeTiff | None:
-    """The levels in an OME-TIFF's SubIFDs; None for any other file, which may be OpenSlide's."""
+def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
+    """The levels in an OME-TIFF's SubIFDs; None for any other file, which may be OpenSlide's.
+
+    `stream` is what the pixels are read through, by default the file itself.
+    """
     if openslide.OpenSlide.detect_format(path) != "generic-tiff":
         return None
     try:
-        file = tifffile.TiffFile(path)
+        file = tifffile.TiffFile(stream or path)
     except DAMAGE:
         return None
     try:

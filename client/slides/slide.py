@@ -14,18 +14,14 @@ from typing import Self
 
 import cv2
 import numpy as np
-import openslide
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .damage import check_file
-from .detect import lacks_frames
-from .fingerprint import slide_files
-from .handles import SlideHandle, open_handle, read_region
+from .handles import SlideHandle, open_handle, read_region, slide_pages
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
 from .regions import LevelRegions
-from .tiff import Page, read_pages
+from .tiff import Page
 
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
 FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
@@ -235,15 +231,7 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
         SlideError: the file is missing, empty, cut off, unreadable or no slide.
         MppError: the file holds no plausible scale and `mpp` is not given.
     """
-    check_file(path)
-    # Before OpenSlide opens it: what it can't allocate, or misses, ends the process.
-    try:
-        unlisted = [file for file in slide_files(path) if lacks_frames(file)]
-    except OSError as error:
-        raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
-    if unlisted:
-        raise SlideError(f"{unlisted[0]}: does not say where its frames lie: damaged, copy it again")
-    pages = read_pages(path, openslide.OpenSlide.detect_format(path) or "")
+    pages = slide_pages(path)
     handle = open_handle(path)
     try:
         properties = _properties(handle, pages)

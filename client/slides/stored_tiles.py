@@ -18,6 +18,7 @@ import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from ..arrays import Int64, Pixels
+from .address import RemotePath
 from .tiff import all_pages
 
 OME_TIFF = "ome-tiff"  # what `ome_tiff` reads: unlike OpenSlide it never interpolates
@@ -99,6 +100,8 @@ def stored_tiles(path: Path, vendor: str, size: tuple[int, int]) -> StoredTiles:
     Raises:
         DirectReadUnsupported: they are not of a kind that this reader knows.
     """
+    if isinstance(path, RemotePath):
+        raise DirectReadUnsupported("it is on a server")
     if vendor not in VENDORS:
         raise DirectReadUnsupported(f"OpenSlide composes {vendor} slides")
     try:

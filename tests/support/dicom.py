@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     SegmentationStorage,
     VLWholeSlideMicroscopyImageStorage,
@@ -30,8 +31,9 @@ def write_series(
     levels: tuple[int, ...] = (1, 4),
     flavour: str = "VOLUME",
     suffix: str = ".dcm",
+    lossless: bool = False,
 ) -> list[Path]:
-    """A series of RGB `pixels` uint8 [h, w, 3]: `folder/<stem>-<level><suffix>`."""
+    """A series of RGB `pixels` uint8 [h, w, 3]: `folder/<stem>-<level><suffix>`; `lossless`: in JPEG 2000."""
     series, paths = generate_uid(entropy_srcs=[stem]), []
     for number, factor in enumerate(levels):
         picture = shrink(pixels, factor)
@@ -44,7 +46,10 @@ def write_series(
             height * mpp * factor / 1000,
         )
         data.Rows = data.Columns = TILE
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+        if lossless:
+            data.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        data.PhotometricInterpretation = "YBR_RCT" if lossless else "YBR_FULL_422"
+        data.SamplesPerPixel, data.PlanarConfiguration = 3, 0
         data.BitsAllocated = data.BitsStored = 8
         data.HighBit, data.PixelRepresentation = 7, 0
         data.DimensionOrganizationType = "TILED_FULL"
@@ -57,11 +62,7 @@ def write_series(
         data.SharedFunctionalGroupsSequence = [shared]
         padded = np.pad(picture, ((0, -height % TILE), (0, -width % TILE), (0, 0)))
         frames = [
-            bytes(
-                imagecodecs.jpeg8_encode(
-                    take(padded, x, y, TILE), level=90, colorspace="RGB", outcolorspace="YCBCR"
-                )
-            )
+            _encode(take(padded, x, y, TILE), lossless)
             for y in range(0, height, TILE)
             for x in range(0, width, TILE)
         ]
@@ -70,6 +71,12 @@ def write_series(
         paths.append(folder / f"{stem}-{factor}{suffix}")
         data.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def _encode(tile: NDArray[np.uint8], lossless: bool) -> bytes:
+    if lossless:
+        return bytes(imagecodecs.jpeg2k_encode(tile, reversible=True, mct=True, codecformat="j2k"))
+    return bytes(imagecodecs.jpeg8_encode(tile, level=90, colorspace="RGB", outcolorspace="YCBCR"))
 
 
 def write_segmentation(path: Path, series: str) -> None:

@@ -1,0 +1,118 @@
+"""Addresses of slides: https://, s3:// and the series of a DICOMweb server, where a path is expected."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PosixPath
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from ..errors import SlideError, SlideServerError
+
+TOKENS = "GIGAPATH_SLIDE_TOKENS"
+"""Environment variable of the logins to servers of slides: HOST=TOKEN or HOST=USER:PASSWORD, with spaces."""
+SCHEMES = ("https", "s3", "http")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+_SERIES = re.compile(r"(?P<root>/.*)?/studies/(?P<study>[0-9.]+)/series/(?P<series>[0-9.]+)")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class RemotePath(PosixPath):
+    """The address of a slide; it is a path so that everything that takes a slide's path takes it.
+
+    No file of this machine is called so: functions of `os` and `pathlib` find nothing there.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+    def absolute(self) -> Self:
+        """Itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> Self:
+        """Itself."""
+        return self
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix; a series is named by its UID, which has none."""
+        return self.name if self.series else super().stem
+
+    @property
+    def scheme(self) -> str:
+        """The part before `://`."""
+        return urlsplit(str(self)).scheme
+
+    @property
+    def host(self) -> str:
+        """Server, with the port where one is given; the bucket of an s3:// address."""
+        return urlsplit(str(self)).netloc
+
+    @property
+    def key(self) -> str:
+        """The file on that server, without percent-encoding."""
+        return unquote(urlsplit(str(self)).path.lstrip("/"))
+
+    @property
+    def series(self) -> tuple[str, str, str] | None:
+        """Address of the DICOMweb service, and the UIDs of study and series; None for a file."""
+        found = None if self.scheme == "s3" else _SERIES.fullmatch(urlsplit(str(self)).path)
+        if not found:
+            return None
+        return f"{self.scheme}://{self.host}{found['root'] or ''}", found["study"], found["series"]
+
+    def login(self) -> tuple[str, str] | str | None:
+        """User and password, or a bearer token, that the environment holds for this host; None without."""
+        entries = (entry.partition("=") for entry in os.environ.get(TOKENS, "").split())
+        secret = {host: secret for host, _, secret in entries}.get(self.host)
+        user, colon, password = (secret or "").partition(":")
+        return (user, password) if colon else secret
+
+    def refusal(self, code: int) -> SlideServerError:
+        """What to do about an answer of 401 or 403."""
+        if self.scheme == "s3":
+            remedy = (
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if it is public"
+            )
+        elif self.login():
+            remedy = f"check what {TOKENS} holds for {self.host}"
+        else:
+            remedy = f"set {TOKENS}={self.host}=TOKEN, or {self.host}=USER:PASSWORD"
+        return SlideServerError(f"{self}: the server refuses access ({code}): {remedy}")
+
+
+def slide_path(text: str | Path, folder: Path = Path()) -> Path:
+    """A slide's path, in `folder` where it is relative; a `RemotePath` where it is an address.
+
+    Raises:
+        SlideError: an address of a kind that is not read.
+    """
+    found = _ADDRESS.match(str(text))
+    if not found:
+        return folder / text
+    path = RemotePath(text)
+    parts = urlsplit(str(path))
+    if found[1] not in SCHEMES:
+        raise SlideError(
+            f"{path}: {found[1]}:// is not read: give a file's path, https://, s3:// or download it"
+        )
+    if parts.query or parts.fragment or parts.username:
+        raise SlideError(
+            f"{path.scheme}://{parts.hostname}: a query or login in an address shows in outputs: give it "
+            f"without (logins: {TOKENS})"
+        )
+    if path.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise SlideError(
+            f"{path}: http:// would show slide and login on the network: give https://, or a tunnel to it on "
+            "this machine (http://localhost:PORT)"
+        )
+    if not path.host or not path.key:
+        raise SlideError(f"{path}: names no file on a server: give all of its address")
+    return path
+
+
+def missing_extra(path: RemotePath, extra: str) -> SlideServerError:
+    """What to say where the libraries of an optional extra are not installed."""
+    return SlideServerError(f"{path}: needs the extra `{extra}`: pip install 'gigapath-triton[{extra}]'")

@@ -1,0 +1,329 @@
+"""Files at https:// and s3://, read in parts: the bytes that were asked for lie in a bounded cache on disk.
+
+A mirror is a sparse file of the remote one's size, in which the blocks that were fetched are filled. A
+library that takes local files alone can read it, once what it will read has been fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from ..errors import SlideServerError
+from .address import RemotePath, missing_extra
+
+if TYPE_CHECKING:  # of the extra `remote`
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, HTTPStore, RetryConfig, S3Store
+
+CACHE, CACHE_GB = "GIGAPATH_SLIDE_CACHE", "GIGAPATH_SLIDE_CACHE_GB"
+"""Environment variables of the cache's folder, and of its size in gigabytes."""
+_CACHE_GB = 20.0
+_BLOCK = 1 << 16  # what is fetched at least: some stored tiles that follow each other in the file
+_BLOCKS = ".blocks"
+_REQUEST = 1 << 23  # ... and at most in one request
+_RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+_TIMEOUTS: ClientConfig = {"timeout": "60s", "connect_timeout": "10s"}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A remote file as it is now: its size in bytes, and its ETag, or else the time of its last change."""
+
+    path: RemotePath
+    size: int
+    mark: str
+
+    @property
+    def sha256(self) -> str:
+        """The digest of address, size and mark. The content is not read for it."""
+        return hashlib.sha256(repr((str(self.path), self.size, self.mark)).encode()).hexdigest()
+
+
+def find_version(path: RemotePath) -> Version:
+    """Ask the server about a file.
+
+    Raises:
+        SlideServerError: there is none, or the server refuses it, can't be reached or names no version.
+    """
+    store, key = _store(path)
+    import obstore
+
+    with _errors(path):
+        found = obstore.head(store, key)
+    changed = found["last_modified"]
+    mark = found["e_tag"] or (changed.isoformat() if changed.timestamp() > 0 else "")
+    if not mark:
+        raise SlideServerError(
+            f"{path}: its server sends neither ETag nor Last-Modified, so no change would show: download it"
+        )
+    return Version(path, found["size"], mark)
+
+
+class Mirror:
+    """The sparse copy of one version of a remote file, for all threads; in use as long as it is referred to.
+
+    Attributes:
+        path: the sparse file.
+        size: of the whole file, bytes.
+    """
+
+    def __init__(self, version: Version) -> None:
+        self.version, self.size = version, version.size
+        folder = _cache_folder() / version.sha256
+        self.path, blocks = folder / version.path.name, folder.with_suffix(_BLOCKS)
+        with _disk_errors(folder.parent):
+            self._lock = _lock(blocks)
+            folder.mkdir(0o700, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            os.truncate(self._file, self.size)
+            count = 1 + self.size // _BLOCK
+            os.truncate(self._lock, count)
+            os.utime(self._lock)
+            self._there = np.memmap(blocks, np.uint8, "r+", shape=(count,))  # 1 where a block was fetched
+
+    def __del__(self) -> None:
+        for name in ("_file", "_lock"):
+            with contextlib.suppress(AttributeError, OSError):
+                os.close(getattr(self, name))
+
+    def fetch(self, starts: Iterable[int], lengths: Iterable[int]) -> None:
+        """Have the bytes of all ranges in the sparse file.
+
+        Raises:
+            SlideServerError: they can't be fetched or kept.
+        """
+        wanted = {
+            block
+            for start, length in zip(starts, lengths, strict=True)
+            for block in range(start // _BLOCK, -(-min(start + length, self.size) // _BLOCK))
+            if not self._there[block]
+        }
+        for first, last in _runs(sorted(wanted)):
+            self._download(first, last)
+
+    def fetch_all(self) -> None:
+        """Have the whole file.
+
+        Raises:
+            SlideServerError: see `fetch`.
+        """
+        self.fetch([0], [self.size])
+
+    def open(self) -> io.BufferedReader:
+        """The whole file for reading; what is read is fetched."""
+        return io.BufferedReader(_Reader(self), _BLOCK)
+
+    def _download(self, first: int, last: int) -> None:
+        import obstore
+
+        begin, end = first * _BLOCK, min(last * _BLOCK, self.size)
+        with _disk_errors(self.path.parents[1]):
+            _make_room(self.path.parent, end - begin)
+        options: GetOptions = {"range": (begin, end)}
+        if self.version.mark.startswith('"'):  # a weak ETag, W/"…", matches nothing
+            options["if_match"] = self.version.mark
+        store, key = _store(self.version.path)
+        with _errors(self.version.path):
+            data = bytes(obstore.get(store, key, options=options).bytes())
+        if len(data) != end - begin:
+            raise SlideServerError(
+                f"{self.version.path}: the server sent {len(data)} of {end - begin} bytes: try again"
+            )
+        with _disk_errors(self.path.parents[1]):
+            os.pwrite(self._file, data, begin)
+        self._there[first:last] = 1
+
+
+class _Reader(io.RawIOBase):
+    """A mirror as Python's file object."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror, self._place = mirror, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = (
+            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._mirror.size}[whence]
+        )
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._mirror.size - self._place))
+        self._mirror.fetch([self._place], [length])
+        buffer[:length] = os.pread(self._mirror._file, length, self._place)
+        self._place += length
+        return length
+
+
+_open: WeakValueDictionary[Version, Mirror] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def open_mirror(path: RemotePath) -> Mirror:
+    """The mirror of a file's present version.
+
+    Raises:
+        SlideServerError: see `find_version`; the cache's folder can't be written.
+    """
+    version = find_version(path)
+    with _opening:
+        mirror = _open.get(version)
+        if mirror is None:
+            mirror = _open[version] = Mirror(version)
+        return mirror
+
+
+@lru_cache(64)
+def _open_store(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
+    from obstore.store import HTTPStore, S3Store
+
+    if scheme == "s3":
+        plain = (
+            os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
+        )  # a store of one's own, in a closed network
+        return S3Store(host, client_options={**_TIMEOUTS, "allow_http": plain}, retry_config=_RETRIES)
+    headers = {}
+    if login:
+        basic = "Basic " + base64.b64encode(":".join(login).encode()).decode()
+        headers["Authorization"] = f"Bearer {login}" if isinstance(login, str) else basic
+    options: ClientConfig = {**_TIMEOUTS, "allow_http": scheme == "http", "default_headers": headers}
+    return HTTPStore.from_url(f"{scheme}://{host}", client_options=options, retry_config=_RETRIES)
+
+
+def _store(path: RemotePath) -> tuple[HTTPStore | S3Store, str]:
+    try:
+        return _open_store(path.scheme, path.host, path.login()), path.key
+    except ImportError:
+        raise missing_extra(path, "remote") from None
+
+
+@contextmanager
+def _errors(path: RemotePath) -> Iterator[None]:
+    """What obstore raises, as one line."""
+    import obstore.exceptions as kinds
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise SlideServerError(f"{path}: no such file on the server: check the address") from None
+    except kinds.UnauthenticatedError:
+        raise path.refusal(401) from None
+    except kinds.PermissionDeniedError:
+        raise path.refusal(403) from None
+    except kinds.PreconditionError:
+        raise SlideServerError(f"{path}: was replaced while it was read: run again") from None
+    except kinds.NotSupportedError:
+        raise SlideServerError(f"{path}: its server does not send parts of files: download it") from None
+    except kinds.BaseError as error:
+        reason = str(error).partition("\n")[0].strip()
+        raise SlideServerError(
+            f"{path}: cannot be read ({reason}): check the address and the network"
+        ) from None
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SlideServerError(
+            f"cannot keep what is read of a slide in {path} ({error.strerror}): free some space, or set "
+            f"{CACHE} to another folder"
+        ) from None
+
+
+def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of consecutive blocks, each for one request."""
+    parts = np.split(blocks, np.flatnonzero(np.diff(blocks) != 1) + 1) if blocks else []
+    for part in parts:
+        for first in range(int(part[0]), int(part[-1]) + 1, _REQUEST // _BLOCK):
+            yield first, min(first + _REQUEST // _BLOCK, int(part[-1]) + 1)
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(CACHE) or base / "gigapath-client" / "slides")
+
+
+def _limit() -> float:
+    text = os.environ.get(CACHE_GB) or str(_CACHE_GB)
+    try:
+        return float(text) * 1e9
+    except ValueError:
+        raise SlideServerError(f"{CACHE_GB}={text} is no number of gigabytes: correct it") from None
+
+
+def _lock(blocks: Path) -> int:
+    """Open the file of a mirror's blocks, locked so that nobody removes the mirror."""
+    while True:
+        blocks.parent.mkdir(0o700, parents=True, exist_ok=True)
+        lock = os.open(blocks, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if os.fstat(lock).st_nlink:  # else it was removed in between
+            return lock
+        os.close(lock)
+
+
+def _make_room(keep: Path, needed: int) -> None:
+    """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit the limit."""
+    limit = _limit()
+    sizes = {folder: _used(folder) for folder in keep.parent.iterdir() if folder.is_dir()}
+    total = sum(sizes.values()) + needed
+    locks = {folder: folder.with_suffix(_BLOCKS) for folder in sizes if folder != keep}
+    for folder, blocks in sorted(locks.items(), key=lambda pair: _time(pair[1])):
+        if total <= limit:
+            return
+        if _remove(folder, blocks):
+            total -= sizes[folder]
+    if total > limit:
+        raise SlideServerError(
+            f"{keep.parent}: {limit / 1e9:g} GB do not hold what is read at once: set {CACHE_GB} higher, or "
+            "read fewer slides at a time"
+        )
+
+
+def _remove(folder: Path, blocks: Path) -> bool:
+    """Remove a mirror, unless it is in use."""
+    with blocks.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        blocks.unlink(missing_ok=True)
+    return True
+
+
+def _used(folder: Path) -> int:
+    """Bytes that a mirror takes on disk."""
+    with contextlib.suppress(FileNotFoundError):  # removed by another process
+        return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    return 0
+
+
+def _time(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0

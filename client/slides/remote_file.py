@@ -1,0 +1,153 @@
+"""A slide file at https:// or s3:// through OpenSlide, without downloading what is not looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import openslide
+import tifffile
+from tifffile import PLANARCONFIG
+
+from ..arrays import Int64
+from ..errors import SlideError
+from .address import RemotePath
+from .detect import is_dicom
+from .mirror import Mirror, open_mirror
+from .slide_file import check_content, open_file
+from .stored_tiles import VENDORS
+from .tiff import DAMAGE, Page, all_pages
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """Where a level's tiles lie in the file."""
+
+    offsets: Int64
+    counts: Int64
+    tile: tuple[int, int]
+    grid: tuple[int, int]  # columns, rows
+
+
+class RemoteFile:
+    """A remote slide as a `SlideHandle`: the tiles under a region are fetched before OpenSlide reads it.
+
+    They are known of tiled TIFFs whose levels are single pages, Aperio's and generic ones. Other single files
+    are fetched whole.
+
+    Raises:
+        SlideServerError: the server does not give it, or the cache has no room.
+        SlideError: it is damaged or no slide.
+    """
+
+    def __init__(self, path: RemotePath) -> None:
+        self._mirror = open_mirror(path)
+        with _naming(path, self._mirror.path):
+            if self._mirror not in _pages:
+                _pages[self._mirror], _tiles[self._mirror] = _prepare(path, self._mirror)
+            # tifffile keeps what it read around a tile, which may not have been fetched; OpenSlide does not.
+            self._handle = open_file(self._mirror.path, self._mirror.open())
+        self.pages = _pages[self._mirror]
+        self.dimensions = self._handle.dimensions
+        self.level_dimensions = self._handle.level_dimensions
+        self.level_downsamples = self._handle.level_downsamples
+        self.properties = self._handle.properties
+        found = _tiles[self._mirror]
+        if found is not None and not all(size in found for size in self.level_dimensions):
+            self._mirror.fetch_all()
+            found = _tiles[self._mirror] = None
+        self._levels = found and [found[size] for size in self.level_dimensions]
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        """See `SlideHandle`."""
+        self._fetch(location, level, size)
+        return self._handle.read_region(location, level, size)
+
+    def close(self) -> None:
+        """Close OpenSlide's handle."""
+        self._handle.close()
+
+    def _fetch(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> None:
+        if not self._levels:
+            return
+        stored, downsample = self._levels[level], self.level_downsamples[level]
+        spans = []
+        for place, side, tile, count in zip(location, size, stored.tile, stored.grid, strict=True):
+            first = math.floor(place / downsample) - 1  # OpenSlide may interpolate between two pixels
+            last = math.ceil(place / downsample) + side
+            spans.append(np.arange(max(0, first // tile), min(count, last // tile + 1)))
+        keys = (spans[1][:, None] * stored.grid[0] + spans[0]).ravel()
+        self._mirror.fetch(stored.offsets[keys].tolist(), stored.counts[keys].tolist())
+        if level == 0:
+            return
+        for key in keys[
+            stored.counts[keys] == 0
+        ].tolist():  # left out: OpenSlide makes it from the finer level
+            row, column = divmod(key, stored.grid[0])
+            corner = (int(column * stored.tile[0] * downsample), int(row * stored.tile[1] * downsample))
+            ratio = downsample / self.level_downsamples[level - 1]
+            width, height = (math.ceil(side * ratio) + 1 for side in stored.tile)
+            self._fetch(corner, level - 1, (width, height))
+
+
+_pages: WeakKeyDictionary[Mirror, list[Page]] = WeakKeyDictionary()
+_tiles: WeakKeyDictionary[Mirror, dict[tuple[int, int], _Tiles] | None] = WeakKeyDictionary()
+
+
+def _prepare(path: RemotePath, mirror: Mirror) -> tuple[list[Page], dict[tuple[int, int], _Tiles] | None]:
+    """Fetch what OpenSlide opens a file by; its pages and, by size, their tiles, None if fetched whole."""
+    with mirror.open() as file:
+        head = file.read(132)
+    if is_dicom(head):
+        raise SlideError(
+            f"{path}: one file of a DICOM series: download its folder, or give a DICOMweb series"
+        )
+    tiles = None
+    if head[:2] in (b"II", b"MM"):
+        try:
+            tiles = _read_directories(mirror)
+        except DAMAGE as error:
+            raise SlideError(
+                f"{path}: damaged, copy it again (TIFF: {' '.join(str(error).split())})"
+            ) from None
+    elif not head.startswith(b"ZISRAWFILE"):
+        raise SlideError(f"{path}: of a kind that is not read from a server, or no slide: download it")
+    if openslide.OpenSlide.detect_format(mirror.path) not in VENDORS:
+        mirror.fetch_all()
+        tiles = None
+    return check_content(mirror.path), tiles
+
+
+def _read_directories(mirror: Mirror) -> dict[tuple[int, int], _Tiles]:
+    """Fetch all directories of a TIFF with their values; the tiles of the pages that a level can be."""
+    found: dict[tuple[int, int], list[_Tiles | None]] = {}
+    with tifffile.TiffFile(mirror.open()) as file:
+        for page in all_pages(file):
+            mirror.fetch(*zip(*((tag.valueoffset, tag.valuebytecount) for tag in page.tags), strict=True))
+            if page.is_tiled:
+                size, tile = (page.imagewidth, page.imagelength), (page.tilewidth, page.tilelength)
+                found.setdefault(size, []).append(_tiles_of(page, size, tile))
+    return {size: tiles[0] for size, tiles in found.items() if len(tiles) == 1 and tiles[0]}
+
+
+def _tiles_of(page: tifffile.TiffPage, size: tuple[int, int], tile: tuple[int, int]) -> _Tiles | None:
+    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    grid = (-(-size[0] // tile[0]), -(-size[1] // tile[1])) if min(tile) > 0 else (0, 0)
+    if page.planarconfig != PLANARCONFIG.CONTIG or not len(offsets) == len(counts) == grid[0] * grid[1]:
+        return None
+    return _Tiles(offsets, counts, tile, grid)
+
+
+@contextmanager
+def _naming(path: RemotePath, local: Path) -> Iterator[None]:
+    """Have errors about the mirror name the slide's address."""
+    try:
+        yield
+    except SlideError as error:
+        raise SlideError(str(error).replace(str(local), str(path))) from None

@@ -1,0 +1,332 @@
+"""Slides at https:// and s3:// addresses: OpenSlide's pixels of the file, of which only parts are fetched."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from client.batch.manifest import read_work_list
+from client.errors import ClientError, SlideServerError
+from client.reading.stream import read_tiles
+from client.slides.address import TOKENS, RemotePath, slide_path
+from client.slides.fingerprint import file_fingerprint, slide_sha256
+from client.slides.mirror import CACHE, CACHE_GB, open_mirror
+from client.slides.slide import open_slide
+from tests.support.web import Files, serve_files
+from training.cohort.pyramid import shrink, write_pyramid
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(cache: Path, real_slide: Path) -> Iterator[Files]:
+    """Serves the real slide as /S.svs."""
+    with serve_files(**{"S.svs": real_slide.read_bytes()}) as files:
+        yield files
+
+
+def _sparse(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Some tiles of both levels are left out: OpenSlide shows the finer level in their place."""
+    write_pyramid(path, picture[:2048, :2048], levels=(1, 4), description="Aperio made|AppMag = 20|MPP = 0.5")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for page in (page.aspage() for page in file.pages):
+            for name in ("TileOffsets", "TileByteCounts"):
+                values = list(page.tags[name].value)
+                page.tags[name].overwrite([*values[:-1], 0])
+
+
+def _ome(path: Path, picture: NDArray[np.uint8]) -> None:
+    """The smaller level lies in a SubIFD."""
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for factor, metadata in ((1, {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}), (4, None)):
+            file.write(
+                shrink(picture[:2048, :2048], factor),
+                subifds=int(factor == 1),
+                subfiletype=int(factor > 1),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="jpeg",
+                metadata=metadata,
+            )
+
+
+@pytest.fixture(params=["svs", "pyramid", "deflate", "sparse", "leica", "ome"])
+def local(
+    request: pytest.FixtureRequest,
+    real_slide: Path,
+    leica_slide: Path,
+    picture: NDArray[np.uint8],
+    reading: SimpleNamespace,
+    tmp_path: Path,
+) -> Path:
+    path = tmp_path / "slide.tif"
+    if request.param == "pyramid":
+        write_pyramid(path, picture[:2048, :2048], levels=(1, 2, 4))
+    elif request.param == "deflate":
+        reading.write_deflate(path, picture[:1024, :1024])
+    elif request.param == "sparse":
+        _sparse(path, picture)
+    elif request.param == "ome":
+        _ome(path, picture)
+    else:
+        return real_slide if request.param == "svs" else leica_slide
+    return path
+
+
+@pytest.mark.parametrize("mpp", [0.5, 2.0])
+def test_all_tiles_are_openslides(local: Path, mpp: float, cache: Path, reading: SimpleNamespace) -> None:
+    with serve_files(**{local.name: local.read_bytes()}) as files:
+        remote = slide_path(f"{files.address}/{local.name}")
+        plan, expected = reading.plan(remote, mpp=mpp), reading.plan(local, mpp=mpp)
+        assert plan.fingerprint == expected.fingerprint
+        assert len(plan) > 0
+        pixels, valid, _ = reading.collect(plan, workers=4)
+        wanted, wanted_valid, _ = reading.collect(expected)
+        np.testing.assert_array_equal(pixels, wanted)
+        np.testing.assert_array_equal(valid, wanted_valid)
+        with open_slide(remote) as slide, open_slide(local) as same:
+            assert slide.slide_id == local.stem
+            np.testing.assert_array_equal(slide.overview(16).pixels, same.overview(16).pixels)
+            np.testing.assert_array_equal(slide.thumbnail(300), same.thumbnail(300))
+
+
+def test_only_what_is_looked_at_is_fetched_and_once(
+    cache: Path, picture: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = write_pyramid(tmp_path / "large.tif", picture[:512, :512], size=(10_240, 10_240), levels=(1, 16))
+    with serve_files(**{path.name: path.read_bytes()}) as files:
+        for _ in range(2):  # the second time from the cache
+            with open_slide(slide_path(f"{files.address}/{path.name}")) as slide, open_slide(path) as same:
+                for position in ((3000, 4000), (3100, 4000)):
+                    part = slide.read(0, position, (224, 224))
+                    np.testing.assert_array_equal(part, same.read(0, position, (224, 224)))
+            assert 0 < files.sent < path.stat().st_size / 10
+        assert sum(bool(headers.get("range")) for _, _, headers in files.requests) < 20
+
+
+def test_a_name_of_an_address_is_a_path_that_keeps_its_slashes(tmp_path: Path) -> None:
+    path = slide_path("s3://bucket/a b/S.1.svs", tmp_path)
+    assert isinstance(path, RemotePath)
+    assert str(path) == f"{path}" == str(path.absolute()) == "s3://bucket/a b/S.1.svs"
+    assert (path.name, path.stem, path.suffix) == ("S.1.svs", "S.1", ".svs")
+    assert (path.host, path.key, path.exists()) == ("bucket", "a b/S.1.svs", False)
+    assert slide_path(Path("s3://bucket/a b/S.1.svs")) == path == pickle.loads(pickle.dumps(path))
+    assert slide_path("S.svs", tmp_path) == tmp_path / "S.svs"
+    series = slide_path("https://pacs.example.org/dicom-web/studies/1.2.3/series/1.2.40")
+    assert isinstance(series, RemotePath)
+    assert (series.stem, series.series) == (
+        "1.2.40",
+        ("https://pacs.example.org/dicom-web", "1.2.3", "1.2.40"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file:///etc/passwd", "file:// is not read: give a file's path"),
+        ("ftp://host/S.svs", "ftp:// is not read"),
+        ("https://host/S.svs?token=hush", "a query or login in an address shows in outputs"),
+        ("https://me:hush@host/S.svs", "a query or login in an address shows in outputs"),
+        ("http://pacs.example.org/S.svs", "http:// would show slide and login on the network"),
+        ("https://host", "names no file on a server"),
+    ],
+)
+def test_other_addresses_are_refused(address: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=said) as caught:
+        slide_path(address)
+    assert "hush" not in str(caught.value)
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(f"path\n{address}\nhttps://host/good.svs\n")
+    work = read_work_list(manifest)
+    assert [(str(slide.path), slide.slide_id) for slide in work.slides] == [("https://host/good.svs", "good")]
+    assert said in work.bad[0].reason
+
+
+def _locked(files: Files) -> None:
+    files.authorization = "Bearer right"
+
+
+def _replaced(files: Files) -> None:
+    files.content["/S.svs"] = b"slide_id,path\na,a.svs\n" * 10
+
+
+def _dicom(files: Files) -> None:
+    files.content["/S.svs"] = bytes(128) + b"DICM" + bytes(500)
+
+
+def _cut(files: Files) -> None:
+    files.content["/S.svs"] = files.content["/S.svs"][:900_000]
+
+
+def _gone(files: Files) -> None:
+    files.content.clear()
+
+
+def _unversioned(files: Files) -> None:
+    files.etag = ""
+
+
+def _without_ranges(files: Files) -> None:
+    files.ranges = False
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_locked, r"the server refuses access \(401\): check what GIGAPATH_SLIDE_TOKENS holds for 127"),
+        (_gone, "no such file on the server: check the address"),
+        (_replaced, "of a kind that is not read from a server, or no slide: download it"),
+        (_dicom, "one file of a DICOM series: download its folder, or give a DICOMweb series"),
+        (_cut, "cut off|damaged, copy it again"),
+        (_unversioned, "sends neither ETag nor Last-Modified"),
+        (_without_ranges, "does not send parts of files: download it"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    change: Any, said: str, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKENS, f"{server.address.removeprefix('http://')}=hush")
+    change(server)
+    with pytest.raises(ClientError, match=said) as caught:
+        open_slide(slide_path(f"{server.address}/S.svs"))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{server.address}/S.svs: ")
+    assert "hush" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_one_line(cache: Path) -> None:
+    with pytest.raises(
+        SlideServerError, match=r"cannot be read .*: check the address and the network"
+    ) as caught:
+        slide_sha256(slide_path("http://127.0.0.1:1/S.svs"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "header"), [("tok.en", "Bearer tok.en"), ("me:pass:word", "Basic bWU6cGFzczp3b3Jk")]
+)
+def test_a_login_goes_to_its_own_server_alone(
+    login: str, header: str, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = slide_path(f"{server.address}/S.svs")
+    monkeypatch.setenv(TOKENS, f"other.example.org={login}")
+    slide_sha256(path)
+    assert "authorization" not in server.requests[-1][2]
+    server.authorization = header
+    with pytest.raises(SlideServerError, match=rf"set {TOKENS}=127.0.0.1:\d+=TOKEN, or 127"):
+        slide_sha256(path)
+    monkeypatch.setenv(TOKENS, f"other.example.org=x {server.address.removeprefix('http://')}={login}")
+    with open_slide(path) as slide:
+        assert slide.dimensions == (2220, 2967)
+    assert {headers["authorization"] for *_, headers in server.requests[-3:]} == {header}
+
+
+def test_a_slide_that_changes_while_it_is_read_fails_and_is_another_slide(
+    server: Files, reading: SimpleNamespace
+) -> None:
+    path = slide_path(f"{server.address}/S.svs")
+    before, files = slide_sha256(path), file_fingerprint(path)
+    plan = reading.plan(path)
+    batches = read_tiles(plan, workers=1, batch=4)
+    next(batches)
+    server.etag = '"second"'
+    with pytest.raises(SlideServerError, match="was replaced while it was read: run again"):
+        list(batches)
+    assert slide_sha256(path) != before
+    assert file_fingerprint(path) != files
+
+
+def test_a_server_that_is_lost_fails_the_slide_and_no_tile(server: Files, reading: SimpleNamespace) -> None:
+    batches = read_tiles(reading.plan(slide_path(f"{server.address}/S.svs")), workers=1, batch=4)
+    assert next(batches).valid.all()
+    server.content.clear()
+    with pytest.raises(SlideServerError, match="no such file on the server"):
+        list(batches)
+
+
+def test_the_cache_keeps_its_bound(server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_GB, "0.0025")  # a slide is 0.0019 GB
+    server.content["/T.svs"] = server.content["/S.svs"]
+    first, second = (slide_path(f"{server.address}/{name}.svs") for name in "ST")
+    assert isinstance(first, RemotePath)
+    assert isinstance(second, RemotePath)
+    mirror = open_mirror(first)
+    mirror.fetch_all()
+    assert (mirror.path.read_bytes(), mirror.path.stat().st_mode & 0o77) == (server.content["/S.svs"], 0)
+    with pytest.raises(
+        SlideServerError, match=rf"0.0025 GB do not hold what is read at once: set {CACHE_GB}"
+    ):
+        open_mirror(second).fetch_all()
+    old = mirror.path
+    del mirror  # nobody reads it any more
+    mirror = open_mirror(second)
+    mirror.fetch_all()
+    assert mirror.path.read_bytes() == server.content["/T.svs"]
+    assert not old.exists()
+    assert sum(path.stat().st_blocks * 512 for path in cache.rglob("*")) < 0.0025e9
+
+
+def test_s3_is_read_with_the_credentials_of_the_environment(
+    cache: Path, real_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_files(**{"bucket/lab/S.svs": real_slide.read_bytes()}) as files:
+        files.authorization = "AWS4-HMAC-SHA256 Credential=key/"
+        for name, value in {
+            "ENDPOINT_URL": files.address,
+            "ALLOW_HTTP": "true",
+            "ACCESS_KEY_ID": "key",
+            "SECRET_ACCESS_KEY": "secret",
+            "REGION": "eu-central-1",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with open_slide(slide_path("s3://bucket/lab/S.svs")) as slide, open_slide(real_slide) as same:
+            part = slide.read(0, (500, 900), (300, 200))
+            np.testing.assert_array_equal(part, same.read(0, (500, 900), (300, 200)))
+        with pytest.raises(SlideServerError, match="no such file on the server"):
+            open_slide(slide_path("s3://bucket/lab/T.svs"))
+
+
+def test_commands_take_addresses(
+    server: Files, triton_url: str, real_slide: Path, run_client: Any, tmp_path: Path
+) -> None:
+    address, out = f"{server.address}/S.svs", tmp_path / "out"
+    done = run_client("score", address, "--url", triton_url, "--out", out)
+    assert done.code == 0, done.err
+    again = run_client("score", address, "--url", triton_url, "--out", out)
+    assert "was done" in again.out
+    checked = run_client("doctor", address, "--url", triton_url, "--out", out)
+    assert "slide S: 2220 x 2967 px" in checked.out
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(f"slide_id,path\nS,{address}\nlost,{server.address}/lost.svs\n")
+    batch = run_client("batch", manifest, "--url", triton_url, "--out", tmp_path / "batch")
+    assert batch.code == 1
+    status = next((tmp_path / "batch").rglob("status.csv")).read_text()
+    assert "lost.svs: no such file on the server" in status
+    assert address in status
+    tissue = run_client("tissue", address, "--out", tmp_path / "tissue")
+    assert tissue.code == 0, tissue.err
+    assert f"S,{address}," in (tmp_path / "tissue" / "tissue.csv").read_text()
+    drawn = run_client(
+        "attribute",
+        out / "S.h5",
+        "--slide",
+        address,
+        "--url",
+        triton_url,
+        "--no-checks",
+        "--method",
+        "occlusion",
+    )
+    assert drawn.code == 0, drawn.err
