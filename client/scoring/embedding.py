@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from ..arrays import Bool, Float32
 from ..errors import NonFiniteAnswer
 from ..reading.stream import TileBatch, read_tiles
 from ..slides.tiling import TilePlan
-from ..triton.connection import Connection
+from ..triton.connection import Connection, result_of
 from ..triton.contract import ExportGuard
+from ..triton.joined_requests import Answer
 from ..triton.statistics import available_statistics
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
@@ -86,30 +88,35 @@ def embed_tiles(
         found[:done], valid[:done] = checkpoint.embeddings, checkpoint.valid
     progress(done, len(plan))
     request_timer, guard = StageTimer(), ExportGuard(connection, contract)
+    most_rows = chunk_size(throughput, contract)
 
-    def embed(batch: TileBatch) -> tuple[Float32, Bool]:
-        rows = np.full((len(batch.valid), width), np.nan, np.float32)
-        if batch.valid.any():
-            pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
-            try:
-                with request_timer.time("send", pixels.nbytes):
-                    answer = connection.infer(model, {"TILES": pixels}, outputs, version=version)
-            except NonFiniteAnswer as error:
-                tile = batch.start + np.flatnonzero(batch.valid)[error.rows[0]]
-                x, y = plan.coords[tile].tolist()
-                raise error.at(f"{plan.path}, tile at x={x}, y={y}") from error
-            rows[batch.valid] = np.concatenate([answer[name] for name in outputs], axis=1)
-        return rows, batch.valid
+    def send(batch: TileBatch) -> Future[Answer]:
+        pixels = batch.pixels if batch.valid.all() else batch.pixels[batch.valid]
+        return connection.infer_rows(model, "TILES", pixels, outputs, version=version, most_rows=most_rows)
 
     before, began = available_statistics(connection, model, version), time.perf_counter()
-    tiles = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract), start=start)
-    with contextlib.closing(_timed(tiles, request_timer)) as batches:
-        for rows, good in connection.map_ordered(embed, batches):
+    tiles = read_tiles(plan, workers=throughput.workers, batch=most_rows, start=start)
+    with (
+        contextlib.closing(_timed(tiles, request_timer)) as batches,
+        contextlib.closing(connection.in_order((batch, send(batch)) for batch in batches)) as in_flight,
+    ):
+        for batch, future in in_flight:
+            end = done + len(batch.valid)
+            if batch.valid.any():
+                try:
+                    answer = result_of(future)
+                except NonFiniteAnswer as error:
+                    tile = batch.start + np.flatnonzero(batch.valid)[error.rows[0]]
+                    x, y = plan.coords[tile].tolist()
+                    raise error.at(f"{plan.path}, tile at x={x}, y={y}") from error
+                request_timer.add("send", answer.seconds, batch.pixels.nbytes)
+                rows = np.concatenate([answer.outputs[name] for name in outputs], axis=1)
+                found[done:end][batch.valid] = rows
             guard.check()
-            found[done : done + len(good)], valid[done : done + len(good)] = rows, good
-            done += len(good)
+            valid[done:end] = batch.valid
             if checkpoint:
-                checkpoint.append(rows, good)
+                checkpoint.append(found[done:end], batch.valid)
+            done = end
             progress(done, len(plan))
     elapsed = time.perf_counter() - began
     timer.merge(request_timer)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import tenacity
@@ -20,10 +21,12 @@ from ..arrays import Array
 from ..errors import Cancelled, ClientError, DeadlineExceeded, NonFiniteAnswer, ServerUnavailable
 from .endpoint import Endpoint
 from .failures import is_transient, missed_deadline, to_client_error
+from .joined_requests import Answer, JoinedRequests
 from .shared_memory import SharedInputs
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -64,6 +67,7 @@ class Connection:
         self._rotation = itertools.cycle(endpoint.servers)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._joined: dict[object, JoinedRequests] = {}
         self._pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="request")
         self._shared = SharedInputs() if endpoint.shared_memory else None
 
@@ -150,27 +154,61 @@ class Connection:
     def map_ordered(
         self, function: Callable[[S], T], items: Iterable[S], *, window: int | None = None
     ) -> Iterator[T]:
-        """The results of `function` for each item, in order, computed by the connection's threads.
+        """The results of `function` for each item, computed by the connection's threads; see `in_order`."""
+        begun = ((item, self._submit(function, item)) for item in items)
+        with contextlib.closing(self.in_order(begun, window=window)) as futures:
+            for _, future in futures:
+                yield result_of(future)
+
+    def in_order(
+        self, begun: Iterable[tuple[S, Future[T]]], *, window: int | None = None
+    ) -> Generator[tuple[S, Future[T]]]:
+        """Yield items in order with their futures, each to be waited for before the next is taken.
 
         At most `window` (default: `in_flight`) items are in work at a time, and an item is taken only when
         there is room for it, so memory stays constant however long the stream is. Where one fails, the
         later ones are given up.
         """
-        pending: deque[Future[T]] = deque()
+        pending: deque[tuple[S, Future[T]]] = deque()
         try:
-            for item in items:
-                pending.append(self._submit(function, item))
+            for one in begun:
+                pending.append(one)
                 if len(pending) >= (window or self.in_flight):
-                    yield _result(pending.popleft())
+                    yield pending.popleft()
             while pending:
-                yield _result(pending.popleft())
+                yield pending.popleft()
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
-    def _submit(self, function: Callable[[S], T], item: S) -> Future[T]:
+    def infer_rows(
+        self,
+        model: str,
+        name: str,
+        rows: Array,
+        outputs: Sequence[str],
+        *,
+        version: int | None = None,
+        most_rows: int,
+    ) -> Future[Answer]:
+        """The outputs of a batching model for `rows` [B, ...] of its only input `name`, some time later.
+
+        Rows of several callers that wait for one of the connection's threads share a request of up to
+        `most_rows` rows, see `JoinedRequests`. The future raises as `infer` does.
+        """
+        key = (model, name, tuple(outputs), version, most_rows)
+        with self._lock:
+            if key not in self._joined:
+                self._joined[key] = JoinedRequests(
+                    lambda joined: self.infer(model, {name: joined}, outputs, version=version),
+                    self._submit,
+                    most_rows,
+                )
+        return self._joined[key].send(rows)
+
+    def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         try:
-            return self._pool.submit(function, item)
+            return self._pool.submit(function, *args, **kwargs)
         except RuntimeError as error:  # the pool was shut down
             raise Cancelled("cancelled") from error
 
@@ -340,7 +378,8 @@ def _check_finite(model: str, answer: Mapping[str, Array]) -> None:
             raise NonFiniteAnswer(model, output, np.flatnonzero(rows).tolist(), len(array))
 
 
-def _result(future: Future[T]) -> T:
+def result_of(future: Future[T]) -> T:
+    """The future's result; Cancelled where it was given up."""
     try:
         return future.result()
     except CancelledError as error:

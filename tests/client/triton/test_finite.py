@@ -14,12 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from client.errors import NonFiniteAnswer
+from client.outputs.records import FAILED, OK, read_records
 from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from client.triton.parity import verify
 from gigapath_contract.reference import read_reference
 from server.local import run_triton
+from training.cohort.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 
@@ -85,6 +87,27 @@ def test_a_slide_names_its_tile_and_nothing_of_it_is_stored(
     assert f"{real_slide}, tile at x=" in ended.err
     assert "tile_encoder returned NaN or infinite values in" in ended.err
     assert not list((tmp_path / "out").rglob("*.h5"))
+
+
+def test_it_fails_no_slide_that_shares_the_request(
+    failing: str, picture: np.ndarray, run_client: Run, tmp_path: Path
+) -> None:
+    """Three slides in requests of up to 64 tiles, one at a time; one slide has a bright tile."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(3):
+        pixels = picture[600 * number : 600 * number + 512, 900:1412] // 2
+        if number == 1:
+            pixels[:256, :256] = 255
+        write_pyramid(folder / f"{number}.tif", pixels)
+    out = tmp_path / "out"
+    ended = run_client(
+        *("batch", folder, "--url", failing, "--out", out, "--all-tiles", "--slides", 3, "--in-flight", 1)
+    )
+    records = {record.slide_id: record for record in read_records(out)}
+    assert ended.code == 1
+    assert {name: record.status for name, record in records.items()} == {"0": OK, "1": FAILED, "2": OK}
+    assert "1.tif, tile at x=0, y=0: tile_encoder returned NaN" in records["1"].reason
 
 
 def test_verify_shows_it_as_a_row_that_failed(failing: str, demo_repository: Path) -> None:
