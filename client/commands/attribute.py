@@ -5,50 +5,33 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import h5py
 import typer
 from rich.console import Console
-from shapely.geometry.base import BaseGeometry
 
 from ..attribution.attribute import Group, Method, OccluderName, Settings
-from ..attribution.explain import explain
 from ..attribution.look_groups import MOST_GROUPS
 from ..attribution.methods.model_outputs import Score
-from ..attribution.model.cache import ScoreCache, open_cache
-from ..attribution.model.embedded import EmbeddedSlide, own_copy, read_bank, read_slide, results_folder
-from ..attribution.model.other_slides import level_elsewhere
-from ..attribution.model.served import ServedForward, served_tile_encoder
-from ..attribution.render.evidence import evidence_lines
-from ..attribution.render.outputs import check_attributions
-from ..attribution.render.summary import (
-    SummaryRow,
-    read_summary,
-    summary_row,
-    write_sheet,
-    write_summary,
-)
+from ..attribution.model.embedded import read_bank
+from ..attribution.render.summary import SummaryRow, read_summary, write_sheet, write_summary
 from ..attribution.tile import Fill, TileScore
 from ..batch.manifest import read_work_list
 from ..errors import Cancelled, ClientError, ExportChanged, OutputError, ServerUnavailable
 from ..files import check_folder
-from ..outputs.layout import Layout, StoredSlide, find_slide
+from ..outputs.layout import Layout
 from ..outputs.records import FAILED, read_record
-from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
-from ..scoring.score import SlideSource, TilingOptions
+from ..scoring.score import TilingOptions
 from ..slides.address import RemotePath, slide_path
-from ..slides.geojson import read_annotations
-from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
-from ..triton.contract import check_same, read_contract
+from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import MaskProgress, explanation_table, tile_progress, warn, warn_missing, warn_untrained
+from .attribute_slide import Request, TileMaps, attribute_slide
+from .display import warn, warn_missing
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -90,15 +73,6 @@ def method_settings(
         max_evals=max_evals,
         seed=seed,
     )
-
-
-@dataclass(frozen=True)
-class TileMaps:
-    """How many tiles to look into, and how."""
-
-    count: int
-    score: TileScore
-    fill: Fill
 
 
 def tile_map_options(
@@ -200,133 +174,49 @@ def command(
     `gigapath-client attribute out --all` for every slide of a batch
     """
     check_folder(out or Path("out"))
-    results = Console()
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
         if bank:
             replacements, unknown = read_bank(bank, contract)
             settings = replace(settings, occluder=replacements)
-            warn(results, unknown)
-
-        def one(source: Path, slide_id: str | None, slide: Path | None, key: str = "") -> list[SummaryRow]:
-            """Attribute one slide; returns a row per target."""
-            with ExitStack() as stack:
-                from_slide = not source.is_dir() and not h5py.is_hdf5(source)
-                slide = source if from_slide else slide
-                opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
-                origin = opened.bounds[:2] if opened else (0, 0)
-                outlines = read_annotations(annotations, origin=origin) if annotations else None
-                if from_slide:
-                    outputs = SingleFile(out or Path("out"))
-                    check_free(outputs.out, SlideSource(source))
-                    with tile_progress(source.name) as progress:
-                        to_score = SlideSource(source, source.stem, mpp)
-                        score_to(
-                            outputs, to_score, connection, contract, tiling, throughput, progress=progress
-                        )
-                    source = outputs.paths(source.stem)[0]
-                stored = find_slide(source, slide_id, contract)
-                embedded = read_slide(stored, tile_size, mpp)
-                if opened and not from_slide:
-                    with options.console.status("comparing the slide with the one that was scored"):
-                        embedded.check_slide(opened)
-                if embedded.mpp_level0 is None and opened:
-                    embedded = replace(embedded, mpp_level0=opened.mpp)
-                folder = out or results_folder(stored, embedded)
-                stored = replace(stored, results=own_copy(stored.results, embedded, folder))
-                if not overwrite:
-                    check_attributions(stored.results, contract)
-                cache = stack.enter_context(open_cache(folder, embedded.slide_id))
-                return _explain_targets(stored, embedded, opened, outlines, folder, cache, key)
-
-        def _explain_targets(
-            stored: StoredSlide,
-            embedded: EmbeddedSlide,
-            opened: Slide | None,
-            outlines: BaseGeometry | None,
-            folder: Path,
-            cache: ScoreCache,
-            key: str,
-        ) -> list[SummaryRow]:
-            forward, encode = ServedForward(connection, contract), served_tile_encoder(connection, contract)
-            # matplotlib takes long to import: not for `--help`, errors and other commands.
-            from ..attribution.render.files import write_explanation, write_tile_maps
-
-            rows = []
-            targets: list[str | None] = [*target] if target else [None]
-            for name in targets:
-                with MaskProgress() as bar:
-                    explanation = explain(
-                        embedded,
-                        forward,
-                        contract,
-                        settings,
-                        target=name,
-                        score=score,
-                        checks=checks,
-                        look_groups=look_groups,
-                        elsewhere=lambda target, full: level_elsewhere(
-                            stored.export / "scores.csv", embedded.slide_id, target, score, full
-                        ),
-                        cache=cache,
-                        progress=bar.show,
-                    )
-                check_same(connection, contract)
-                written = write_explanation(explanation, stored.results, folder, opened, limit, outlines)
-                if opened:
-                    with options.console.status("mapping the strongest tiles"):
-                        written += write_tile_maps(
-                            explanation, folder, opened, encode, maps.count, maps.score, maps.fill
-                        )
-                note_maps(stored, embedded.slide_id, written)
-                warn_untrained(results, contract)
-                warn(results, explanation.doubt)
-                results.print(explanation_table(explanation, forward.bytes_sent))
-                for line in evidence_lines(explanation):
-                    results.print(line, markup=False, highlight=False)
-                for line in explanation.look_groups.lines() if explanation.look_groups else []:
-                    results.print(line, markup=False, highlight=False)
-                for warning in explanation.reliability.warnings() if explanation.reliability else []:
-                    results.print(warning, style="yellow", markup=False)
-                for path in written:
-                    results.print(str(path), highlight=False, soft_wrap=True, markup=False)
-                rows.append(summary_row(explanation, next(p for p in written if p.suffix == ".png"), key))
-            return rows
-
+            warn(Console(), unknown)
+        request = Request(
+            settings=settings,
+            maps=maps,
+            score=score,
+            targets=tuple(target or ()),
+            limit=limit,
+            look_groups=look_groups,
+            checks=checks,
+            annotations=annotations,
+            tiling=tiling,
+            throughput=throughput,
+            tile_size=tile_size,
+            mpp=mpp,
+            out=out,
+            overwrite=overwrite,
+        )
+        attribute_one = functools.partial(attribute_slide, request, connection, contract)
         if not (every or manifest):
-            one(source, slide_id, slide)
+            attribute_one(source, slide_id, slide)
             return
         if slide_id or slide or not source.is_dir():
             raise ClientError(
                 "--all and --manifest take a batch's folder, and neither --slide-id nor --slide"
             )
         layout = Layout(source, contract)
-        ids = sorted(path.stem for path in layout.slide_features("any").parent.glob("*.h5"))
-        listed = (
-            {work.slide_id: work.path for work in read_work_list(manifest, wsi_dir).slides}
-            if manifest
-            else {}
-        )
+        slides: dict[str, Path | None]
         if manifest:
-            ids = list(listed)
-        decides = settings_key(settings), maps, score, tuple(target or ()), limit, look_groups, checks
+            slides = {work.slide_id: work.path for work in read_work_list(manifest, wsi_dir).slides}
+        else:
+            ids = sorted(path.stem for path in layout.slide_features("any").parent.glob("*.h5"))
+            slides = {name: _recorded(layout, name, wsi_dir) for name in ids}
+        folder = out or layout.attribution
         failed = _attribute_many(
-            {name: listed.get(name) or _recorded(layout, name, wsi_dir) for name in ids},
-            layout,
-            out or layout.attribution,
-            (*decides, annotations),
-            lambda name, path, key: one(source, name, path, key),
+            slides, layout, folder, request.decides(), functools.partial(attribute_one, source)
         )
     if failed:
         raise typer.Exit(1)
-
-
-def settings_key(settings: Settings) -> tuple[object, ...]:
-    """The settings, with a bank's digest for its values: of a large array `repr` shows the ends alone."""
-    values = vars(settings)
-    if not isinstance(settings.occluder, str):
-        values = values | {"occluder": hashlib.sha256(settings.occluder.tobytes()).hexdigest()}
-    return tuple(values.items())
 
 
 def _recorded(layout: Layout, slide_id: str, wsi_dir: Path | None) -> Path | None:

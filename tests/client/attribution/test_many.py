@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from client.attribution.attribute import Settings
-from client.commands.attribute import settings_key
+from client.commands.attribute_slide import settings_key
 from client.outputs.layout import Layout
 from gigapath_contract.schema import Contract
 
