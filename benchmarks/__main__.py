@@ -39,7 +39,7 @@ def main() -> None:
     else:
         driver = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
         sys.argv[1:] = options
-        run_driver(driver.main)
+        run_driver(driver.main, f"python -m benchmarks {name}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from client.benchmark.report import cpu_name
 from client.errors import ClientError
 from client.slides.slide import open_slide
 from export.errors import ExportError
-from gigapath_contract.command_line import run
+from gigapath_contract.command_line import call, run
 from server.errors import ServerError
 from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
@@ -42,9 +42,11 @@ K = TypeVar("K")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def run_driver(main: Callable[..., None]) -> None:
-    """Run a driver's command line; a mistake is one line, and exit code 1."""
-    run(lambda: typer.run(main), ClientError, ExportError, ServerError, TrainingError)
+def run_driver(main: Callable[..., None], name: str | None = None) -> None:
+    """Run a driver's command line, called `name`; a mistake is one line, and exit code 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    run(lambda: call(app, name), ClientError, ExportError, ServerError, TrainingError)
 
 
 def write_page(path: Path, text: str, *, passed: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from gigapath_contract.command_line import fail
+from gigapath_contract.command_line import call, fail
 from gigapath_contract.errors import ContractError
 
 from .commands import (
@@ -92,7 +92,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong
     try:
-        app(standalone_mode=True, prog_name=PROGRAM)
+        call(app, PROGRAM)
     except (ClientError, ContractError, OSError) as error:
         logger.debug("traceback of the error", exc_info=error)
         fail(error)

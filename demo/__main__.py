@@ -19,11 +19,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import run_driver
 from client.outputs.hdf5 import read_features
 from client.outputs.layout import Layout
 from demo.planted import planted_auroc, planted_tiles, read_csv, served_layout
-from gigapath_contract import command_line
-from server.errors import ServerError
 from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,4 +121,4 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: typer.run(demo), ServerError)
+    run_driver(demo)

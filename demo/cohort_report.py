@@ -18,9 +18,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import typer
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.common import run_driver
 from benchmarks.planted_slides import planted_slide, read_cohort
 from client.outputs.layout import Layout
 from demo.__main__ import ROOT, console, run
@@ -33,8 +33,6 @@ from demo.planted import (
     served_layout,
     write_planted,
 )
-from gigapath_contract import command_line
-from server.errors import ServerError
 from server.local import run_triton
 
 WORK = ROOT / "build" / "cohort-report"
@@ -288,4 +286,4 @@ def page_of(report: Report, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: typer.run(main), ServerError)
+    run_driver(main)

@@ -12,8 +12,8 @@ import typer
 from PIL import Image
 
 from benchmarks.browser import SETTLED, open_browser
+from benchmarks.common import run_driver
 from client.errors import ClientError
-from gigapath_contract import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 SLIDE = "test-24B"
@@ -68,4 +68,4 @@ def save(browser: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: typer.run(screenshots), ClientError)
+    run_driver(screenshots)

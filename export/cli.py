@@ -15,7 +15,7 @@ from export.export import ExportResult, export_preset
 from export.fingerprint import ROOT
 from export.parity import ParityError, Report
 from export.repository import list_versions, remove_version, serve_version
-from gigapath_contract.command_line import run
+from gigapath_contract.command_line import call, run
 from gigapath_contract.schema import Contract
 from training.errors import TrainingError
 
@@ -218,7 +218,7 @@ def main() -> None:
 
 def _app_with_parity() -> None:
     try:
-        app()
+        call(app)
     except ParityError as error:
         console.print(parity_table(error.report))
         raise

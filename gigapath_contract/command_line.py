@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def run(command: Callable[[], object], *errors: type[Exception]) -> None:
@@ -15,6 +15,25 @@ def run(command: Callable[[], object], *errors: type[Exception]) -> None:
         command()
     except expected as error:
         fail(error)
+
+
+def call(app: Callable[..., object], name: str | None = None) -> NoReturn:
+    """Run a Typer application, called `name`, and end the process.
+
+    What is wrong with an option is one line as every other mistake, not the panel that Typer prints.
+    """
+    try:
+        code = app(standalone_mode=False, prog_name=name)
+    except Exception as error:
+        usage: Any = error
+        if not hasattr(usage, "format_message"):  # every error of Typer's own has it, and no class is public
+            raise
+        if type(usage).__name__ == "NoArgsIsHelpError":
+            sys.exit(usage.exit_code)  # the help is printed
+        said, context = usage.format_message(), getattr(usage, "ctx", None)
+        stop = "" if said.endswith((".", "?")) else "."
+        fail(f"{said}{stop} See {context.command_path} --help" if context else said)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def fail(error: Exception | str) -> NoReturn:

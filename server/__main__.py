@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gigapath_contract.command_line import run
+from gigapath_contract.command_line import call, run
 from server.assemble import ROOT
 from server.diagnosis import diagnose
 from server.errors import ServerError
@@ -117,7 +117,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
-    run(app, ServerError)
+    run(lambda: call(app), ServerError)
 
 
 def _log_front(path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import signal
 from pathlib import Path
 
-from gigapath_contract.command_line import run
+from gigapath_contract.command_line import fail, run
 from server.errors import ServerError
 from server.front.proxy import LINE, Settings, front
 
@@ -17,6 +17,7 @@ def settings() -> Settings:
     """The command line."""
     default = Settings
     parser = argparse.ArgumentParser(prog="python -m server.front", description=__doc__)
+    parser.error = fail  # type: ignore[assignment]  # one line, where argparse prints the usage as well
     add = parser.add_argument
     add("--listen", default="127.0.0.1:8003", help="host:port (default: %(default)s)")
     add("--upstream", default="127.0.0.1:8001", help="Triton's host:port (default: %(default)s)")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import sys
+from typing import Annotated
 
-from gigapath_contract.command_line import run
+import pytest
+import typer
+
+from gigapath_contract.command_line import call, run
 
 
 class Mistake(Exception):
@@ -43,3 +48,33 @@ def test_another_error_and_an_exit_code_pass() -> None:
         run(crash, Mistake)
     with pytest.raises(SystemExit, match="3"):
         run(leave, Mistake)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--count", "0"], "Invalid value for '--count': .* See prog --help"),
+        (["--count", "x"], "Invalid value for '--count': .* See prog --help"),
+        (["--cuont", "1"], "No such option: --cuont .* See prog --help"),
+        (["--count", "1", "more"], "Got unexpected extra argument.* See prog --help"),
+        (["--count", "5"], "five is refused"),
+    ],
+)
+def test_a_wrong_option_is_one_line_too(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def command(count: Annotated[int, typer.Option(min=1)]) -> None:
+        if count == 5:
+            raise Mistake("five is refused")
+        raise typer.Exit(count)
+
+    monkeypatch.setattr(sys, "argv", ["prog", *arguments])
+    with pytest.raises(SystemExit, match="1"):
+        run(lambda: call(app, "prog"), Mistake)
+    assert re.fullmatch(f"error: {line}\n", capsys.readouterr().err)
+    monkeypatch.setattr(sys, "argv", ["prog", "--count", "3"])
+    with pytest.raises(SystemExit, match="3"):
+        run(lambda: call(app, "prog"), Mistake)
