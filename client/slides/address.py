@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -73,9 +75,7 @@ class RemotePath(PosixPath):
     def refusal(self, code: int) -> SlideServerError:
         """What to do about an answer of 401 or 403."""
         if self.scheme == "s3":
-            remedy = (
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if it is public"
-            )
+            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true"
         elif self.login():
             remedy = f"check what {TOKENS} holds for {self.host}"
         else:
@@ -94,9 +94,9 @@ def slide_path(text: str | Path, folder: Path = Path()) -> Path:
         return folder / text
     path = RemotePath(text)
     parts = urlsplit(str(path))
-    if found[1] not in SCHEMES:
+    if path.scheme not in SCHEMES:
         raise SlideError(
-            f"{path}: {found[1]}:// is not read: give a file's path, https://, s3:// or download it"
+            f"{path}: {path.scheme}:// is not read: give a file's path, https://, s3:// or download it"
         )
     if parts.query or parts.fragment or parts.username:
         raise SlideError(
@@ -113,6 +113,17 @@ def slide_path(text: str | Path, folder: Path = Path()) -> Path:
     return path
 
 
-def missing_extra(path: RemotePath, extra: str) -> SlideServerError:
-    """What to say where the libraries of an optional extra are not installed."""
-    return SlideServerError(f"{path}: needs the extra `{extra}`: pip install 'gigapath-triton[{extra}]'")
+@contextmanager
+def extra_of(path: RemotePath) -> Iterator[None]:
+    """Say what to install where the block imports libraries that are not there.
+
+    Raises:
+        SlideServerError: the optional extra for addresses of this kind is not installed.
+    """
+    try:
+        yield
+    except ImportError:
+        extra = "dicomweb" if path.series else "remote"
+        raise SlideServerError(
+            f"{path}: needs the extra `{extra}`: pip install 'gigapath-triton[{extra}]'"
+        ) from None

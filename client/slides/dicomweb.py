@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import requests
+from dicomweb_client.api import DICOMwebClient
+from wsidicom import WsiDicom, WsiDicomWebClient, errors
+from wsidicom.config import Settings
 
 from ..arrays import Pixels
 from ..errors import SlideError, SlideServerError
-from .address import RemotePath, missing_extra
+from .address import RemotePath
 from .damage import check_claims, one_line
 from .mpp import Properties
 from .tiff import DAMAGE
@@ -21,7 +25,11 @@ from .tiff import DAMAGE
 _OPEN_SERIES = 4  # that are kept open with their frames, each at most ...
 _CACHE_BYTES = 64 << 20  # ... so many bytes of them, decoded
 _TIMEOUT_S = (10, 60)  # to connect, and between two bytes
-_AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+_ANY_SYNTAX = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+_KINDS: tuple[type[Exception], ...] = (
+    *(kind for name, kind in vars(errors).items() if name.startswith("WsiDicom")),
+    *DAMAGE,
+)
 _SYNTAX = re.compile(r"transfer-syntax=\"?([0-9.]+)")
 
 
@@ -29,7 +37,8 @@ class DicomSeries:
     """A DICOMweb series as a `SlideHandle`, through wsidicom; all threads share one, so `close` does nothing.
 
     Attributes:
-        instances: the SOP instance UIDs of its levels. DICOM never gives a UID to another content.
+        sha256: the digest of its levels' SOP instance UIDs, which DICOM never gives to another content; the
+            same on any server.
 
     Raises:
         SlideServerError: the server does not give it.
@@ -37,14 +46,12 @@ class DicomSeries:
     """
 
     def __init__(self, path: RemotePath) -> None:
-        from wsidicom import WsiDicom
-        from wsidicom.config import Settings
-
-        service, study, series = path.series or ("", "", "")
+        assert path.series
+        service, study, series = path.series
         self._path = path
         settings = Settings(decoded_frame_cache_size=_CACHE_BYTES, encoded_frame_cache_size=0)
         with _errors(path):
-            self._slide = WsiDicom.open_web(_client(path, service), study, series, settings=settings)
+            self._slide = WsiDicom.open_web(_AsStored(path, service), study, series, settings=settings)
             pyramids = list(self._slide.pyramids)
         if len(pyramids) != 1:
             raise SlideError(
@@ -54,7 +61,8 @@ class DicomSeries:
         datasets = [dataset for level in self._levels for dataset in level.datasets]
         if any((dataset.samples_per_pixel, dataset.bits) != (3, 8) for dataset in datasets):
             raise SlideError(f"{path}: not in RGB of 8 bits: convert it, for example to tiled JPEG TIFF")
-        self.instances = sorted(str(dataset.uids.instance) for dataset in datasets)
+        instances = sorted(str(dataset.uids.instance) for dataset in datasets)
+        self.sha256 = hashlib.sha256(repr(instances).encode()).hexdigest()
         self.level_dimensions = tuple((level.size.width, level.size.height) for level in self._levels)
         self.dimensions = self.level_dimensions[0]
         self.level_downsamples = tuple(
@@ -98,71 +106,53 @@ def open_series(path: RemotePath) -> DicomSeries:
     Raises:
         SlideServerError, SlideError: see `DicomSeries`.
     """
-    try:
-        return _opened(path, path.login())
-    except ImportError:
-        raise missing_extra(path, "dicomweb") from None
+    return _opened(path, path.login())
 
 
-def series_sha256(path: RemotePath) -> str:
-    """The digest of the UIDs of a series' instances; the same on any server.
-
-    Raises:
-        SlideServerError, SlideError: see `DicomSeries`.
-    """
-    return hashlib.sha256(repr(open_series(path).instances).encode()).hexdigest()
-
-
-def _client(path: RemotePath, service: str) -> Any:
-    """A WsiDicomWebClient that asks for each instance's frames as they are stored.
+class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
+    """Asks for each instance's frames as they are stored.
 
     wsidicom prefers JPEG, and a server that can would encode lossless frames as such, with other pixels.
     """
-    import requests
-    from dicomweb_client.api import DICOMwebClient
-    from wsidicom import WsiDicomWebClient
 
-    class AsStored(WsiDicomWebClient):  # type: ignore[misc]
-        def get_wsi_instances(self, *uids: Any) -> Iterator[tuple[Any, Any, None]]:
-            return ((series, instance, None) for series, instance, _ in super().get_wsi_instances(*uids))
+    def __init__(self, path: RemotePath, service: str) -> None:
+        self._path, self._service, self._session = path, service, requests.Session()
+        self._session.max_redirects = 0
+        login = path.login()
+        if isinstance(login, tuple):
+            self._session.auth = login
+        elif login:
+            self._session.headers["Authorization"] = f"Bearer {login}"
+        client = DICOMwebClient(service, session=self._session, timeout=_TIMEOUT_S)
+        client.set_http_retry_params(max_attempts=5, wait_exponential_multiplier=100)  # 3 seconds in all
+        self._stored = functools.cache(self._ask)
+        super().__init__(client)
 
-        def is_transfer_syntax_supported(self, study: Any, series: Any, instance: Any, syntax: Any) -> bool:
-            return bool(
-                stored_syntax(f"{service}/studies/{study}/series/{series}/instances/{instance}") == syntax
-            )
+    def get_wsi_instances(self, *uids: Any) -> Iterator[tuple[Any, Any, None]]:
+        """UIDs of series and instance; not the transfer syntaxes that the server could encode them in."""
+        return ((series, instance, None) for series, instance, _ in super().get_wsi_instances(*uids))
 
-    @functools.cache
-    def stored_syntax(instance: str) -> str:
-        with session.get(
-            f"{instance}/frames/1", headers={"Accept": _AS_STORED}, timeout=_TIMEOUT_S, stream=True
-        ) as answer:
+    def is_transfer_syntax_supported(self, study: Any, series: Any, instance: Any, syntax: Any) -> bool:
+        """Whether the frames of an instance are stored in this transfer syntax."""
+        return self._stored(f"studies/{study}/series/{series}/instances/{instance}") == str(syntax)
+
+    def _ask(self, instance: str) -> str:
+        """The transfer syntax that the frames of an instance are stored in."""
+        url, headers = f"{self._service}/{instance}/frames/1", {"Accept": _ANY_SYNTAX}
+        with self._session.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True) as answer:
             answer.raise_for_status()
             found = _SYNTAX.search(answer.headers.get("Content-Type", ""))
             found = found or _SYNTAX.search(next(answer.iter_content(2048), b"").decode(errors="replace"))
         if not found:
-            raise SlideServerError(f"{path}: the server does not say how its frames are stored: download it")
+            raise SlideServerError(
+                f"{self._path}: the server does not say how its frames are stored: download it"
+            )
         return found[1]
-
-    session = requests.Session()
-    session.max_redirects = 0
-    login = path.login()
-    if isinstance(login, tuple):
-        session.auth = login
-    elif login:
-        session.headers["Authorization"] = f"Bearer {login}"
-    client = DICOMwebClient(service, session=session, timeout=_TIMEOUT_S)
-    client.set_http_retry_params(max_attempts=5, wait_exponential_multiplier=100)  # 3 seconds in all
-    return AsStored(client)
 
 
 @contextmanager
 def _errors(path: RemotePath) -> Iterator[None]:
     """What the libraries raise, as one line: of the server and the network, or of what they can't read."""
-    import requests
-    from wsidicom import errors
-
-    own = (kind for name, kind in vars(errors).items() if name.startswith("WsiDicom"))
-    kinds: tuple[type[Exception], ...] = (*own, *DAMAGE)
     try:
         yield
     except requests.HTTPError as error:
@@ -180,7 +170,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
         ) from None
     except errors.WsiDicomNotFoundError:
         raise SlideError(f"{path}: has no whole-slide image: give a series of one (modality SM)") from None
-    except kinds as error:
+    except _KINDS as error:
         raise SlideError(
             f"{path}: cannot be read ({one_line(error)}): check the slide on its server"
         ) from None

@@ -10,10 +10,8 @@ from typing import Any
 from gigapath_contract.files import file_sha256
 
 from ..errors import SlideError
-from .address import RemotePath
+from .address import RemotePath, extra_of
 from .detect import first_bytes, is_dicom, read_instance
-from .dicomweb import series_sha256
-from .mirror import find_version
 
 _LONGEST_INDEX = 1 << 20  # bytes of Hamamatsu's index; real ones have some kilobytes
 
@@ -45,7 +43,7 @@ def _series(path: Path) -> str | None:
 def file_fingerprint(path: Path) -> list[list[Any]]:
     """Name, size and modification time (ns) of a slide's files: unchanged while nobody writes to them.
 
-    Of a slide on a server, that it has not to be read for: its digest.
+    Of a slide on a server: its digest, for which it is not read.
 
     Raises:
         SlideError: a file is missing, or no file (opening a pipe would wait for ever).
@@ -66,7 +64,7 @@ def slide_sha256(path: Path) -> str:
     Of a file on a server: of address, size and ETag; of a DICOMweb series: of its instances' UIDs.
     """
     if isinstance(path, RemotePath):
-        return series_sha256(path) if path.series else find_version(path).sha256
+        return _remote_sha256(path)
     try:
         digests = sorted(file_sha256(file) for file in slide_files(path))
     except OSError as error:
@@ -74,3 +72,14 @@ def slide_sha256(path: Path) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def _remote_sha256(path: RemotePath) -> str:
+    with extra_of(path):
+        if path.series:
+            from .dicomweb import open_series
+
+            return open_series(path).sha256
+        from .mirror import find_version
+
+        return find_version(path).sha256

@@ -11,11 +11,9 @@ import openslide
 
 from ..arrays import Pixels
 from ..errors import SlideError
-from .address import RemotePath
+from .address import RemotePath, extra_of
 from .damage import one_line
-from .dicomweb import open_series
 from .mpp import Properties
-from .remote_file import RemoteFile
 from .slide_file import check_content, open_file
 from .tiff import Page
 
@@ -62,7 +60,14 @@ def open_handle(path: Path) -> SlideHandle:
     """
     if not isinstance(path, RemotePath):
         return open_file(path)
-    return open_series(path) if path.series else RemoteFile(path)
+    with extra_of(path):
+        if path.series:
+            from .dicomweb import open_series
+
+            return open_series(path)
+        from .remote_file import RemoteFile
+
+        return RemoteFile(path)
 
 
 def slide_pages(path: Path) -> list[Page]:
@@ -73,7 +78,12 @@ def slide_pages(path: Path) -> list[Page]:
     """
     if not isinstance(path, RemotePath):
         return check_content(path)
-    return [] if path.series else RemoteFile(path).pages
+    if path.series:
+        return []
+    with extra_of(path):
+        from .remote_file import RemoteFile
+
+        return RemoteFile(path).pages
 
 
 class Handles:

@@ -21,25 +21,29 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import numpy as np
+import obstore
+from obstore import exceptions
+from obstore.store import HTTPStore, S3Store
 
 from ..errors import SlideServerError
-from .address import RemotePath, missing_extra
+from .address import RemotePath
 
-if TYPE_CHECKING:  # of the extra `remote`
+if TYPE_CHECKING:  # what exists in obstore's stubs alone
     from obstore import GetOptions
-    from obstore.store import ClientConfig, HTTPStore, RetryConfig, S3Store
+    from obstore.store import ClientConfig, RetryConfig
 
 CACHE, CACHE_GB = "GIGAPATH_SLIDE_CACHE", "GIGAPATH_SLIDE_CACHE_GB"
 """Environment variables of the cache's folder, and of its size in gigabytes."""
 _CACHE_GB = 20.0
 _BLOCK = 1 << 16  # what is fetched at least: some stored tiles that follow each other in the file
 _BLOCKS = ".blocks"
-_REQUEST = 1 << 23  # ... and at most in one request
+_REQUEST = 1 << 22  # ... and at most in one request
+_ROOM = 1 << 26  # bytes by which a slide may exceed the cache's size, before it is looked at again
 _RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-_TIMEOUTS: ClientConfig = {"timeout": "60s", "connect_timeout": "10s"}
+_TIMEOUTS: ClientConfig = {"timeout": "120s", "connect_timeout": "10s"}
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,8 @@ def find_version(path: RemotePath) -> Version:
     Raises:
         SlideServerError: there is none, or the server refuses it, can't be reached or names no version.
     """
-    store, key = _store(path)
-    import obstore
-
     with _errors(path):
-        found = obstore.head(store, key)
+        found = obstore.head(_store(path.scheme, path.host, path.login()), path.key)
     changed = found["last_modified"]
     mark = found["e_tag"] or (changed.isoformat() if changed.timestamp() > 0 else "")
     if not mark:
@@ -89,19 +90,17 @@ class Mirror:
         folder = _cache_folder() / version.sha256
         self.path, blocks = folder / version.path.name, folder.with_suffix(_BLOCKS)
         with _disk_errors(folder.parent):
-            self._lock = _lock(blocks)
+            lock = _lock(blocks)
+            finalize(self, os.close, lock)
             folder.mkdir(0o700, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            finalize(self, os.close, self._file)
             os.truncate(self._file, self.size)
             count = 1 + self.size // _BLOCK
-            os.truncate(self._lock, count)
-            os.utime(self._lock)
+            os.truncate(lock, count)
+            os.utime(lock)
             self._there = np.memmap(blocks, np.uint8, "r+", shape=(count,))  # 1 where a block was fetched
-
-    def __del__(self) -> None:
-        for name in ("_file", "_lock"):
-            with contextlib.suppress(AttributeError, OSError):
-                os.close(getattr(self, name))
+        self._room = 0  # bytes that may be fetched before the cache's size is looked at again
 
     def fetch(self, starts: Iterable[int], lengths: Iterable[int]) -> None:
         """Have the bytes of all ranges in the sparse file.
@@ -131,21 +130,19 @@ class Mirror:
         return io.BufferedReader(_Reader(self), _BLOCK)
 
     def _download(self, first: int, last: int) -> None:
-        import obstore
-
-        begin, end = first * _BLOCK, min(last * _BLOCK, self.size)
-        with _disk_errors(self.path.parents[1]):
-            _make_room(self.path.parent, end - begin)
+        path, begin, end = self.version.path, first * _BLOCK, min(last * _BLOCK, self.size)
+        if self._room < end - begin:
+            with _disk_errors(self.path.parents[1]):
+                self._room = _make_room(self.path.parent, end - begin)
+        self._room -= end - begin
         options: GetOptions = {"range": (begin, end)}
         if self.version.mark.startswith('"'):  # a weak ETag, W/"…", matches nothing
             options["if_match"] = self.version.mark
-        store, key = _store(self.version.path)
-        with _errors(self.version.path):
-            data = bytes(obstore.get(store, key, options=options).bytes())
+        with _errors(path):
+            store = _store(path.scheme, path.host, path.login())
+            data = bytes(obstore.get(store, path.key, options=options).bytes())
         if len(data) != end - begin:
-            raise SlideServerError(
-                f"{self.version.path}: the server sent {len(data)} of {end - begin} bytes: try again"
-            )
+            raise SlideServerError(f"{path}: the server sent {len(data)} of {end - begin} bytes: try again")
         with _disk_errors(self.path.parents[1]):
             os.pwrite(self._file, data, begin)
         self._there[first:last] = 1
@@ -177,7 +174,7 @@ class _Reader(io.RawIOBase):
         return length
 
 
-_open: WeakValueDictionary[Version, Mirror] = WeakValueDictionary()
+_mirrors: WeakValueDictionary[Version, Mirror] = WeakValueDictionary()
 _opening = threading.Lock()
 
 
@@ -189,20 +186,16 @@ def open_mirror(path: RemotePath) -> Mirror:
     """
     version = find_version(path)
     with _opening:
-        mirror = _open.get(version)
+        mirror = _mirrors.get(version)
         if mirror is None:
-            mirror = _open[version] = Mirror(version)
+            mirror = _mirrors[version] = Mirror(version)
         return mirror
 
 
 @lru_cache(64)
-def _open_store(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
-    from obstore.store import HTTPStore, S3Store
-
+def _store(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
     if scheme == "s3":
-        plain = (
-            os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
-        )  # a store of one's own, in a closed network
+        plain = os.environ.get("AWS_ALLOW_HTTP") == "true"  # for a store in a closed network
         return S3Store(host, client_options={**_TIMEOUTS, "allow_http": plain}, retry_config=_RETRIES)
     headers = {}
     if login:
@@ -212,31 +205,22 @@ def _open_store(scheme: str, host: str, login: tuple[str, str] | str | None) -> 
     return HTTPStore.from_url(f"{scheme}://{host}", client_options=options, retry_config=_RETRIES)
 
 
-def _store(path: RemotePath) -> tuple[HTTPStore | S3Store, str]:
-    try:
-        return _open_store(path.scheme, path.host, path.login()), path.key
-    except ImportError:
-        raise missing_extra(path, "remote") from None
-
-
 @contextmanager
 def _errors(path: RemotePath) -> Iterator[None]:
     """What obstore raises, as one line."""
-    import obstore.exceptions as kinds
-
     try:
         yield
     except FileNotFoundError:
         raise SlideServerError(f"{path}: no such file on the server: check the address") from None
-    except kinds.UnauthenticatedError:
+    except exceptions.UnauthenticatedError:
         raise path.refusal(401) from None
-    except kinds.PermissionDeniedError:
+    except exceptions.PermissionDeniedError:
         raise path.refusal(403) from None
-    except kinds.PreconditionError:
+    except exceptions.PreconditionError:
         raise SlideServerError(f"{path}: was replaced while it was read: run again") from None
-    except kinds.NotSupportedError:
+    except exceptions.NotSupportedError:
         raise SlideServerError(f"{path}: its server does not send parts of files: download it") from None
-    except kinds.BaseError as error:
+    except exceptions.BaseError as error:
         reason = str(error).partition("\n")[0].strip()
         raise SlideServerError(
             f"{path}: cannot be read ({reason}): check the address and the network"
@@ -270,9 +254,11 @@ def _cache_folder() -> Path:
 def _limit() -> float:
     text = os.environ.get(CACHE_GB) or str(_CACHE_GB)
     try:
-        return float(text) * 1e9
+        if (size := float(text)) > 0:
+            return size * 1e9
     except ValueError:
-        raise SlideServerError(f"{CACHE_GB}={text} is no number of gigabytes: correct it") from None
+        pass
+    raise SlideServerError(f"{CACHE_GB}={text} is no number of gigabytes: correct it")
 
 
 def _lock(blocks: Path) -> int:
@@ -286,15 +272,15 @@ def _lock(blocks: Path) -> int:
         os.close(lock)
 
 
-def _make_room(keep: Path, needed: int) -> None:
-    """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit the limit."""
+def _make_room(keep: Path, needed: int) -> int:
+    """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit; how many then do."""
     limit = _limit()
     sizes = {folder: _used(folder) for folder in keep.parent.iterdir() if folder.is_dir()}
     total = sum(sizes.values()) + needed
     locks = {folder: folder.with_suffix(_BLOCKS) for folder in sizes if folder != keep}
     for folder, blocks in sorted(locks.items(), key=lambda pair: _time(pair[1])):
         if total <= limit:
-            return
+            break
         if _remove(folder, blocks):
             total -= sizes[folder]
     if total > limit:
@@ -302,6 +288,7 @@ def _make_room(keep: Path, needed: int) -> None:
             f"{keep.parent}: {limit / 1e9:g} GB do not hold what is read at once: set {CACHE_GB} higher, or "
             "read fewer slides at a time"
         )
+    return int(min(limit - total, _ROOM)) + needed
 
 
 def _remove(folder: Path, blocks: Path) -> bool:

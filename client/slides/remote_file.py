@@ -83,17 +83,18 @@ class RemoteFile:
             last = math.ceil(place / downsample) + side
             spans.append(np.arange(max(0, first // tile), min(count, last // tile + 1)))
         keys = (spans[1][:, None] * stored.grid[0] + spans[0]).ravel()
-        self._mirror.fetch(stored.offsets[keys].tolist(), stored.counts[keys].tolist())
-        if level == 0:
-            return
-        for key in keys[
-            stored.counts[keys] == 0
-        ].tolist():  # left out: OpenSlide makes it from the finer level
-            row, column = divmod(key, stored.grid[0])
-            corner = (int(column * stored.tile[0] * downsample), int(row * stored.tile[1] * downsample))
+        stored_there = stored.counts[keys] > 0
+        there, missing = keys[stored_there], keys[~stored_there]
+        self._mirror.fetch(stored.offsets[there].tolist(), stored.counts[there].tolist())
+        if level and len(missing) and self.properties["openslide.vendor"] == "aperio":
+            # OpenSlide makes tiles that are left out from the finer level.
+            rows, columns = np.divmod(missing, stored.grid[0])
+            low = np.array((columns.min(), rows.min())) * stored.tile
+            high = np.array((columns.max() + 1, rows.max() + 1)) * stored.tile
+            left, top = np.floor(low * downsample).astype(int).tolist()
             ratio = downsample / self.level_downsamples[level - 1]
-            width, height = (math.ceil(side * ratio) + 1 for side in stored.tile)
-            self._fetch(corner, level - 1, (width, height))
+            width, height = np.ceil((high - low) * ratio).astype(int).tolist()
+            self._fetch((left, top), level - 1, (width + 1, height + 1))
 
 
 _pages: WeakKeyDictionary[Mirror, list[Page]] = WeakKeyDictionary()

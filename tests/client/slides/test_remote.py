@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,7 @@ def test_a_name_of_an_address_is_a_path_that_keeps_its_slashes(tmp_path: Path) -
     ("address", "said"),
     [
         ("file:///etc/passwd", "file:// is not read: give a file's path"),
+        ("HTTP://pacs.example.org/S.svs", "http:// would show slide and login on the network"),
         ("ftp://host/S.svs", "ftp:// is not read"),
         ("https://host/S.svs?token=hush", "a query or login in an address shows in outputs"),
         ("https://me:hush@host/S.svs", "a query or login in an address shows in outputs"),
@@ -204,6 +206,26 @@ def test_what_cannot_be_read_is_one_line(
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"{server.address}/S.svs: ")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "library", "extra"),
+    [
+        ("s3://bucket/S.svs", "mirror", "remote"),
+        ("https://host/studies/1.2/series/1.3", "dicomweb", "dicomweb"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    address: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"client.slides.{library}", None)  # as if its libraries were missing
+    monkeypatch.delitem(sys.modules, "client.slides.remote_file", raising=False)
+    for use in (slide_sha256, open_slide):
+        with pytest.raises(SlideServerError) as caught:
+            use(slide_path(address))
+        assert str(caught.value) == (
+            f"{address}: needs the extra `{extra}`: pip install 'gigapath-triton[{extra}]'"
+        )
 
 
 def test_a_server_that_is_not_there_is_one_line(cache: Path) -> None:
