@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,6 +28,10 @@ SMOOTH = (
     0.04  # deviation of optical density over 5 x 5 pixels, relative to it, under which these may be ink ...
 )
 SMOOTH_SHARE = 0.05  # ... and the share of such pixels in a patch of one hue from which on it is
+# Two stains in one place may add up to grey. What is darker than this part of the glass's light, near colour
+# and not smooth is tissue too, if there is much of it and unless it is about as dark as pen.
+GREY, LIGHTER_THAN_PEN = 0.82, 0.35
+MIXED_SHARE = 0.25  # of what has colour; in H&E it is 0.06
 CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above glass, below faint eosin
 
 
@@ -56,9 +60,9 @@ def tissue_mask(slide: Slide) -> TissueMask:
     """
     overview = slide.overview(_downsample(slide))
     micron = overview.downsample[0] * max(slide.mpp)
-    found, pen, glass = _parts(overview.pixels, SMALLEST_UM / micron)
-    slide.notes += _doubts(found, pen, glass)
-    return TissueMask(found | overview.unreadable, overview.downsample, "colour")
+    parts = _parts(overview.pixels, SMALLEST_UM / micron)
+    slide.notes += _doubts(parts)
+    return TissueMask(parts.tissue | overview.unreadable, overview.downsample, "colour")
 
 
 def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> BinaryMask:
@@ -67,11 +71,19 @@ def segment(rgb: Pixels, smallest_px: float = SMALLEST_UM / MASK_MPP) -> BinaryM
     Stain is colour that remains when the background's own is divided out: the spread of optical density over
     the channels, cut at Otsu's threshold (1979). Specks and holes under `smallest_px` across are tidied away.
     """
-    return _parts(rgb, smallest_px)[0]
+    return _parts(rgb, smallest_px).tissue
 
 
-def _parts(rgb: Pixels, smallest_px: float) -> tuple[BinaryMask, BinaryMask, Float32]:
-    """Tissue, coloured pen, and the colour of the glass."""
+class _Parts(NamedTuple):
+    """What a slide shows, bool [h, w]: tissue, coloured pen, and what is dark and rough but has no colour."""
+
+    tissue: BinaryMask
+    pen: BinaryMask
+    grey: BinaryMask
+    glass: Float32  # its colour
+
+
+def _parts(rgb: Pixels, smallest_px: float) -> _Parts:
     glass = _background(rgb)
     light = cv2.GaussianBlur(rgb, (3, 3), 0) / (glass + 1)
     light = np.clip(light, 0.05, 1).astype(np.float32)  # darker is the sensor's noise
@@ -79,15 +91,29 @@ def _parts(rgb: Pixels, smallest_px: float) -> tuple[BinaryMask, BinaryMask, Flo
     chroma = np.log(lightest / darkest)
     pen = _smooth_strokes(_pen(light, lightest - darkest, lightest), light)
     coloured = chroma > np.clip(_otsu(chroma), *CHROMA)
-    return _tidy(coloured & ~pen, smallest_px), coloured & pen, glass
+    stained = coloured & ~pen
+    grey = (lightest < GREY) & ~coloured & ~pen
+    grey &= ~_smooth_strokes(grey, light)
+    mixed = grey & (lightest > LIGHTER_THAN_PEN)
+    mixed &= cv2.blur((stained & (lightest > LIGHTER_THAN_PEN)).astype(np.float32), (33, 33)) > 0.1
+    if mixed.sum() > MIXED_SHARE * stained.sum():
+        stained |= mixed
+    tissue = _tidy(stained, smallest_px)
+    return _Parts(tissue, coloured & pen, grey & ~tissue, glass)
 
 
-def _doubts(tissue: BinaryMask, pen: BinaryMask, glass: Float32) -> list[str]:
+def _doubts(parts: _Parts) -> list[str]:
     """What makes a mask implausible, each in a line."""
+    tissue, pen, grey, glass = parts
     found, doubts = float(tissue.mean()), []
     ink = pen.sum() / max(1, pen.sum() + tissue.sum())
     if ink > 0.3:
         doubts.append(f"{ink:.0%} of what is coloured is taken for pen: give a mask, if it is a stain")
+    if grey.mean() > 0.01 and (without := grey.sum() / (grey.sum() + tissue.sum())) > 0.3:
+        doubts.append(
+            f"{without:.0%} of what is dark has no colour and is taken for ink: give a mask, if it is a "
+            "stain, such as silver"
+        )
     if found > 0.95:
         doubts.append(f"{found:.0%} of the slide is taken for tissue: give a mask, if it is not")
     if glass.max() < 128:

@@ -42,12 +42,26 @@ GLASS = {
 # Vectors of optical density (Ruifrok and Johnston, 2001): two stains in place of haematoxylin and eosin.
 HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
 BLUE = (0.80, 0.59, 0.11)
+DAB, SILVER = (0.27, 0.57, 0.78), (0.58, 0.58, 0.58)
+
+
+def times(strength: float, stain: tuple[float, float, float]) -> tuple[float, float, float]:
+    red, green, blue = stain
+    return strength * red, strength * green, strength * blue
+
+
 STAINS = {
     "AEC": (HAEMATOXYLIN, (0.27, 0.68, 0.68), 0.94),
     "haematoxylin alone": (HAEMATOXYLIN, (0.0, 0.0, 0.0), 0.92),
     "Masson's trichrome": (BLUE, (0.10, 0.74, 0.67), 0.9),
     "PAS": (HAEMATOXYLIN, (0.18, 0.97, 0.15), 0.97),
     "Alcian blue": (HAEMATOXYLIN, (0.87, 0.46, 0.16), 0.95),
+    "DAB as strong as haematoxylin": (HAEMATOXYLIN, DAB, 0.97),  # the two add up to grey
+    "strong DAB": (HAEMATOXYLIN, times(2, DAB), 0.96),
+    "black DAB": (HAEMATOXYLIN, times(4, DAB), 0.96),
+    "silver on nuclear fast red": (SILVER, times(0.5, (0.21, 0.85, 0.48)), 0.96),
+    "silver on light green": (SILVER, times(0.4, (0.9, 0.3, 0.5)), 0.95),
+    "silver on haematoxylin": (times(0.5, HAEMATOXYLIN), SILVER, 0.9),
     "Azan": ((0.85, 0.51, 0.11), (0.07, 0.98, 0.20), 0.95),
 }
 PENS = {
@@ -129,10 +143,21 @@ def test_tissue_on_glass(tissue: Rgb, glass: str) -> None:
 def test_stains_other_than_haematoxylin_and_eosin(tissue: Rgb, stain: str) -> None:
     """The densities of the real tissue's two stains, rendered in the colours of two others."""
     first, second, least = STAINS[stain]
+    scene = compose(restained(tissue, first, second), GLASS["scanner"], None, 0)
+    assert overlap(segment(photograph(scene)), shapes()) > least
+
+
+def restained(tissue: Rgb, first: tuple[float, ...], second: tuple[float, ...]) -> Rgb:
+    """Tissue with other stains in place of haematoxylin and eosin, in the same amounts."""
     amounts = np.clip(-np.log(np.clip(tissue, 0.02, 1)) @ np.linalg.pinv([HAEMATOXYLIN, EOSIN]), 0, None)
-    restained = np.exp(-amounts @ np.array([first, second]))
-    found = segment(photograph(compose(restained, GLASS["scanner"], None, 0)))
-    assert overlap(found, shapes()) > least
+    return np.asarray(np.exp(-amounts @ np.array([first, second])))
+
+
+@pytest.mark.parametrize("pen", ["black", "dark green", "blue"])
+def test_pen_on_strong_dab_is_not_tissue(tissue: Rgb, pen: str) -> None:
+    strong = restained(tissue, HAEMATOXYLIN, times(2, DAB))
+    found = segment(photograph(compose(strong, GLASS["scanner"], PENS[pen], 1.0)))
+    assert found[stroke_mask() > 0.3].mean() < 0.06
 
 
 def test_what_is_implausible_is_noted(tissue: Rgb, tmp_path: Path) -> None:
@@ -148,6 +173,10 @@ def test_what_is_implausible_is_noted(tissue: Rgb, tmp_path: Path) -> None:
     bare = np.full_like(tissue, 243.0)
     bare[100:300, 100:300] = PENS["blue"]
     assert "100% of what is coloured is taken for pen" in notes(bare)
+    silver = restained(tissue, SILVER, SILVER)
+    assert "100% of what is dark has no colour and is taken for ink" in notes(
+        compose(silver, GLASS["scanner"], None, 0)
+    )
 
 
 @pytest.mark.parametrize("cover", [1.0, 0.7])
