@@ -27,7 +27,7 @@ from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.methods.scorer import Forward, Scores
 from client.attribution.model.masked_slide import MaskedSlide
-from client.attribution.reliability import _position_noise
+from client.attribution.reliability import position_noise
 from export.graphs import write_graph
 from export.half_gate import TrueHalf
 from export.precision import PRECISIONS, halve
@@ -126,7 +126,7 @@ def measure_map(tiles: int, method: Method) -> str:
     slides = [MaskedSlide(forward_of(model), embeddings, coords) for model in (exact, half)]
     maps = [attribute(slide, outputs, settings, target_index=target).values[:, target] for slide in slides]
     game = CoalitionGame(slides[0].in_place(), outputs, np.arange(tiles))
-    _, floor = _position_noise(slides[0], game, target, seed=0)
+    _, floor = position_noise(slides[0], game, target, seed=0)
     difference = np.abs(maps[1] - maps[0])
     size = np.abs(maps[0])
     row = (

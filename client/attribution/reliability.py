@@ -151,7 +151,7 @@ def assess(
 
     method = settings.method
     other: Occluder = "mean" if isinstance(occluder, str) and occluder == "in_place" else "in_place"
-    position_sensitivity, noise_floor = _position_noise(masked_slide, game, target_index, seed)
+    position_sensitivity, noise_floor = position_noise(masked_slide, game, target_index, seed)
     values = np.nan_to_num(result.values[:, target_index])
     return Reliability(
         base=float(result.base[target_index]),
@@ -210,7 +210,7 @@ def _of_regions(values: Float64, regions: Int64, additive: bool) -> Float64:
     return sums if additive else np.asarray(sums / np.bincount(regions))
 
 
-def _position_noise(
+def position_noise(
     masked_slide: MaskedSlide, game: CoalitionGame, target_index: int, seed: int
 ) -> tuple[float, float]:
     """RMS change under shifts, of v(all) and of single tiles' marginals in random contexts."""

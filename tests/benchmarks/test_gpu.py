@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import (
-    PRECISIONS,
-    SECTIONS,
-    TINY,
-    flops_per_tile,
-    measure,
-    occlusion,
-    page,
-)
+from benchmarks.gpu import measure, page
+from benchmarks.gpu_runtimes import flops_per_tile
+from benchmarks.gpu_sections import PRECISIONS, SECTIONS, TINY, occlusion
 from training.models.build import build_models
 
 SMALL = replace(TINY, batches=(2,), slides=(30,), masks=((30, 3),), scored=4)
