@@ -24,7 +24,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 TILE_SHAPE = [1, 224, 224, 3]
@@ -57,9 +57,13 @@ def infer(url: str, timeout: float, models: Path) -> None:
     with zipfile.ZipFile(path) as reference:
         tile = read_array(reference, "tiles")[: len(BLACK)].tobytes()
         width = contract["tile_encoder"]["embed_dim"]
-        found = ask_pipeline(url, timeout, tile)["EMBEDDINGS"]
-        true = read_array(reference, "tile_encoder.EMBEDDINGS")[:width]
-        compare(reference, "tile_encoder", "EMBEDDINGS", found, true)
+        widths = {"EMBEDDINGS": width}
+        if "tile_head" in contract:
+            widths["TILE_LOGITS"] = len(contract["tile_head"]["classes"])
+        answer = ask_pipeline(url, timeout, tile, widths)
+        for name, count in widths.items():
+            true = read_array(reference, f"tile_encoder.{name}")[:count]
+            compare(reference, "tile_encoder", name, answer[name], true)
 
         size = int(sorted(read_array(reference, "sizes"))[1])
         embeddings = seeded_embeddings(reference, size, width)
@@ -74,11 +78,13 @@ def infer(url: str, timeout: float, models: Path) -> None:
             compare(reference, "slide_encoder", name, answer[name], true)
 
 
-def ask_pipeline(url: str, timeout: float, tile: bytes) -> dict[str, list[float]]:
+def ask_pipeline(
+    url: str, timeout: float, tile: bytes, outputs: Iterable[str] = ("EMBEDDINGS",)
+) -> dict[str, list[float]]:
     """What `slide_pipeline` answers for one tile in the grid's first cell."""
     inputs = [("TILES", "UINT8", TILE_SHAPE, tile), ("COORDS", "INT64", [1, 2], bytes(16))]
     # An ensemble whose EMBEDDINGS aren't asked for hands none to its second step (server#7482).
-    return ask(url, timeout, "slide_pipeline", inputs, ["SLIDE", "EMBEDDINGS"])
+    return ask(url, timeout, "slide_pipeline", inputs, ["SLIDE", *outputs])
 
 
 def ask(url: str, timeout: float, model: str, inputs: Inputs, outputs: list[str]) -> dict[str, list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,17 +29,24 @@ from client.triton.parity import load_reference, verify
 from client.viewer.contents import describe
 from client.viewer.library import Library
 from gigapath_contract.schema import Contract
-from server.local import run_triton
+from server.local import LOOPBACK, run_triton
+from server.ports import free_port
 from tests.client.conftest import Run
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("stroma", "tumour", "other")
 
 
 @pytest.fixture(scope="module")
-def url(tile_head_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real Triton that serves an export with a tile head and patch tokens."""
+def http() -> int:
+    return free_port(LOOPBACK)
+
+
+@pytest.fixture(scope="module")
+def url(tile_head_repository: Path, http: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real Triton that serves an export with a tile head and patch tokens, HTTP at `http`."""
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    with run_triton(tile_head_repository, log=log) as server:
+    with run_triton(tile_head_repository, log=log, http_port=http) as server:
         yield server.url
 
 
@@ -75,6 +83,19 @@ def test_a_request_gets_the_outputs_that_it_names(served: Connection, contract: 
     alone = served.infer("tile_encoder", {"TILES": tiles}, names[:2])
     for name, array in alone.items():
         np.testing.assert_array_equal(ensemble[name], array)
+
+
+def test_the_probe_compares_the_heads_logits_too(
+    url: str, http: int, tile_head_repository: Path, tmp_path: Path
+) -> None:
+    probe = runpy.run_path(str(ROOT / "deploy/base/probe.py"))
+    probe["infer"](f"http://127.0.0.1:{http}", 60, tile_head_repository)
+    (tmp_path / "slide_pipeline/1").mkdir(parents=True)
+    with np.load(tile_head_repository / "slide_pipeline/1/reference.npz") as stored:
+        wrong = {**stored, "tile_encoder.TILE_LOGITS": stored["tile_encoder.TILE_LOGITS"] + 0.01}
+    np.savez(tmp_path / "slide_pipeline/1/reference.npz", **wrong)
+    with pytest.raises(ValueError, match="tile_encoder computes wrong numbers: TILE_LOGITS differs"):
+        probe["infer"](f"http://127.0.0.1:{http}", 60, tmp_path)
 
 
 @pytest.fixture(scope="module")

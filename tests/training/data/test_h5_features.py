@@ -96,3 +96,14 @@ def test_features_of_another_encoder_are_refused_before_training(
     assert assumed["4.h5"].startswith("the file does not say what its coordinates are")
     with pytest.raises(TrainingError, match=r"5\.h5: features are 5 wide and the slide encoder takes 4"):
         check_bags(paths, 4, "level0/256")
+
+
+def test_bags_name_one_tile_encoder_or_none(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.h5", features=np.ones((3, 4)), coords=GRID) for name in "abc"]
+    assert check_bags(paths, 4, "level0/256").encoder is None
+    for path, encoder in zip(paths[:2], ("a" * 64, "b" * 64), strict=True):
+        with h5py.File(path, "a") as file:
+            file["features"].attrs["encoder_sha256"] = encoder
+    assert check_bags(paths[1:], 4, "level0/256").encoder == "b" * 64
+    with pytest.raises(TrainingError, match=r"a\.h5 has embeddings of the tile encoder aaaaaaaa, b\.h5 of b"):
+        check_bags(paths, 4, "level0/256")
