@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,10 +94,47 @@ def finetune_command(
     with _bar(quiet) as bar:
         task = bar.add_task("checking the data", total=None)
         plan = plan_runs(settings, lambda done, total: bar.update(task, completed=done, total=total))
-    result = run(plan, out, bar=not quiet)
-    if result:
-        _print_metrics(result["test"])
-        console.print(f"run folder: {out}")
+    if run(plan, out, bar=not quiet):  # not in the other processes of several
+        _print_report(out)
+        folders = plan.folders(out)
+        if len(folders) > 1:
+            console.print(
+                f"{len(folders)} models, one a fold, which the report measures together; export any of them",
+                soft_wrap=True,
+            )
+        checkpoint = [f"CHECKPOINT={folders[0]}"]
+        if settings.preset != "demo":  # the run has the slide encoder alone
+            checkpoint.append(f"WEIGHTS={settings.slide_weights or 'FOLDER_OR_HUB'}")
+        _print_next("make", "export", *checkpoint)
+
+
+@app.command("init-recipe")
+def init_recipe_command(
+    labels: Annotated[Path, typer.Argument(help="Table of labels: slide, label, patient.")],
+    features: Annotated[
+        Path, typer.Option(help="The --out folder of gigapath-client batch, or of h5 files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Recipe to write.")] = Path("own-slides.yaml"),
+    label_column: Annotated[
+        str | None, typer.Option(help="The column of labels.", show_default="label, isup_grade or target")
+    ] = None,
+) -> None:
+    """Write a recipe for finetune that fits a table of labels and its slides' embeddings.
+
+    Classes, preset and number of folds are taken from the data; the rest is training/configs/own-slides.yaml.
+
+    Example: python -m training init-recipe labels.csv --features results
+    """
+    from training.recipe import plan_recipe
+
+    recipe = plan_recipe(labels, features, label_column)
+    recipe.write(out)
+    console.print(f"{out}: {recipe.data}", soft_wrap=True, highlight=False, markup=False)
+    _print_next("python", "-m", "training", "finetune", "--config", str(out), "--out", f"runs/{out.stem}")
+
+
+def _print_next(*command: str) -> None:
+    console.print(f"next: {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -107,19 +145,18 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, parse_yaml(value, f"--set {name}")
 
 
-def _print_metrics(test: dict[str, Any]) -> None:
-    from training.runs.record import NO_INTERVAL
+def _print_report(out: Path) -> None:
+    """The metrics of a finished run with their intervals, and where its report is."""
+    from training.runs.record import interval_text
+    from training.runs.report import read_report
 
-    table = Table("metric", "held out", "95 % interval" if "metrics" in test else "sd over folds")
-    if "metrics" in test:
-        for name, value in test["metrics"].items():
-            low, high = test["intervals_95"][name]
-            certain = low is not None and low == low
-            table.add_row(name, _number(value), f"{low:.3f} to {high:.3f}" if certain else NO_INTERVAL)
-    else:
-        for name, value in test.items():
-            table.add_row(name, _number(value["mean"]), _number(value["sd"]))
+    picture, report = read_report(out)
+    pooled = f", pooled over {report['folds']} folds" if report["folds"] > 1 else ""
+    table = Table("metric", f"held out{pooled}", "95 % interval")
+    for name, value in report["metrics"].items():
+        table.add_row(name, _number(value), interval_text(*report["intervals_95"][name]))
     console.print(table)
+    console.print(f"run folder: {out}\nreport: {picture}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _number(value: float | None) -> str:
@@ -145,9 +182,8 @@ def tiles_command(
     from training.runs.tile_level import run_tiles
 
     settings = read_yaml(config, TileConfig, dict(_assignment(each) for each in change or []))
-    result = run_tiles(settings, list_tiles(data), out, bar=not quiet)
-    _print_metrics(result["test"])
-    console.print(f"run folder: {out}")
+    run_tiles(settings, list_tiles(data), out, bar=not quiet)
+    _print_report(out)
 
 
 @app.command("train-demo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def _divide(
             )
     splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
     labels = [str(slide.target) for slide in slides]
-    divided = splitter.split(np.zeros(len(slides)), labels, patients)
+    with warnings.catch_warnings():  # a class with fewer slides than pieces: `check_fold` judges the result
+        warnings.simplefilter("ignore", UserWarning)
+        divided = list(splitter.split(np.zeros(len(slides)), labels, patients))
     return [([slides[i] for i in rest], [slides[i] for i in piece]) for rest, piece in divided]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,15 +71,10 @@ def intervals(
     Draws in which a metric is undefined don't count for it. With fewer than `LEAST_GROUPS` groups all are
     NaN: resampling so few says nothing of other patients.
     """
-    rng = np.random.default_rng(seed)
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < LEAST_GROUPS:
+    draws = resamples(groups, samples, seed)
+    drawn = [evaluate(truth[chosen], scores[chosen], classes, kind) for chosen in draws]
+    if not drawn:
         return dict.fromkeys(evaluate(truth, scores, classes, kind), (float("nan"), float("nan")))
-    slides_of = [np.flatnonzero(member == index) for index in range(len(names))]
-    drawn: list[dict[str, float]] = []
-    for _ in range(samples):
-        chosen = np.concatenate([slides_of[i] for i in rng.integers(len(names), size=len(names))])
-        drawn.append(evaluate(truth[chosen], scores[chosen], classes, kind))
     edges = 100 * (1 - level) / 2, 100 * (1 + level) / 2
     result = {}
     for name in drawn[0]:
@@ -87,6 +82,17 @@ def intervals(
         low, high = np.percentile(values, edges) if values else (float("nan"), float("nan"))
         result[name] = (float(low), float(high))
     return result
+
+
+def resamples(groups: Sequence[str], samples: int, seed: int) -> Iterator[Array]:
+    """Bootstrap draws of whole groups, as the indices of their slides; none for fewer than `LEAST_GROUPS`."""
+    rng = np.random.default_rng(seed)
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < LEAST_GROUPS:
+        return
+    slides_of = [np.flatnonzero(member == index) for index in range(len(names))]
+    for _ in range(samples):
+        yield np.concatenate([slides_of[i] for i in rng.integers(len(names), size=len(names))])
 
 
 def _balanced_accuracy(truth: Array, predicted: Array) -> float:

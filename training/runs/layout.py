@@ -14,6 +14,8 @@ MODEL_CARD = "MODEL_CARD.md"
 MODEL = "model.safetensors"
 METADATA = "run.json"
 TILE_METADATA = "tile_run.json"
+PREDICTIONS = "predictions_{split}.csv"
+REPORT = "report"
 TILE_MODEL = "tile_encoder.safetensors"
 TILE_HEAD = "tile_head.safetensors"
 

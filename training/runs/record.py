@@ -64,6 +64,13 @@ def _same_but_for_resources(path: Path, config: RunConfig) -> bool:
 NO_INTERVAL = f"none: fewer than {LEAST_GROUPS} patients, or undefined"
 
 
+def interval_text(low: float | None, high: float | None) -> str:
+    """A bootstrap interval in words; one without width says that draws agree, and not that all is certain."""
+    if low is None or high is None or not np.isfinite(low):
+        return NO_INTERVAL
+    return f"{low:.3f} to {high:.3f}" if low < high else "none: all draws agree"
+
+
 def record_predictions(
     path: Path,
     names: Sequence[str],
@@ -110,8 +117,8 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
     ]
     for name, value in content["test"]["metrics"].items():
         low, high = content["test"]["intervals_95"][name]
-        between = f"{low:.3f} to {high:.3f}" if np.isfinite(low) else NO_INTERVAL
-        lines.append(f"| {name} | {content['val']['metrics'][name]:.3f} | {value:.3f} | {between} |")
+        val = content["val"]["metrics"][name]
+        lines.append(f"| {name} | {val:.3f} | {value:.3f} | {interval_text(low, high)} |")
     write_text(folder / MODEL_CARD, "\n".join([*lines, ""]))
     write_json(folder / METRICS, content)
 

@@ -28,9 +28,10 @@ from training.models.build import build_slide_model
 from training.models.head import HeadConfig
 from training.models.slide_model import SlideModel
 from training.runs.checkpoint import save_run
-from training.runs.layout import METRICS
+from training.runs.layout import METRICS, PREDICTIONS
 from training.runs.placement import rule_version, warn_misplaced
 from training.runs.record import open_record, read_metrics, record_predictions, summarise, write_metrics
+from training.runs.report import write_report
 from training.task import Task
 
 
@@ -88,6 +89,8 @@ def plan_runs(
 def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     """Train and evaluate every fold in its folder; returns the metrics (several folds: a summary).
 
+    `report/` has the held-out predictions of all folds as curves.
+
     A finished fold is kept, an interrupted one resumes after its last whole epoch. Raises TrainingError where
     a folder holds a run of another configuration or of other data.
     """
@@ -102,6 +105,10 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
     if not main:
         return {}
     results = [read_metrics(folder) for folder in plan.folders(out)]
+    config, task = plan.config, plan.task
+    write_report(
+        out, plan.folders(out), task.classes, task.kind, bootstrap=config.bootstrap, seed=config.seed
+    )
     return results[0] if len(results) == 1 else summarise(out, results)
 
 
@@ -166,7 +173,7 @@ def _evaluate(model: SlideModel, bags: SlideBags, plan: Plan, folder: Path, spli
     config, slides = plan.config, bags.slides
     logits = predict(model, (bags[0, index] for index in range(len(slides))))
     return record_predictions(
-        folder / f"predictions_{split}.csv",
+        folder / PREDICTIONS.format(split=split),
         [slide.slide_id for slide in slides],
         [slide.patient_id for slide in slides],
         np.array([slide.target for slide in slides]),

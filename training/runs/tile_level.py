@@ -25,8 +25,9 @@ from training.loops.trainer import build_trainer, fit
 from training.models.build import build_tile_encoder
 from training.models.tile_encoder import TileEncoder
 from training.runs.checkpoint import save_tile_run
-from training.runs.layout import METRICS
+from training.runs.layout import METRICS, PREDICTIONS
 from training.runs.record import open_record, read_metrics, record_predictions, write_metrics
+from training.runs.report import write_report
 
 
 def run_tiles(config: TileConfig, tiles: Sequence[Tile], out: Path, *, bar: bool = False) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def run_tiles(config: TileConfig, tiles: Sequence[Tile], out: Path, *, bar: bool
     classes = sorted({tile.label for tile in tiles})
     open_record(out, config, _data(tiles, classes))
     if (out / METRICS).exists():
-        return read_metrics(out)
+        return _report(config, classes, out)
     if config.resources.devices != 1 or config.resources.nodes != 1:
         raise TrainingError(
             "training at the tile level takes one device: set resources.devices and nodes to 1"
@@ -68,6 +69,13 @@ def run_tiles(config: TileConfig, tiles: Sequence[Tile], out: Path, *, bar: bool
         f"Data: {counts}. Intervals: bootstrap over slides (image files).",
     ]
     write_metrics(out, f"{config.preset} tile encoder: {', '.join(classes)}", facts, results)
+    return _report(config, classes, out)
+
+
+def _report(config: TileConfig, classes: Sequence[str], out: Path) -> dict[str, Any]:
+    """Write the report of a finished run, where it is missing; returns the run's metrics."""
+    what = ("tiles", "image files")
+    write_report(out, [out], classes, "multiclass", bootstrap=config.bootstrap, seed=config.seed, what=what)
     return read_metrics(out)
 
 
@@ -136,7 +144,7 @@ def _evaluate(
         logits = head.cpu()(features).numpy()
     names = [f"{tile.image.name} {tile.place}" if tile.place else tile.image.name for tile in images.tiles]
     return record_predictions(
-        out / f"predictions_{split}.csv",
+        out / PREDICTIONS.format(split=split),
         names,
         [str(tile.image) for tile in images.tiles],
         np.array(images.targets),
