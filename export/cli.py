@@ -109,6 +109,11 @@ def show(result: ExportResult) -> None:
     console.print(f"contract, parity report and reference: {result.folder}", soft_wrap=True)
     if not contract.trained:
         console.print("[yellow]These weights are untrained: their outputs carry no meaning.")
+    repository = result.folder.parent.parent
+    command = (
+        "make serve" if repository == DEFAULT_REPOSITORY else f"python -m server --repository {repository}"
+    )
+    console.print(f"next: {command} (where a server runs already, end it first)", soft_wrap=True)
 
 
 def parity_table(report: Report) -> Table:

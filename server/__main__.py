@@ -22,6 +22,7 @@ from server.ports import check_port, free_port, is_loopback
 
 LOG = ROOT / "build" / "log" / "triton.log"
 CERTS = ROOT / "deploy" / "certs" / "server"
+DEFAULT_PORT = 8001
 SETTLED = 60
 """Seconds that a server must have served for to be started again without a pause when it dies."""
 LONGEST_PAUSE = 30
@@ -101,6 +102,10 @@ def serve(
                         f"serving {', '.join(server.models)} at {listen if front else server.url} (gRPC)"
                     )
                     typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
+                    where = "" if grpc_port == DEFAULT_PORT else f" --url {listen}"
+                    typer.echo(
+                        f"next, in another terminal: gigapath-client batch SLIDES --out results{where}"
+                    )
                     code = server.wait()
                 if code <= 0:  # ended in order by somebody else, or the guard was killed
                     raise ServerError(f"tritonserver ended by itself with code {code}: see {log}")

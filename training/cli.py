@@ -184,6 +184,7 @@ def tiles_command(
     settings = read_yaml(config, TileConfig, dict(_assignment(each) for each in change or []))
     run_tiles(settings, list_tiles(data), out, bar=not quiet)
     _print_report(out)
+    _print_next("make", "export", f"CHECKPOINT={out}")
 
 
 @app.command("train-demo")

@@ -59,12 +59,8 @@ def plan_recipe(labels: Path, features: Path, label_column: str | None = None) -
         TrainingError: no label column, no classes in it, too few patients, or slides without embeddings.
     """
     table = Table(labels)
-    column = find_column(table.columns, [label_column] if label_column else LABEL_COLUMNS)
-    if column is None:
-        raise TrainingError(
-            f"{labels} has no column {label_column or ' or '.join(LABEL_COLUMNS)}: name the one with the "
-            f"labels, --label-column NAME, out of {', '.join(filter(None, table.columns))}"
-        )
+    names = [label_column] if label_column else LABEL_COLUMNS
+    column = table.column(*names, remedy="name the one with the labels, --label-column NAME")
     classes = _classes(table, column)
     slides = read_slides(table, task := Task("multiclass", classes, classes, column))
     patient = find_column(table.columns, PATIENT_COLUMNS)

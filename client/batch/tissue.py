@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..slides.contours import rings
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.slide import Slide, open_slide
 from ..slides.tiling import plan_tiles
-from ..slides.tissue import TissueMask
+from ..slides.tissue import TissueMask, mask_from_file
 
 MANIFEST = "tissue.csv"
 _OUTLINE = (20, 110, 60)
@@ -57,8 +57,10 @@ def find_cohort_tissue(
             with open_slide(source.path, source.mpp) as slide:
                 tissue = find_tissue(slide, asked, TilingOptions(True, tiling.min_tissue))
                 assert tissue is not None  # without --all-tiles
-                tiles = len(plan_tiles(slide, tissue, min_tissue=tiling.min_tissue))
                 _write(out, slide, source.slide_id, tissue, outlines, keep=own is not None)
+                if own is None and tissue.mask.any():  # as the outlines say, which a batch will take
+                    tissue = mask_from_file(outlines, slide, frame="qupath")
+                tiles = len(plan_tiles(slide, tissue, min_tissue=tiling.min_tissue))
                 notes = "; ".join(slide.notes)
         except OutputError:
             raise
@@ -76,10 +78,15 @@ def find_cohort_tissue(
         )
 
 
-def write_manifest(out: Path, rows: list[TissueRow]) -> Path:
-    """Write `tissue.csv`. Raises OutputError."""
+def write_manifest(out: Path, rows: list[TissueRow], columns: Mapping[str, Mapping[str, str]]) -> Path:
+    """Write `tissue.csv`, with the further `columns` of the slides' manifest. Raises OutputError."""
     names = [field.name for field in fields(TissueRow)]
-    write_csv(out / MANIFEST, names, [[getattr(row, name) for name in names] for row in rows])
+    further = [name for name in next(iter(columns.values()), {}) if name.lower() not in names]
+    table = [
+        [getattr(row, name) for name in names] + [columns.get(row.slide_id, {}).get(name) for name in further]
+        for row in rows
+    ]
+    write_csv(out / MANIFEST, [*names, *further], table)
     return out / MANIFEST
 
 

@@ -31,7 +31,7 @@ from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 from .attribute_slide import Request, TileMaps, attribute_slide
-from .display import warn, warn_missing
+from .display import say_next, warn, warn_missing
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -199,6 +199,7 @@ def command(
         attribute_one = functools.partial(attribute_slide, request, connection, contract)
         if not (every or manifest):
             attribute_one(source, slide_id, slide)
+            say_next("view", _viewed(source, out), endpoint=endpoint)
             return
         if slide_id or slide or not source.is_dir():
             raise ClientError(
@@ -215,8 +216,18 @@ def command(
         failed = _attribute_many(
             slides, layout, folder, request.decides(), functools.partial(attribute_one, source)
         )
+    say_next("view", source, endpoint=endpoint)
     if failed:
         raise typer.Exit(1)
+
+
+def _viewed(source: Path, out: Path | None) -> Path:
+    """The folder in which `view` finds a slide that was attributed."""
+    if source.is_dir():
+        return source
+    if source.parent.name.startswith(("features_", "slide_features_")):  # of a batch
+        return source.absolute().parents[2]
+    return out or (source.parent if source.suffix == ".h5" else Path("out"))
 
 
 def _recorded(layout: Layout, slide_id: str, wsi_dir: Path | None) -> Path | None:

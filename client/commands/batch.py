@@ -25,7 +25,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import BatchView, warn_missing, warn_untrained
+from .display import BatchView, say_next, warn_missing, warn_untrained
 
 
 @options.shares(
@@ -113,5 +113,9 @@ def command(
     if measured := [record.stages for record in records if record.stages and not record.reused]:
         console.print(bottleneck(total(measured)), soft_wrap=True)
     typer.echo(shown.status)
+    if contract.head is not None:
+        say_next("attribute", out, "--all", endpoint=endpoint)
+    labels = source if source.is_file() else "LABELS.csv"
+    typer.echo(f"to train on them, in a checkout: python -m training init-recipe {labels} --features {out}")
     if counts[FAILED]:
         raise typer.Exit(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +30,7 @@ from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
 from ..scoring.timings import duration
+from ..triton.endpoint import DEFAULT_URL, Endpoint
 from . import options
 
 _COLOURS = {OK: "green", FAILED: "red"}
@@ -47,6 +51,13 @@ def warn(console: Console, text: str) -> None:
     """Print a warning, if there is one."""
     if text:
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def say_next(*command: object, endpoint: Endpoint | None = None) -> None:
+    """Print the command that usually follows, as it is typed: with the server if this one named it."""
+    named = endpoint is not None and endpoint.url != DEFAULT_URL and "TRITON_URL" not in os.environ
+    words = ["gigapath-client", *map(str, command), *(["--url", endpoint.url] if endpoint and named else [])]
+    typer.echo(f"next: {shlex.join(words)}")
 
 
 @contextmanager

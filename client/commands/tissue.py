@@ -14,6 +14,7 @@ from ..files import check_folder
 from ..outputs.records import FAILED
 from ..scoring.score import TilingOptions
 from . import options
+from .display import say_next
 
 
 def command(
@@ -55,8 +56,9 @@ def command(
         found = f"{float(row.tissue):.0%} tissue, {row.tiles} tiles" if row.tissue else ""
         typer.echo(f"{row.tissue_status:8} {row.slide_id}  {'; '.join(filter(None, [found, row.notes]))}")
     counts = collections.Counter(row.tissue_status for row in rows)
-    manifest = write_manifest(out, rows)
+    manifest = write_manifest(out, rows, work_list.columns)
     typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
-    typer.echo(f"{manifest}\nnext: look at {out}/thumbnails, then batch {manifest}")
+    typer.echo(f"{manifest}\nlook at {out}/thumbnails")
+    say_next("batch", manifest)
     if counts[FAILED]:
         raise typer.Exit(1)

@@ -86,7 +86,7 @@ def test_numbers_are_classes_in_their_order_and_a_split_column_is_one_fold(tmp_p
         (
             "slide_id,grade",
             ["s0,1"],
-            "no column label or isup_grade or target: .*NAME, out of slide_id, grade",
+            r"no column label or isup_grade or target: .*--label-column NAME .*: slide_id, grade\)",
         ),
         ("slide_id,label", ["s0,a", "s1,a"], "column label has 1 different values.*--label-column"),
         ("slide_id,label", [f"s{k},{k / 7}" for k in range(30)], "column label has 30 different values"),

@@ -57,12 +57,14 @@ class Table:
         """File and line of row `index`, for a message."""
         return f"{self.path} line {self._lines[index]}"
 
-    def column(self, *names: str) -> str:
-        """The first of `names` that is a column; a TrainingError lists the columns that there are."""
+    def column(self, *names: str, remedy: str = "rename one") -> str:
+        """The first of `names` that is a column; a TrainingError has the `remedy` and lists the columns."""
         found = find_column(self.columns, names)
         if found is None:
             present = ", ".join(filter(None, self.columns))
-            raise TrainingError(f"{self.path} has no column {' or '.join(names)}: {present}")
+            raise TrainingError(
+                f"{self.path} has no column {' or '.join(names)}: {remedy} (its columns: {present})"
+            )
         return found
 
     def slide_ids(self) -> list[str]:
@@ -82,7 +84,8 @@ def read_slides(table: Table, task: Task) -> dict[str, LabelledSlide]:
     if task.kind == "multilabel":
         columns = [table.column(name) for name in task.classes]
     else:
-        columns = [table.column(task.column) if task.column else table.column(*LABEL_COLUMNS)]
+        names = (task.column,) if task.column else LABEL_COLUMNS
+        columns = [table.column(*names, remedy="name yours, --set task.label_column=NAME")]
     allowed: Sequence[str] = ("0", "1") if task.kind == "multilabel" else task.values
     slides: dict[str, LabelledSlide] = {}
     for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):

@@ -15,6 +15,8 @@ from gigapath_contract.probabilities import HeadKind
 Array = npt.NDArray[Any]
 LEAST_GROUPS = 10
 """Patients, fewer than which have no bootstrap interval."""
+LEAST_WIDTH = 1e-9
+"""Of an interval: one that is narrower says that all draws agree, such as on slides without an error."""
 
 
 def indicator(truth: Array, classes: int, kind: HeadKind) -> Array:

@@ -19,7 +19,7 @@ from gigapath_contract.probabilities import HeadKind
 from training.config import RunConfig
 from training.errors import TrainingError
 from training.files import make_folder, read_json, read_yaml, write_csv, write_json, write_text
-from training.loops.metrics import LEAST_GROUPS, evaluate, indicator, intervals
+from training.loops.metrics import LEAST_GROUPS, LEAST_WIDTH, evaluate, indicator, intervals
 from training.runs.layout import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CARD, config_path
 
 LIBRARIES = ("torch", "timm", "lightning", "numpy", "scikit-learn", "h5py", "safetensors")
@@ -68,7 +68,7 @@ def interval_text(low: float | None, high: float | None) -> str:
     """A bootstrap interval in words; one without width says that draws agree, and not that all is certain."""
     if low is None or high is None or not np.isfinite(low):
         return NO_INTERVAL
-    return f"{low:.3f} to {high:.3f}" if low < high else "none: all draws agree"
+    return f"{low:.3f} to {high:.3f}" if high - low > LEAST_WIDTH else "none: all draws agree"
 
 
 def record_predictions(

@@ -21,7 +21,7 @@ from sklearn import metrics
 
 from gigapath_contract.probabilities import HeadKind
 from training.files import atomic_path, make_folder, read_json, write_csv, write_json
-from training.loops.metrics import LEAST_GROUPS, Array, evaluate, indicator, intervals, resamples
+from training.loops.metrics import LEAST_GROUPS, LEAST_WIDTH, Array, evaluate, indicator, intervals, resamples
 from training.runs.layout import PREDICTIONS, REPORT
 
 PICTURE, NUMBERS, ROC, PRECISION_RECALL = "report.png", "report.json", "roc.csv", "precision_recall.csv"
@@ -261,7 +261,7 @@ def _draw_curves(axes: Axes, curves: list[Curve], numbers: dict[str, Any], metri
 def _with_interval(numbers: dict[str, Any], metric: str) -> str:
     low, high = numbers["intervals_95"][metric]
     value = f"{numbers['metrics'][metric]:.3f}"
-    return f"{value} ({low:.3f}–{high:.3f})" if low < high else value  # without width no draw differs
+    return f"{value} ({low:.3f}–{high:.3f})" if high - low > LEAST_WIDTH else value
 
 
 def _draw_confusion(axes: Axes, confusion: dict[str, Any]) -> None:
@@ -273,7 +273,7 @@ def _draw_confusion(axes: Axes, confusion: dict[str, Any]) -> None:
         share, (low, high) = shares[row, column], confusion["intervals_95"][row][column]
         lines = [str(confusion["counts"][row][column])]
         lines += [] if np.isnan(share) else [f"{100 * share:.0f} %"]
-        lines += [f"({100 * low:.0f}–{100 * high:.0f} %)"] if low < high else []
+        lines += [f"({100 * low:.0f}–{100 * high:.0f} %)"] if high - low > LEAST_WIDTH else []
         style: dict[str, Any] = {"color": "white" if share > 0.6 else "black", "fontsize": 11 if few else 8}
         axes.text(column, row, "\n".join(lines), ha="center", va="center", **style)
     axes.set_xticks(range(shares.shape[1]), confusion["columns"])
