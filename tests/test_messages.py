@@ -13,7 +13,7 @@ from tests.support.programs import commands, programs
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {
-    "client": "client export",
+    "client": "client export training",
     "gigapath_contract": "client training",
     "training": "training export client",
     "export": "export training",

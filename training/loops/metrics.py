@@ -57,6 +57,12 @@ def evaluate(truth: Array, scores: Array, classes: Sequence[str], kind: HeadKind
     return result
 
 
+def metric_names(classes: Sequence[str], kind: HeadKind) -> list[str]:
+    """The names of the metrics that `evaluate` returns."""
+    each = np.eye(len(classes), dtype=np.int64)
+    return list(evaluate(each.argmax(axis=1) if kind == "multiclass" else each, each, classes, kind))
+
+
 def intervals(
     truth: Array,
     scores: Array,

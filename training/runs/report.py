@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ def write_report(
         ),
         "confusion": _confusion(held_out, draws),
     }
-    with atomic_path(folder / PICTURE) as part:
+    with atomic_path(folder / PICTURE) as part, rc_context({"text.parse_math": False}):
         _draw(numbers, curves[ROC], curves[PRECISION_RECALL], what).savefig(part, format="png", dpi=150)
     write_json(folder / NUMBERS, numbers)
 
@@ -215,9 +216,7 @@ def _draw(
     folds = f", pooled over {numbers['folds']} folds" if numbers["folds"] > 1 else ""
     certainty = f"fewer than {LEAST_GROUPS} {patients}, so no intervals"
     if numbers[patients] >= LEAST_GROUPS:
-        certainty = (
-            f"in brackets and shaded: 95 % intervals, bootstrap over {patients} (none: all draws agree)"
-        )
+        certainty = f"in brackets and shaded: 95 % intervals, bootstrap over {patients}"
     counted = f"{numbers[slides]} held-out {slides} of {numbers[patients]} {patients}{folds}"
     figure.suptitle(f"{counted}; {certainty}. Research use only.", fontsize=11, x=0.012, ha="left")
     left, middle, right = figure.subplots(1, 3)

@@ -20,7 +20,7 @@ from training.data.folds import Fold, check_fold, make_folds, read_presplit, rea
 from training.data.h5_features import check_bags
 from training.data.tables import SPLITS, LabelledSlide, Table, read_slides
 from training.errors import TrainingError
-from training.loops.metrics import indicator
+from training.loops.metrics import indicator, metric_names
 from training.loops.optim import freeze, freeze_unreached
 from training.loops.slide_level import SlideFineTuner, predict
 from training.loops.trainer import build_trainer, fit
@@ -60,6 +60,8 @@ def plan_runs(
 ) -> Plan:
     """Read labels, splits and every bag once. Raises TrainingError for the first fault."""
     data, task = config.data, config.task.task()
+    if config.select.monitor not in (names := metric_names(task.classes, task.kind)):
+        raise TrainingError(f"select.monitor {config.select.monitor!r} is none of {', '.join(names)}")
     table = Table(data.labels)
     slides = read_slides(table, task)
     if data.splits is not None:

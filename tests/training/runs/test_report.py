@@ -106,7 +106,7 @@ def test_each_label_of_several_has_its_curve_and_what_is_not_defined_has_none(tm
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])
 def test_few_patients_have_a_report_without_intervals(kind: HeadKind, tmp_path: Path) -> None:
-    classes = ("a",) if kind == "binary" else ("a", "b", "c")
+    classes = ("a$b$_{",) if kind == "binary" else ("a", "b$_{$", "c")
     truth = [k % len(classes) if kind == "multiclass" else k % 2 for k in range(12)]
     scores = [[0.1 + 0.7 * (k % 3 == c) for c in range(len(classes))] for k in range(12)]
     write_predictions(tmp_path / "run", truth, scores, kind)

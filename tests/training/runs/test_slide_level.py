@@ -240,3 +240,13 @@ def test_a_model_that_its_card_does_not_describe_is_refused(finished: Path, tmp_
 def test_too_many_slides_per_step_is_an_error_before_training(config_text: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no step would ever be taken"):
         plan_runs(config_of(config_text, tmp_path, optim__accumulate=17))
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("multiclass", ["0", "1"]), ("binary", {"lesion": 1})])
+def test_a_monitor_that_is_no_metric_is_named_before_training(
+    kind: str, classes: Any, config_text: str, tmp_path: Path
+) -> None:
+    changes = {"task": {"kind": kind, "classes": classes}, "select.monitor": "auc"}
+    with pytest.raises(TrainingError, match=r"select\.monitor 'auc' is none of accuracy, .*auroc_macro"):
+        plan_runs(config_of(config_text, tmp_path, **changes))
+    plan_runs(config_of(config_text, tmp_path, **(changes | {"select.monitor": "auroc_macro"})))
