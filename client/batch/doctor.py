@@ -193,7 +193,7 @@ def check_slide(
                 plan = plan_tiles(slide, tissue, min_tissue=tiling.min_tissue)
             size, mpp, where, notes = slide.dimensions, slide.mpp, slide.mpp_source, slide.notes
             tried = plan if len(plan) else plan_tiles(slide, None)
-        decoded = _decodes(tried)
+        decoded = not len(tried) or _decodes(tried)  # a slide smaller than a tile has none
     except ClientError as error:
         return Check(name, BAD, str(error)), 0
     if not decoded:

@@ -82,6 +82,13 @@ class RemotePath(PosixPath):
             remedy = f"set {TOKENS}={self.host}=TOKEN, or {self.host}=USER:PASSWORD"
         return SlideServerError(f"{self}: the server refuses access ({code}): {remedy}")
 
+    def unreachable(self, reason: str) -> SlideServerError:
+        """What to do where there is no answer that can be used."""
+        return SlideServerError(
+            f"{self}: cannot be read ({reason}): check the address and the network, and with a certificate "
+            "authority of your own SSL_CERT_FILE"
+        )
+
 
 def slide_path(text: str | Path, folder: Path = Path()) -> Path:
     """A slide's path, in `folder` where it is relative; a `RemotePath` where it is an address.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
     def __init__(self, path: RemotePath, service: str) -> None:
         self._path, self._service, self._session = path, service, requests.Session()
         self._session.max_redirects = 0
+        self._session.verify = os.environ.get("SSL_CERT_FILE") or True
         login = path.login()
         if isinstance(login, tuple):
             self._session.auth = login
@@ -164,10 +166,10 @@ def _errors(path: RemotePath) -> Iterator[None]:
         ) from None
     except requests.TooManyRedirects:
         raise SlideServerError(f"{path}: the server leads elsewhere: give that address") from None
+    except requests.exceptions.InvalidJSONError:
+        raise SlideServerError(f"{path}: the server does not speak DICOMweb: check the address") from None
     except requests.RequestException as error:
-        raise SlideServerError(
-            f"{path}: the server cannot be reached ({type(error).__name__}): check address and network"
-        ) from None
+        raise path.unreachable(type(error).__name__) from None
     except errors.WsiDicomNotFoundError:
         raise SlideError(f"{path}: has no whole-slide image: give a series of one (modality SM)") from None
     except _KINDS as error:

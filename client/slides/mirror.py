@@ -221,10 +221,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
     except exceptions.NotSupportedError:
         raise SlideServerError(f"{path}: its server does not send parts of files: download it") from None
     except exceptions.BaseError as error:
-        reason = str(error).partition("\n")[0].strip()
-        raise SlideServerError(
-            f"{path}: cannot be read ({reason}): check the address and the network"
-        ) from None
+        raise path.unreachable(str(error).partition("\n")[0].strip()) from None
 
 
 @contextmanager

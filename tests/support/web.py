@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,14 +19,15 @@ class Files:
     content: dict[str, bytes] = field(default_factory=dict)
     authorization: str = ""  # that is asked for
     etag: str = '"first"'
+    elsewhere: dict[str, str] = field(default_factory=dict)  # paths that another address is given for
     ranges: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent: int = 0  # bytes of content
 
 
 @contextmanager
-def serve_files(**content: bytes) -> Iterator[Files]:
-    """Serve on loopback, from threads of this process."""
+def serve_files(content: Mapping[str, bytes], tls: ssl.SSLContext | None = None) -> Iterator[Files]:
+    """Serve `content` by name on loopback, from threads of this process; over https:// with `tls`."""
     files = Files(content={f"/{name}": data for name, data in content.items()})
 
     class Handler(BaseHTTPRequestHandler):
@@ -35,7 +37,9 @@ def serve_files(**content: bytes) -> Iterator[Files]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             files.requests.append((self.command, self.path, headers))
             data = files.content.get(self.path)
-            if not headers.get("authorization", "").startswith(files.authorization):
+            if self.path in files.elsewhere:
+                self.answer(302, b"")
+            elif not headers.get("authorization", "").startswith(files.authorization):
                 self.answer(401, b"")
             elif data is None:
                 self.answer(404, b"")
@@ -52,6 +56,8 @@ def serve_files(**content: bytes) -> Iterator[Files]:
         def answer(self, status: int, data: bytes, part: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if status == 302:
+                self.send_header("Location", files.elsewhere[self.path])
             if files.etag:
                 self.send_header("ETag", files.etag)
             if part:
@@ -65,7 +71,9 @@ def serve_files(**content: bytes) -> Iterator[Files]:
             """Nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    files.address = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    files.address = f"{'https' if tls else 'http'}://localhost:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from client.arrays import Pixels
-from client.batch.doctor import describe_device
+from client.batch.doctor import WARN, check_slide, describe_device
+from client.scoring.score import SlideSource
 from gigapath_contract.schema import Contract
 from training.cohort.pyramid import write_pyramid
 
@@ -96,3 +97,11 @@ def test_no_damaged_tag_ends_the_check_of_a_cohort(picture: Pixels, tmp_path: Pa
     assert len(lines) == 60
     assert {line.split()[0] for line in lines} == {"good", "warn", "bad"}
     assert sum(line.startswith("bad") for line in lines) > 20
+
+
+def test_a_slide_without_room_for_a_tile_is_a_warning(picture: Pixels, tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "speck.tif", picture[1000:1010, 1000:1010])
+    check, tiles = check_slide(SlideSource(path), None)
+    assert (check.state, tiles) == (WARN, 0)
+    assert ", 0 tiles; " in check.detail
+    assert check.detail.endswith("; no tissue found")

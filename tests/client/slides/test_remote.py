@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import trustme
 from numpy.typing import NDArray
 
 from client.batch.manifest import read_work_list
@@ -34,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server(cache: Path, real_slide: Path) -> Iterator[Files]:
     """Serves the real slide as /S.svs."""
-    with serve_files(**{"S.svs": real_slide.read_bytes()}) as files:
+    with serve_files({"S.svs": real_slide.read_bytes()}) as files:
         yield files
 
 
@@ -88,7 +90,7 @@ def local(
 
 @pytest.mark.parametrize("mpp", [0.5, 2.0])
 def test_all_tiles_are_openslides(local: Path, mpp: float, cache: Path, reading: SimpleNamespace) -> None:
-    with serve_files(**{local.name: local.read_bytes()}) as files:
+    with serve_files({local.name: local.read_bytes()}) as files:
         remote = slide_path(f"{files.address}/{local.name}")
         plan, expected = reading.plan(remote, mpp=mpp), reading.plan(local, mpp=mpp)
         assert plan.fingerprint == expected.fingerprint
@@ -107,7 +109,7 @@ def test_only_what_is_looked_at_is_fetched_and_once(
     cache: Path, picture: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     path = write_pyramid(tmp_path / "large.tif", picture[:512, :512], size=(10_240, 10_240), levels=(1, 16))
-    with serve_files(**{path.name: path.read_bytes()}) as files:
+    with serve_files({path.name: path.read_bytes()}) as files:
         for _ in range(2):  # the second time from the cache
             with open_slide(slide_path(f"{files.address}/{path.name}")) as slide, open_slide(path) as same:
                 for position in ((3000, 4000), (3100, 4000)):
@@ -187,7 +189,7 @@ def _without_ranges(files: Files) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_locked, r"the server refuses access \(401\): check what GIGAPATH_SLIDE_TOKENS holds for 127"),
+        (_locked, r"the server refuses access \(401\): check what GIGAPATH_SLIDE_TOKENS holds for localhost"),
         (_gone, "no such file on the server: check the address"),
         (_replaced, "of a kind that is not read from a server, or no slide: download it"),
         (_dicom, "one file of a DICOM series: download its folder, or give a DICOMweb series"),
@@ -247,12 +249,40 @@ def test_a_login_goes_to_its_own_server_alone(
     slide_sha256(path)
     assert "authorization" not in server.requests[-1][2]
     server.authorization = header
-    with pytest.raises(SlideServerError, match=rf"set {TOKENS}=127.0.0.1:\d+=TOKEN, or 127"):
+    with pytest.raises(SlideServerError, match=rf"set {TOKENS}=localhost:\d+=TOKEN, or localhost"):
         slide_sha256(path)
     monkeypatch.setenv(TOKENS, f"other.example.org=x {server.address.removeprefix('http://')}={login}")
     with open_slide(path) as slide:
         assert slide.dimensions == (2220, 2967)
     assert {headers["authorization"] for *_, headers in server.requests[-3:]} == {header}
+
+
+def test_https_needs_a_known_authority_and_leads_to_https_alone(
+    cache: Path, real_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(tls)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    slide = {"S.svs": real_slide.read_bytes()}
+    with (
+        serve_files(slide, tls) as files,
+        serve_files(slide, tls) as other,
+        serve_files(slide) as plain,
+    ):
+        host = files.address.removeprefix("https://")
+        monkeypatch.setenv(TOKENS, f"{host}=hush")
+        with pytest.raises(SlideServerError, match="with a certificate authority of your own SSL_CERT_FILE"):
+            slide_sha256(slide_path(f"https://localhost.:{host.partition(':')[2]}/S.svs"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        files.elsewhere = {"/far.svs": f"{other.address}/S.svs", "/plain.svs": f"{plain.address}/S.svs"}
+        for name in ("S", "far"):
+            with open_slide(slide_path(f"{files.address}/{name}.svs")) as opened:
+                assert opened.dimensions == (2220, 2967)
+        assert {headers.get("authorization") for *_, headers in files.requests} == {"Bearer hush"}
+        assert {headers.get("authorization") for *_, headers in other.requests} == {None}
+        with pytest.raises(SlideServerError, match="error following redirect"):
+            open_slide(slide_path(f"{files.address}/plain.svs"))
+        assert not plain.requests
 
 
 def test_a_slide_that_changes_while_it_is_read_fails_and_is_another_slide(
@@ -303,7 +333,7 @@ def test_the_cache_keeps_its_bound(server: Files, cache: Path, monkeypatch: pyte
 def test_s3_is_read_with_the_credentials_of_the_environment(
     cache: Path, real_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve_files(**{"bucket/lab/S.svs": real_slide.read_bytes()}) as files:
+    with serve_files({"bucket/lab/S.svs": real_slide.read_bytes()}) as files:
         files.authorization = "AWS4-HMAC-SHA256 Credential=key/"
         for name, value in {
             "ENDPOINT_URL": files.address,
