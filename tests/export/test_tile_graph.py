@@ -20,6 +20,7 @@ from export.precision import PRECISIONS
 from export.samples import real_tiles
 from export.tile_graph import tile_graph
 from gigapath_contract.reference import distance
+from tests.support.cuda_kernels import uses_of, without_kernel
 from training.models.head import ClassificationHead, HeadConfig
 from training.models.presets import TileEncoderConfig, get_preset
 from training.models.random_init import randomise
@@ -141,6 +142,7 @@ def test_a_head_and_patch_tokens_are_pytorchs_too_in_every_graph(
             "PATCH_TOKENS": tokens.numpy(),
         }
     np.testing.assert_array_equal(expected["EMBEDDINGS"], in_pytorch(encoder, tiles))
+    assert not without_kernel(uses_of(path)), "on a GPU"
     plain = expanded(onnx.load(path)).SerializeToString()
     for found in (
         all_outputs(path, tiles),
