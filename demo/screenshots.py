@@ -1,10 +1,11 @@
-"""`python -m demo.screenshots`: pictures of the viewer for the README, from what `make demo` left."""
+"""`python -m demo.screenshots`: pictures for the README and the docs, from what `make demo` left."""
 
 from __future__ import annotations
 
 import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +18,37 @@ from client.errors import ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
 SLIDE = "test-24B"
+SLIDE_FILE = ROOT / "build" / "demo-cohort" / "slides" / f"{SLIDE}.tiff"
+LONGEST_PX = 1200
+"""Of a picture: no file is larger than 150 kB."""
 
 
 def screenshots(
     out: Annotated[list[Path] | None, typer.Option(help="Folders of results [default: the demo's].")] = None,
     images: Annotated[Path, typer.Option(help="Folder for the pictures.")] = ROOT / "docs" / "images",
 ) -> None:
-    """Take pictures of the list and of a map on its slide."""
-    from selenium.webdriver import ActionChains
-
+    """Take pictures of a map, its strongest tiles, the tissue and the viewer."""
     folders = out or [Path("out"), Path("out", "cohort")]
     images.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        tissue = ["-m", "client", "tissue", str(SLIDE_FILE), "--out", made]
+        if subprocess.run([sys.executable, *tissue], check=False).returncode:
+            raise ClientError("there is nothing to show: run make demo first")
+        pictures = {
+            "map.jpg": folders[0] / f"{SLIDE}-partition_shap-lesion.png",
+            "strongest.jpg": folders[0] / f"{SLIDE}-partition_shap-lesion-strongest.png",
+            "tissue.jpg": Path(made, "thumbnails", f"{SLIDE}.jpg"),
+        }
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                save(picture.convert("RGB"), images / name)
+    show_viewer(folders, images)
+
+
+def show_viewer(folders: list[Path], images: Path) -> None:
+    """Take pictures of the viewer's list and of a map on its slide."""
+    from selenium.webdriver import ActionChains
+
     command = [sys.executable, "-m", "client", "view", *map(str, folders), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -47,24 +68,29 @@ def screenshots(
                     " ? setTimeout(done, 300) : setTimeout(wait, 100);"
                     "wait();"
                 )
-                save(browser, images / "viewer-list.jpg")
+                save(shown_by(browser), images / "viewer-list.jpg")
                 browser.set_window_size(1500, 940)
                 browser.get(f"{url}#slide={SLIDE}&class=lesion&layers=map:75,tissue:100,sets:100")
                 browser.execute_async_script(SETTLED)
                 ActionChains(browser).send_keys("n", "0").perform()  # the strongest tile, on the whole slide
                 browser.execute_async_script("setTimeout(arguments[0], 1000)")
                 browser.execute_async_script(SETTLED)
-                save(browser, images / "viewer-map.jpg")
+                save(shown_by(browser), images / "viewer-map.jpg")
             finally:
                 browser.quit()
         finally:
             server.terminate()
 
 
-def save(browser: Any, path: Path) -> None:
-    """Save what the browser shows."""
-    shown = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
-    shown.save(path, quality=82, optimize=True)
+def shown_by(browser: Any) -> Image.Image:
+    """What the browser shows."""
+    return Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Save a picture as small as it may be without visible loss."""
+    picture.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.LANCZOS)
+    picture.save(path, quality=72, optimize=True, progressive=True)
 
 
 if __name__ == "__main__":

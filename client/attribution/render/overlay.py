@@ -84,6 +84,8 @@ def draw_map(
 ) -> Pixels:
     """The muted slide with every scored tile coloured: red supports the class, blue opposes it.
 
+    Weak values are drawn thinly, since their colours are nearly white and would veil the tissue.
+
     coords: [N, 2], and tile_size: (x, y), in level-0 px.
     values: [N]; a NaN is not drawn.
     limit: value of the strongest colours.
@@ -92,14 +94,15 @@ def draw_map(
     """
     picture = muted(canvas.pixels)
     hatch = hatching(picture.shape[:2])
+    strength = np.ones(len(values)) if colours is not None else np.minimum(np.abs(values) / limit, 1)
+    opacity = FAINT + (OPACITY - FAINT) * np.sqrt(strength)
     colours = tile_colours(values, limit) if colours is None else colours
     for i, (x0, y0, x1, y1) in enumerate(canvas.edges(coords, tile_size)):
         if not np.isfinite(values[i]):
             continue
         pale = faint is not None and bool(faint[i])
-        opacity = FAINT if pale else OPACITY
         tile = picture[y0:y1, x0:x1]
-        tile += opacity * (colours[i] - tile)
+        tile += (FAINT if pale else opacity[i]) * (colours[i] - tile)
         if pale:
             lines = hatch[y0:y1, x0:x1]
             tile[lines] += HATCH_OPACITY * (HATCH_GREY - tile[lines])

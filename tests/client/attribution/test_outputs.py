@@ -93,7 +93,8 @@ def test_a_tile_colours_exactly_its_own_pixels() -> None:
     # Both edges are floored: [40, 97) / 4 -> 10..24, [97, 154) / 4 -> 24..38, [90, 151) / 4.5 -> 20..33.
     for (x0, x1), value in (((10, 24), 1.0), ((24, 38), -0.5)):
         colour = 255 * np.array(COLOURS(0.5 + 0.5 * value / 2))[:3]
-        expected[20:33, x0:x1] += OPACITY * (colour - grey[20:33, x0:x1])
+        opacity = FAINT + (OPACITY - FAINT) * abs(value / 2) ** 0.5
+        expected[20:33, x0:x1] += opacity * (colour - grey[20:33, x0:x1])
     np.testing.assert_array_equal(drawn, np.rint(expected).astype(np.uint8))
 
 
