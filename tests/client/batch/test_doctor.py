@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -66,6 +68,29 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
     assert "FAIL slide empty: " in done.out
     assert "ok   slide a: " in done.out
     assert "FAIL slides: " in run_client("doctor", tmp_path / "none.csv", "--url", "127.0.0.1:1").out
+
+
+@pytest.mark.parametrize(
+    ("colour", "said"),
+    [
+        ((1, 0.35, 1), "100% of the slide is taken for tissue: give a mask, if it is not"),  # magenta
+        ((0.3, 1, 1), "100% of what is coloured is taken for pen: give a mask, if it is a stain"),  # cyan
+    ],
+)
+def test_an_implausible_colour_is_said_before_a_run_and_in_its_status(
+    picture: Pixels, triton_url: str, run_client: Run, tmp_path: Path, colour: tuple[float, ...], said: str
+) -> None:
+    pixels = (picture[:512, 700:1212] * np.array(colour)).astype(np.uint8)
+    slide = write_pyramid(tmp_path / "tinted.tif", pixels, levels=(1, 4))
+    doctor = run_client("doctor", slide, "--url", triton_url)
+    [line] = [line for line in doctor.out.splitlines() if "slide tinted" in line]
+    assert line.startswith("warn")
+    assert said in line
+    run_client("batch", slide, "--out", tmp_path / "out", "--url", triton_url)
+    [table] = (tmp_path / "out").glob("*/status.csv")
+    with table.open() as file:
+        [row] = csv.DictReader(file)
+    assert said in f"{row['reason']} {row['notes']}"
 
 
 @pytest.mark.parametrize(
