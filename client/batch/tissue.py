@@ -57,9 +57,14 @@ def find_cohort_tissue(
             with open_slide(source.path, source.mpp) as slide:
                 tissue = find_tissue(slide, asked, TilingOptions(True, tiling.min_tissue))
                 assert tissue is not None  # without --all-tiles
-                _write(out, slide, source.slide_id, tissue, outlines, keep=own is not None)
-                if own is None and tissue.mask.any():  # as the outlines say, which a batch will take
-                    tissue = mask_from_file(outlines, slide, frame="qupath")
+                if own is None:
+                    features = tissue_features(
+                        tissue.contours(slide.bounds), source.slide_id, origin=slide.bounds[:2]
+                    )
+                    write_feature_collection(outlines, features)
+                    if tissue.mask.any():  # as a batch will have it, from the outlines
+                        tissue = mask_from_file(outlines, slide, frame="qupath")
+                _write_pictures(out, slide, source.slide_id, tissue)
                 tiles = len(plan_tiles(slide, tissue, min_tissue=tiling.min_tissue))
                 notes = "; ".join(slide.notes)
         except OutputError:
@@ -90,15 +95,13 @@ def write_manifest(out: Path, rows: list[TissueRow], columns: Mapping[str, Mappi
     return out / MANIFEST
 
 
-def _write(out: Path, slide: Slide, slide_id: str, tissue: TissueMask, outlines: Path, *, keep: bool) -> None:
-    contours = tissue.contours(slide.bounds)
-    if not keep:
-        write_feature_collection(outlines, tissue_features(contours, slide_id, origin=slide.bounds[:2]))
+def _write_pictures(out: Path, slide: Slide, slide_id: str, tissue: TissueMask) -> None:
+    """Write the mask, and the thumbnail with the outlines."""
     mask = np.where(tissue.mask, np.uint8(255), np.uint8(0))
     write_picture(out / "masks" / f"{slide_id}.png", np.repeat(mask[..., None], 3, axis=2))
     thumbnail: Pixels = slide.thumbnail(THUMBNAIL_PX).copy()
     scale = np.array(thumbnail.shape[1::-1]) / np.array(slide.dimensions)
-    for contour in contours:
+    for contour in tissue.contours(slide.bounds):
         for ring in rings(contour):
             cv2.polylines(thumbnail, [np.rint(ring * scale).astype(np.int32)], True, _OUTLINE, 2)
     write_picture(out / "thumbnails" / f"{slide_id}.jpg", thumbnail)
