@@ -18,7 +18,7 @@ from typing import TextIO
 
 import tritonclient.grpc as triton
 
-from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
+from server.assemble import TRITON, assemble_backends, tritonserver
 from server.diagnosis import diagnose
 from server.errors import ServerError
 from server.ports import check_port, free_port
@@ -29,6 +29,8 @@ SHARED_MEMORY = "shared-memory"
 """What nobody but this process may call, the second unless it is asked for; as in deploy/base/start.sh."""
 GUARD = Path(__file__).resolve().parent / "guard.py"
 LOOPBACK = "127.0.0.1"
+START_TIMEOUT = 300
+"""Seconds for the models to load and, each, to answer."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,9 @@ def run_triton(
     http_port: int | None = None,
     metrics_port: int | None = None,
     flags: Sequence[str] = (),
-    start_timeout: float = 300,
     grace: float = 0,
     client_shared_memory: bool = False,
     triton_home: Path = TRITON,
-    backends: Path = BACKENDS,
 ) -> Iterator[RunningServer]:
     """Serve `repository`, and yield once every model has answered a real request.
 
@@ -84,11 +84,9 @@ def run_triton(
         grpc_port, metrics_port: None takes a free port.
         http_port: None serves no HTTP.
         flags: passed to tritonserver after our own.
-        start_timeout: seconds for the models to load and, each, to answer.
         grace: seconds for requests in flight to finish when the block ends.
         client_shared_memory: let clients on this machine register shared memory.
         triton_home: folder with the unpacked wheel of tritonserver.
-        backends: folder to assemble the backends in.
 
     Raises:
         ServerError: the server cannot start, a port is in use, or a model does not answer; the message has
@@ -107,7 +105,7 @@ def run_triton(
     command = [
         str(program),
         f"--model-repository={repository.resolve()}",
-        f"--backend-directory={assemble_backends(triton_home, backends).resolve()}",
+        f"--backend-directory={assemble_backends(triton_home).resolve()}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--model-config-name=onnxruntime",
         "--model-control-mode=none",
@@ -142,10 +140,10 @@ def run_triton(
             pid = process.stdout.readline()
             if not pid:
                 raise ServerError(diagnose(log, process.wait()))
-            wait_for_port(process, host, ports["grpc"], log, start_timeout)
+            wait_for_port(process, host, ports["grpc"], log, START_TIMEOUT)
             url = f"{host}:{ports['grpc']}"
             with triton.InferenceServerClient(url) as client:
-                models = tuple(check_models(client, start_timeout, {"triton-grpc-protocol-admin": token}))
+                models = tuple(check_models(client, START_TIMEOUT, {"triton-grpc-protocol-admin": token}))
             yield RunningServer(
                 url=url,
                 metrics_url=f"http://{host}:{ports['metrics']}/metrics",

@@ -256,6 +256,7 @@ def test_a_foreground_server_that_dies_is_started_again(
         )
         assert gone(family)
         assert "metrics" in process.stdout.readline()
+        assert "next, in another terminal" in process.stdout.readline()
         assert "serving slide_encoder" in process.stdout.readline()
         slide = {"EMBEDDINGS": np.ones((3, 128), np.float32), "COORDS": np.zeros((3, 2), np.int64)}
         url = f"{LOOPBACK}:{addresses[1]}"
