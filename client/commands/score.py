@@ -13,7 +13,6 @@ from rich.table import Table
 
 from gigapath_contract.schema import Contract
 
-from ..attribution.render.tile_head import tile_map_path, write_tile_maps
 from ..files import check_folder
 from ..outputs.hdf5 import read_features, stored_attributes
 from ..outputs.layout import StoredSlide
@@ -126,6 +125,9 @@ def _patch_tokens(
 
 def _tile_maps(out: Path, source: SlideSource, classes: tuple[str, ...], *, fresh: bool) -> list[Path]:
     """The maps of the tile head, written unless they are there and of the stored result."""
+    # matplotlib takes long to import: not for exports without a tile head, nor other commands.
+    from ..attribution.render.tile_head import tile_map_path, write_tile_maps
+
     paths = [tile_map_path(out, source.slide_id, name) for name in classes]
     if fresh or not all(path.exists() for path in paths):
         h5 = out / f"{source.slide_id}.h5"

@@ -20,7 +20,6 @@ from ...slides.geojson import tile_features, write_feature_collection
 from ..explain import Explanation, provenance
 from ..methods.result import Attribution
 from .evidence import COLOURS, evidence_arrays
-from .overlay import tile_colours
 
 PLAIN_GEOJSON_TILES = 20_000
 
@@ -107,6 +106,9 @@ def write_geojson(
     Raises:
         OutputError: the file can't be written.
     """
+    # matplotlib takes long to import: not for commands that draw nothing.
+    from .overlay import tile_colours
+
     result, slide = explanation.attribution, explanation.slide
     measurements: dict[str, Float64] = {}
     for column, name in enumerate(result.names):
