@@ -56,7 +56,7 @@ def command(
     ] = False,
     slides: Annotated[
         int | None,
-        typer.Option(min=1, help="Slides at a time [default: 2; on Ray as many as its cores allow]."),
+        typer.Option(min=1, help="Slides at a time [default: 8; on Ray as many as its cores allow]."),
     ] = None,
     wait_for: Annotated[
         float,
@@ -102,7 +102,7 @@ def command(
             highlight=False,
         )
     with exclusive_output(out), BatchView(console, work_list.slides) as view:
-        pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 2, view.progress_for)
+        pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 8, view.progress_for)
         try:
             records = run_batch(work_list, job, pool, view, wait_for=wait_for)
         except KeyboardInterrupt:

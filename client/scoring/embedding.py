@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -97,6 +98,7 @@ def embed_tiles(
     before, began = available_statistics(connection, model, version), time.perf_counter()
     tiles = read_tiles(plan, workers=throughput.workers, batch=most_rows, start=start)
     with (
+        connection.room(math.ceil((len(plan) - start) / most_rows)),
         contextlib.closing(_timed(tiles, request_timer)) as batches,
         contextlib.closing(connection.in_order((batch, send(batch)) for batch in batches)) as in_flight,
     ):

@@ -12,6 +12,8 @@ from .handles import Handles
 from .levels import SPOT, spots
 from .stored_tiles import OME_TIFF, DirectReadUnsupported, StoredLevel
 
+WORTHWHILE = 512 * 512  # pixels of a level from which on comparing some spots takes less time than it saves
+
 
 class LevelRegions:
     """Regions of one level for many threads, from its stored tiles where these give OpenSlide's bytes."""
@@ -20,8 +22,8 @@ class LevelRegions:
         self._level, self._downsample = level, downsample
         self._handles = Handles(path)
         self._direct: StoredLevel | None = None
-        if vendor != OME_TIFF and not downsample.is_integer():
-            return  # OpenSlide interpolates between the level's pixels
+        if vendor != OME_TIFF and (not downsample.is_integer() or size[0] * size[1] < WORTHWHILE):
+            return  # OpenSlide interpolates between the level's pixels, or reads it sooner than we compare
         try:
             direct = StoredLevel(path, vendor, size)
         except DirectReadUnsupported:

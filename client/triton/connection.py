@@ -68,6 +68,7 @@ class Connection:
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._joined: dict[object, JoinedRequests] = {}
+        self._turn, self._room, self._reserved = threading.Lock(), threading.Condition(), 0
         self._pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="request")
         self._shared = SharedInputs() if endpoint.shared_memory else None
 
@@ -205,6 +206,24 @@ class Connection:
                     most_rows,
                 )
         return self._joined[key].send(rows)
+
+    @contextlib.contextmanager
+    def room(self, requests: int) -> Iterator[None]:
+        """Wait, first come, first served, until the work for `requests` requests may begin.
+
+        The work of all callers that have begun is at most that for twice `in_flight` requests:
+        enough to keep them in flight, and little memory however many callers wait.
+        """
+        wanted = min(requests, self.in_flight)
+        with self._turn, self._room:
+            self._room.wait_for(lambda: self._reserved + wanted <= 2 * self.in_flight)
+            self._reserved += wanted
+        try:
+            yield
+        finally:
+            with self._room:
+                self._reserved -= wanted
+                self._room.notify_all()
 
     def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         try:

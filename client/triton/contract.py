@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,9 @@ class ExportGuard:
             self._seen = interruptions
 
 
+_parsed = functools.lru_cache(maxsize=8)(Contract.parse)  # it is checked twice per slide, and rarely another
+
+
 def _contract_in(config: Any, where: str) -> Contract:
     if "contract" not in config.parameters:
         raise ContractMismatch(
@@ -94,7 +98,7 @@ def _contract_in(config: Any, where: str) -> Contract:
             "export it with `python -m export run` and start the server again"
         )
     try:
-        return Contract.parse(config.parameters["contract"].string_value)
+        return _parsed(config.parameters["contract"].string_value)
     except ContractError as error:
         raise ContractMismatch(
             f"{where}: {error}; export the model again with this release and restart the server"

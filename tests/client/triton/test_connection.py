@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,26 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     finally:
         process.kill()
         process.wait()
+
+
+def test_work_for_more_requests_waits_for_room() -> None:
+    """Two large slides at a time, then whoever came first."""
+    entered = [threading.Event(), threading.Event()]
+
+    def enter(number: int) -> None:
+        with connection.room(3):
+            entered[number].set()
+
+    with Connection(Endpoint(DEAD), in_flight=2) as connection, ThreadPoolExecutor(2) as threads:
+        with connection.room(100):
+            with connection.room(2):
+                threads.submit(enter, 0)
+                assert not entered[0].wait(0.2)
+                threads.submit(enter, 1)
+            assert entered[0].wait(60)
+            assert entered[1].wait(60)
+        with connection.room(1), connection.room(1), connection.room(1), connection.room(1):
+            pass
 
 
 @pytest.mark.parametrize(
