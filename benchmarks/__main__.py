@@ -13,6 +13,7 @@ from gigapath_contract.command_line import fail
 BENCHMARKS = {
     "attribution": (15, "occlusion masks through the server against one PyTorch forward per mask"),
     "client": (30, "the whole client against the bare encoder, its memory, resuming after 20 kills"),
+    "cohort": (4, "a batch of 200 small slides against the tile encoder alone"),
     "export": (30, "exports of all presets, 100,000 tiles, fused attention"),
     "faults": (10, "1,000 slides over two servers through 40 faults: nothing lost, no byte different"),
     "front": (6, "the same requests directly and through the front"),
