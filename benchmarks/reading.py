@@ -1,8 +1,9 @@
-"""Reading tiles against a loop over OpenSlide, and against decoding the stored tiles alone."""
+"""Reading tiles against a loop over OpenSlide, decoding alone, and the other readers' own libraries."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import numpy as np
 import openslide
 import simplejpeg
+import tifffile
+from pylibCZIrw.czi import CziReader
 
 from benchmarks.common import (
     MACHINE,
@@ -24,6 +28,7 @@ from benchmarks.common import (
     Pages,
     Trials,
     alternate,
+    fresh_folder,
     in_own_process,
     median_ratio,
     peak_bytes,
@@ -36,10 +41,15 @@ from client.arrays import Pixels
 from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles, resize
 from client.reading.tile_reader import open_reader
+from client.slides.address import slide_path
+from client.slides.mirror import CACHE
 from client.slides.slide import open_slide
 from client.slides.stored_tiles import stored_tiles
+from client.slides.tiff import all_pages
 from client.slides.tiling import TilePlan, plan_tiles
-from training.cohort.pyramid import write_pyramid
+from tests.support.czi import write_czi
+from tests.support.web import serve_files
+from training.cohort.pyramid import shrink, write_pyramid
 
 SIZE = (40_000, 36_000)  # 22,137 tiles
 TILES_PER_TASK = 16  # of a thread, in every method
@@ -188,6 +198,68 @@ def _timed(work: Callable[[list[T]], None], items: list[T], threads: int) -> flo
     return time.perf_counter() - start
 
 
+def others() -> dict[str, tuple[TilePlan, Callable[[TilePlan, int], float]]]:
+    """Tiles of level 1 of slides that other libraries read, and what takes their time in those."""
+    with open_slide(REAL_SLIDE) as slide:
+        whole = np.tile(slide.read(0, (0, 0), (2048, 2816)), (2, 2, 1))
+    folder = fresh_folder(WORK / "other-readers")
+    found: dict[str, tuple[TilePlan, Callable[[TilePlan, int], float]]] = {}
+    for codec, count in (("jpeg", 88), ("zstd", 88), ("jpeg2000", 16)):
+        path = folder / f"{codec}.ome.tif"
+        with tifffile.TiffWriter(path, ome=True) as file:
+            for factor in (1, 2):
+                file.write(
+                    shrink(whole, factor),
+                    tile=(256, 256),
+                    photometric="rgb",
+                    compression=codec,
+                    subifds=2 - factor,
+                    subfiletype=factor - 1,
+                    metadata={"axes": "YXS"} if factor == 1 else None,
+                )
+        found[f"OME-TIFF, {codec}: tifffile"] = Case(codec, path, 0.25).plan(count), decode_tiff
+    path = write_czi(folder / "slide.czi", whole, mpp=0.25, factors=(1, 2), jpeg_xr=True)
+    found["CZI, JPEG XR: pylibCZIrw"] = Case("czi", path).plan(88), read_czi
+    return found
+
+
+def decode_tiff(plan: TilePlan, threads: int) -> float:
+    """Seconds in which tifffile decodes the stored tile under each tile."""
+    with tifffile.TiffFile(plan.path) as file:
+        page = all_pages(file)[plan.level]
+        columns = -(-page.imagewidth // page.tilewidth)
+        stored = []
+        for x, y in (plan.level_positions() // page.tilewidth).tolist():
+            file.filehandle.seek(page.dataoffsets[key := y * columns + x])
+            stored.append((file.filehandle.read(page.databytecounts[key]), key))
+
+        def some(few: list[tuple[bytes, int]]) -> None:
+            for data, key in few:
+                page.decode(data, key, jpegtables=page.jpegtables)
+
+        return _timed(some, stored, threads)
+
+
+def read_czi(plan: TilePlan, threads: int) -> float:
+    """Seconds in which `CziReader.read` reads the middle of each tile."""
+    factor = round(plan.downsample)
+    reader = CziReader(str(plan.path))
+
+    def some(few: list[list[int]]) -> None:
+        for x, y in few:
+            reader.read((x, y, plan.read_size[0] * factor, plan.read_size[1] * factor), zoom=1 / factor)
+
+    try:
+        return _timed(some, (plan.level_positions() * factor).tolist(), threads)
+    finally:
+        reader.close()
+
+
+def read_with_client(plan: TilePlan, threads: int) -> float:
+    """Seconds in which `read_tiles` opens the slide and reads all."""
+    return seconds_of(lambda: list(read_tiles(plan, workers=threads)))
+
+
 METHODS: dict[str, Method] = {
     "OpenSlide, `read_region` per tile": loop,
     "OpenSlide, only the middle read": middle_loop,
@@ -208,7 +280,75 @@ def main(trials: Trials = 5, pages: Pages = PAGES) -> None:
 
     keys = [(case, threads, method) for case in measured for threads in (1, 2) for method in METHODS]
     rates = alternate({key: partial(rate, *key) for key in keys}, trials)
-    write_page(pages / "reading.md", _page(measured, rates, trials))
+    write_page(pages / "reading.md", _page(measured, rates, trials) + _others(trials) + _remote(trials))
+
+
+def _others(trials: int) -> str:
+    found = others()
+    seconds = alternate(
+        {
+            (name, threads, method): partial(method, plan, threads)
+            for name, (plan, own) in found.items()
+            for threads in (1, 2)
+            for method in (own, read_with_client)
+        },
+        trials,
+    )
+    rows = []
+    for name, (plan, own) in found.items():
+        cells = []
+        for threads in (1, 2):
+            base, ours = seconds[name, threads, own], seconds[name, threads, read_with_client]
+            rate, own_rate = (len(plan) / statistics.median(trial) for trial in (ours, base))
+            cells.append(f"{own_rate:,.0f} | {rate:,.0f} ({median_ratio(base, ours):.2f})")
+        rows.append(f"{name} | {' | '.join(cells)}")
+    return f"""
+## Other readers
+
+Tiles per second of level 1 of slides that OpenSlide does not read, or only in part: the library decoding or
+reading each of them, and the client with all that it does, opening included, and its ratio to the library.
+
+{table("| library, 1 thread | client, 1 thread | library, 2 threads | client, 2 threads", rows)}
+"""
+
+
+def _remote(trials: int) -> str:
+    """The real slide from a web server in this process, read for the first time and again, and from disk."""
+    local = Case("local", REAL_SLIDE)
+    with TemporaryDirectory() as cache, serve_files() as files:
+        os.environ[CACHE] = cache
+        addresses: list[Path] = []
+
+        def first(threads: int) -> float:
+            name = f"{len(addresses)}.svs"
+            files.content[f"/{name}"] = REAL_SLIDE.read_bytes()
+            addresses.append(slide_path(f"{files.address}/{name}"))
+            return again(threads)
+
+        def again(threads: int) -> float:
+            plan = Case("remote", addresses[-1]).plan(SAMPLE)
+            return len(plan) / read_with_client(plan, threads)
+
+        def disk(threads: int) -> float:
+            count, seconds = client_openslide(local, threads)
+            return count / seconds
+
+        ways = {"OpenSlide, the file on disk": disk, "first read": first, "read again": again}
+        keys = [(threads, name) for threads in (1, 2) for name in ways]
+        rates = alternate({(n, name): partial(ways[name], n) for n, name in keys}, trials)
+        del os.environ[CACHE]
+    rows = [
+        f"{name} | {' | '.join(f'{statistics.median(rates[threads, name]):,.0f}' for threads in (1, 2))}"
+        for name in ways
+    ]
+    return f"""
+## A slide on a web server
+
+Tiles per second of the real slide, from a server in the same process (so without a network's delay), opening
+included; what was read lies in the cache.
+
+{table("| 1 thread | 2 threads", rows)}
+"""
 
 
 def _page(measured: list[Case], rates: dict[tuple[Case, int, str], list[float]], trials: int) -> str:
