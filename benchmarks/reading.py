@@ -315,7 +315,7 @@ reading each of them, and the client with all that it does, opening included, an
 def _remote(trials: int) -> str:
     """The real slide from a web server in this process, read for the first time and again, and from disk."""
     local = Case("local", REAL_SLIDE)
-    with TemporaryDirectory() as cache, serve_files() as files:
+    with TemporaryDirectory() as cache, serve_files({}) as files:
         os.environ[CACHE] = cache
         addresses: list[Path] = []
 

@@ -25,6 +25,9 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
     """The levels in an OME-TIFF's SubIFDs; None for any other file, which may be OpenSlide's.
 
     `stream` is what the pixels are read through, by default the file itself.
+
+    Raises:
+        SlideError: each of its pages is one channel, of which OpenSlide would show the first alone.
     """
     if openslide.OpenSlide.detect_format(path) != "generic-tiff":
         return None
@@ -38,9 +41,12 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
         levels = [page for page in (first, *(page.aspage() for page in below)) if _is_rgb(page)]
         if len(levels) > 1 and max(levels, key=lambda page: page.imagewidth) is first:
             return OmeTiff(file, levels)
+        single = first.is_ome and first.samplesperpixel == 1
     except DAMAGE:
-        pass
+        single = False
     file.close()
+    if single:
+        raise SlideError(f"{path}: an OME-TIFF with a channel per page: export it with RGB in each page")
     return None
 
 

@@ -103,7 +103,7 @@ def stored_tiles(path: Path, vendor: str, size: tuple[int, int]) -> StoredTiles:
     if isinstance(path, RemotePath):
         raise DirectReadUnsupported("it is on a server")
     if vendor not in VENDORS:
-        raise DirectReadUnsupported(f"OpenSlide composes {vendor} slides")
+        raise DirectReadUnsupported(f"regions of {vendor} slides are composed")
     try:
         with tifffile.TiffFile(path) as file:
             pages = all_pages(file)

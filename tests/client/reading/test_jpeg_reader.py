@@ -214,6 +214,6 @@ def test_a_vendors_own_composition_goes_through_openslide(
 ) -> None:
     tiles = reading.plan(leica_slide)
     with closing(open_reader(tiles)) as reader:
-        assert (reader.name, reader.reason) == (OpenSlideReader.name, "OpenSlide composes leica slides")
+        assert (reader.name, reader.reason) == (OpenSlideReader.name, "regions of leica slides are composed")
     pixels, _, _ = reading.collect(tiles)
     assert np.array_equal(pixels[5], list(reading.plainly(tiles))[5])

@@ -128,12 +128,18 @@ def test_damage_is_limited_to_its_tile_and_claims_are_checked(tmp_path: Path, pi
         open_slide(path)
 
 
-def test_other_ome_tiffs_are_left_to_openslide(tmp_path: Path, picture: Pixels) -> None:
-    grey = [level[..., 0] for level in halvings(picture[:600, :600])]
-    with tifffile.TiffWriter(tmp_path / "grey.ome.tif", ome=True) as file:
-        for number, pixels in enumerate(grey):
-            file.write(pixels, tile=(256, 256), subifds=None if number else 2, subfiletype=min(number, 1))
-    one = write_ome(tmp_path / "one.ome.tif", [picture[:600, :600]])
-    for path in (tmp_path / "grey.ome.tif", one):
-        with open_slide(path, 0.5) as slide:
-            assert (slide.vendor, len(slide.level_dimensions)) == ("generic-tiff", 1)
+def test_an_ome_tiff_without_subifds_is_left_to_openslide(tmp_path: Path, picture: Pixels) -> None:
+    with open_slide(write_ome(tmp_path / "a.ome.tif", [picture[:600, :600]])) as slide:
+        assert (slide.vendor, len(slide.level_dimensions)) == ("generic-tiff", 1)
+
+
+def test_a_channel_per_page_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    """As raw2ometiff writes RGB unless it is asked not to: OpenSlide would show the red channel in grey."""
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        channels = np.ascontiguousarray(picture[:600, :600].transpose(2, 0, 1))
+        file.write(channels, tile=(256, 256), photometric="minisblack", metadata={"axes": "CYX"})
+    with openslide.OpenSlide(tmp_path / "a.ome.tif") as slide:
+        shown = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+        assert np.array_equal(shown, np.repeat(picture[:600, :600, :1], 3, axis=2))
+    with pytest.raises(SlideError, match="a channel per page: export it with RGB in each page"):
+        open_slide(tmp_path / "a.ome.tif", 0.5)
