@@ -42,6 +42,13 @@ BOUNDS = np.array([300, 200, 1300, 900])
 QUICKLY = ("--target", "lesion", "--max-evals", 16, "--no-checks")
 
 
+def in_a_process(*arguments: object) -> None:
+    """The client's command, for fixtures of the module."""
+    command = [sys.executable, "-m", "client", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def batch(
     picture: Array, slides: Path, leica_slide: Path, triton_url: str, tmp_path_factory: pytest.TempPathFactory
@@ -58,12 +65,8 @@ def batch(
     Image.new("L", (80, 64), 255).save(folder / "all.png")
     rows = [f"whole,{slides / 'a.tif'},", f"bounded,{leica_slide},", "damaged,damaged.tif,all.png"]
     (folder / "cohort.csv").write_text("\n".join(["slide_id,path,mask_path", *rows, "blank,blank.tif,"]))
-    command = ["batch", folder / "cohort.csv", "--out", folder / "out", "--url", triton_url]
-    further = ["--layout", "clam", "--pt", "--geojson"]
-    done = subprocess.run(
-        [sys.executable, "-m", "client", *map(str, command + further)], cwd=ROOT, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    further = ("--layout", "clam", "--pt", "--geojson")
+    in_a_process("batch", folder / "cohort.csv", "--out", folder / "out", "--url", triton_url, *further)
     return folder / "out"
 
 
@@ -374,6 +377,13 @@ def attribution_of(path: Path) -> Array:
 
 
 @pytest.fixture(scope="module")
+def explained(layout: Layout, triton_url: str) -> Array:
+    """The attributions of our own file of the slide."""
+    in_a_process("attribute", layout.out, "--slide-id", "whole", *QUICKLY, "--url", triton_url)
+    return attribution_of(layout.slide_features("whole"))
+
+
+@pytest.fixture(scope="module")
 def theirs(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files `theirs.h5` by the tool that wrote them."""
     arrays, _ = arrays_of(layout.features("whole"))
@@ -388,6 +398,7 @@ def theirs(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.mark.parametrize("tool", [*THEIRS, "our CLAM export"])
 def test_their_features_on_our_commands(
     theirs: dict[str, Path],
+    explained: Array,
     layout: Layout,
     triton_url: str,
     run_client: Run,
@@ -397,14 +408,11 @@ def test_their_features_on_our_commands(
     """`attribute`, `counterfactual`, `view` and `finetune` give what our own file of the slide gives."""
     path, (_, options, assumed) = theirs[tool], THEIRS.get(tool, (None, (), ""))
     before, out, server = path.read_bytes(), tmp_path / "out", ("--url", triton_url)
-    if not layout.slide_features("whole").with_suffix(".explained").exists():
-        assert run_client("attribute", layout.out, "--slide-id", "whole", *QUICKLY, *server).code == 0
-        layout.slide_features("whole").with_suffix(".explained").touch()
     done = run_client("attribute", path, *options, "--out", out, *QUICKLY, *server)
     assert done.code == 0, done.err
     assert assumed in " ".join(done.out.split())
     [copy] = out.glob("attribution/*.h5")
-    np.testing.assert_array_equal(attribution_of(copy), attribution_of(layout.slide_features("whole")))
+    np.testing.assert_array_equal(attribution_of(copy), explained)
     arrays, attributes = arrays_of(copy)
     np.testing.assert_array_equal(arrays["coords"], arrays_of(layout.features("whole"))[0]["coords"])
     assert assumed in attributes["coords"].get("assumed", "")
