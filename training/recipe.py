@@ -40,10 +40,10 @@ class Recipe:
             raise TrainingError(f"{path} exists and may have your changes: choose another --out")
         text = TEMPLATE.read_text(encoding="utf-8")
         for name, value in self.settings.items():
-            plain = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-            text, found = re.subn(
-                rf"^( *{name}:) [^#\n]*?( +#.*)?$", rf"\1 {plain}\2", text, flags=re.MULTILINE
-            )
+            shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+            plain = shown.removesuffix("...\n").strip().replace("\\", r"\\")  # `subn` takes one \ of two
+            pattern = re.compile(rf"^( *{name}:) [^#\n]*?( +#.*)?$", re.MULTILINE)
+            text, found = pattern.subn(rf"\1 {plain}\2", text)
             assert found == 1, name
         write_text(path, text)
         read_config(path)

@@ -80,6 +80,17 @@ def test_numbers_are_classes_in_their_order_and_a_split_column_is_one_fold(tmp_p
     assert len(plan_runs(read_config(tmp_path / "own.yaml")).folds) == 1
 
 
+def test_names_that_mean_something_in_yaml_stay_what_they_are(tmp_path: Path) -> None:
+    classes = [r"a\1 # b", "no", "tumör: [x]"]
+    rows = [f's{k},"{classes[k % 3]}"' for k in range(12)]
+    labels = write_table(tmp_path / "labels.csv", "slide_id,label", rows)
+    plan_recipe(labels, embed(tmp_path / "features # 1", 12)).write(tmp_path / "own.yaml")
+    config = read_config(tmp_path / "own.yaml")
+    assert config.task.classes == classes
+    assert config.data.features == tmp_path / "features # 1"
+    assert "tumör" in (tmp_path / "own.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
