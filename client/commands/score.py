@@ -58,7 +58,7 @@ def command(
         bool,
         typer.Option(
             "--patch-tokens",
-            help="Store every patch's token too, in OUT/SLIDE-patch-tokens.h5: with ViT-g 0.6 MB per tile.",
+            help="Store every patch's token too, in OUT/patch_tokens/SLIDE.h5: with ViT-g 0.6 MB per tile.",
         ),
     ] = False,
 ) -> None:
@@ -109,7 +109,7 @@ def _patch_tokens(
     fresh: bool,
 ) -> Path:
     """The file of patch tokens, written unless it is there and of the stored result."""
-    path = h5.with_name(f"{source.slide_id}-patch-tokens.h5")
+    path = h5.parent / "patch_tokens" / h5.name  # not beside it: every h5 file there is a slide's
     if fresh or not path.exists():
         with open_slide(source.path, source.mpp) as slide:
             plan = plan_slide(slide, source.slide_id, find_tissue(slide, source, tiling), contract, tiling)

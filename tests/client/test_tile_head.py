@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from client.outputs.hdf5 import read_features
-from client.outputs.layout import Layout
+from client.outputs.layout import Layout, find_features
 from client.scoring.embedding import Embedded, Throughput, embed_tiles, row_width
 from client.scoring.result_key import SlideContent, find_keys
 from client.scoring.resume import EmbeddingCheckpoint
@@ -164,7 +164,7 @@ def test_patch_tokens_are_stored_on_request_alone(
 ) -> None:
     arguments = ("score", slides / "a.tif", "--out", tmp_path, "--url", url, "--chunk", 1)
     ended = run_client(*arguments, "--patch-tokens")
-    path = tmp_path / "a-patch-tokens.h5"
+    path = tmp_path / "patch_tokens" / "a.h5"
     assert (ended.code, str(path) in ended.out) == (0, True)
     with h5py.File(path) as file, h5py.File(tmp_path / "a.h5") as scored:
         tokens = file["patch_tokens"]
@@ -174,6 +174,7 @@ def test_patch_tokens_are_stored_on_request_alone(
         assert tokens.attrs["export_id"] == contract.export_id
         size = f"patch tokens of {len(tokens)} tiles: {tokens.nbytes / 1e6:.3g} MB in float16"
     assert size in " ".join(ended.err.split())
+    assert find_features(tmp_path) == tmp_path / "a.h5", "a folder with one slide"
     before = path.stat().st_mtime_ns
     assert run_client(*arguments, "--patch-tokens").code == 0
     assert path.stat().st_mtime_ns == before

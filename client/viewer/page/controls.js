@@ -84,7 +84,7 @@ function legend({ map, cls, limit }) {
   if (!map) return [];
   if (isTileHead(map))
     return [
-      colourBar(sequential),
+      colourBar([...sequential].reverse()),
       ends("0", "1"),
       el("div", { className: "quiet" }, `probability of ${cls} by the tile head, which saw each tile alone: no attribution`),
     ];

@@ -25,7 +25,7 @@ export const own = (slide) => slide.annotations.filter((file) => !isTissue(file)
 /** Draw a layer of a slide; `look` says map, class, limit and threshold. */
 export function drawLayer(id, ctx, view, slide, look) {
   const { map, cls } = look;
-  if (id === "map" && isTileHead(map)) partCells(ctx, view, slide, column(map, map.values, cls), (value) => value);
+  if (id === "map" && isTileHead(map)) partCells(ctx, view, slide, column(map, map.values, cls), (value) => 1 - value);
   else if (id === "map" && map) signedCells(ctx, view, slide, column(map, map.values, cls), look.limit, look.threshold, noiseFloor(map, cls));
   if (id === "alone") {
     const alone = slide.maps.find((one) => one.name === "keep_one");
