@@ -11,10 +11,14 @@ import openslide
 
 from ..arrays import Pixels
 from ..errors import SlideError
+from .damage import one_line
 from .detect import first_bytes
 
 CACHE_BYTES = 128 << 20  # of decoded subblocks, per handle: ten of 2,048 px a side
-_DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, OSError, MemoryError, ElementTree.ParseError)
+_DAMAGE = (
+    *(ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError),
+    ElementTree.ParseError,
+)
 
 
 def open_czi(path: Path) -> Czi | None:
@@ -29,7 +33,7 @@ def open_czi(path: Path) -> Czi | None:
         openslide.OpenSlide(path).close()
         return None
     except openslide.OpenSlideError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     try:
         from pylibCZIrw.czi import CacheOptions, CacheType, CziReader
     except ImportError:
@@ -39,13 +43,12 @@ def open_czi(path: Path) -> Czi | None:
         ) from None
     try:
         reader = CziReader(str(path), cache_options=CacheOptions(CacheType.Standard, CACHE_BYTES, None))
-        kinds = set(reader.pixel_types.values())
-        if kinds != {"Bgr24"}:
-            found = " and ".join(sorted(kinds))
-            raise SlideError(f"{path}: its pixels are {found}, not 8-bit RGB: give a brightfield slide")
+        # Of the first channel alone: a damaged file can claim billions.
+        if (kind := reader.get_channel_pixel_type(0)) != "Bgr24":
+            raise SlideError(f"{path}: its pixels are {kind}, not 8-bit RGB: give a brightfield slide")
         return Czi(reader)
     except _DAMAGE as error:
-        raise SlideError(f"{path}: damaged, copy it again (libCZI: {' '.join(str(error).split())})") from None
+        raise SlideError(f"{path}: damaged, copy it again (libCZI: {one_line(error)})") from None
 
 
 class Czi:
@@ -57,12 +60,14 @@ class Czi:
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self._left, self._top, *size = reader.total_bounding_rectangle_no_pyramid
-        factors, largest = {1}, (0, 0)
+        if min(size) < 1:
+            raise ValueError("nothing was scanned")
+        factors, widths, heights = {1}, {0}, {0}
 
         def note(_index: int, block: Any) -> bool:
-            nonlocal largest
             factors.add(round(1 / block.get_zoom()))
-            largest = max(largest, (block.physicalSize.w, block.physicalSize.h), key=np.prod)
+            widths.add(block.physicalSize.w)
+            heights.add(block.physicalSize.h)
             return True
 
         reader.enumerate_subblocks(note)
@@ -71,8 +76,8 @@ class Czi:
         self.level_dimensions = tuple((size[0] // factor, size[1] // factor) for factor in self._factors)
         self.level_downsamples = tuple(map(float, self._factors))
         self.properties = _properties(reader.raw_metadata) | {
-            "openslide.level[0].tile-width": str(largest[0]),
-            "openslide.level[0].tile-height": str(largest[1]),
+            "openslide.level[0].tile-width": str(max(widths)),
+            "openslide.level[0].tile-height": str(max(heights)),
         }
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
@@ -92,8 +97,7 @@ class Czi:
                 background_pixel=(1.0, 1.0, 1.0),
             )
         except _DAMAGE as error:
-            reason = " ".join(str(error).split())
-            raise SlideError(f"cannot decode level {level} at {location} ({reason})") from None
+            raise SlideError(f"cannot decode level {level} at {location} ({one_line(error)})") from None
         return np.ascontiguousarray(bgr[: size[1], : size[0], ::-1])
 
     def close(self) -> None:

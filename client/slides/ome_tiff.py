@@ -13,6 +13,7 @@ from tifffile import PHOTOMETRIC, PLANARCONFIG, RESUNIT
 
 from ..arrays import Pixels
 from ..errors import SlideError
+from .damage import one_line
 from .mpp import Properties
 from .stored_tiles import OME_TIFF, TileGrid
 from .tiff import DAMAGE, LARGEST_TILE
@@ -94,8 +95,7 @@ class OmeTiff:
         try:
             self._grids[level].fill(out, position, partial(self._tile, level))
         except DAMAGE as error:
-            reason = " ".join(str(error).split())
-            raise SlideError(f"cannot decode level {level} at {location} ({reason})") from None
+            raise SlideError(f"cannot decode level {level} at {location} ({one_line(error)})") from None
         return out
 
     def close(self) -> None:

@@ -113,6 +113,10 @@ def test_fluorescence_and_damage_are_named(tmp_path: Path, picture: Pixels) -> N
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(SlideError, match="damaged, copy it again"):
         open_slide(path)
+    channel = content.rindex(b"C\0\0\0") + 7  # pylibCZIrw lists the types of all channels that are claimed
+    path.write_bytes(content[:channel] + b"\x7f" + content[channel + 1 :])
+    with open_slide(path) as slide:
+        assert slide.read(0, (500, 500), (50, 50)).min() < 255
     stream = content.index(b"II\xbc\x01")  # of the first tile
     path.write_bytes(content[:stream] + bytes(400) + content[stream + 400 :])
     with open_slide(path) as slide:
