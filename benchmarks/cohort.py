@@ -175,7 +175,10 @@ def report(records: list[SlideRecord], runs: dict[str, list[Run]], restarted: fl
     """The page, and whether the batch is as fast as wanted."""
     batch, alone = runs[BATCH], runs[ALONE]
     ratio = median_ratio([run.seconds for run in batch], [run.seconds for run in alone])
-    busy = statistics.median(run.encoder.execution_s / run.seconds for run in batch)
+    whole, between = (
+        statistics.median(run.encoder.execution_s / (run.seconds - less) for run in batch)
+        for less in (0, restarted)
+    )
     rows = [
         f"{name} | "
         + " | ".join(
@@ -198,9 +201,9 @@ tiles in full requests from memory, four in flight.
 {table(" | ".join(["", *_COLUMNS]), rows)}
 
 The batch takes {ratio:.2f} times as long as the encoder alone (wanted: at most {WANTED}: {verdict}), and
-the encoder computes during {busy:.0%} of it. Start and tables take {restarted:.1f} s of it, as long as
-a batch that finds every slide done. Client and server share the cores here: what the client decodes, the
-encoder waits for.
+the encoder computes during {whole:.0%} of it. Start and tables take {restarted:.1f} s, as long as a batch
+that finds every slide done; of the time between, the encoder computes during {between:.0%}. Client and
+server share the cores here: what the client decodes slows the encoder.
 
 ## Where a slide's time goes
 
