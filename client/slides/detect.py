@@ -104,5 +104,5 @@ def _read_header(path: Path, stop: Callable[[int], bool]) -> dict[int, Any] | No
         with path.open("rb") as file:
             header = read_partial(file, stop_when=lambda tag, _vr, _length: stop(int(tag)))
             return {tag: header[tag].value for tag in _READ if tag in header}
-    except (OSError, EOFError, NotImplementedError, *damage):
+    except (OSError, EOFError, NotImplementedError, MemoryError, *damage):  # a length may claim gigabytes
         return None

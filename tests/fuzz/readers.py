@@ -10,20 +10,25 @@ import contextlib
 import faulthandler
 import json
 import resource
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
 import numpy as np
 import psutil
+import tifffile
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from client.arrays import Pixels
 from client.attribution.model.embedded import read_embedded
 from client.batch.manifest import read_work_list
 from client.errors import ClientError
@@ -38,6 +43,7 @@ from client.slides.tiling import plan_tiles
 from client.slides.tissue import mask_from_image, tissue_mask
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
+from tests.support.dicom import write_series
 from training.cohort.pyramid import write_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +67,7 @@ class Reader:
 
 def valid_slides(folder: Path) -> Seeds:
     """TIFFs of JPEG tiles: with and without tables, levels, missing tiles and 64-bit offsets; Aperio's."""
-    pixels = cv2.resize(np.random.default_rng(0).integers(120, 255, (8, 8, 3), np.uint8), (512, 512))
+    pixels = small_picture()
     kinds: list[dict[str, object]] = [
         {},
         {"levels": (1, 4), "tables": True},
@@ -72,6 +78,50 @@ def valid_slides(folder: Path) -> Seeds:
         write_pyramid(folder / f"{number}.tif", pixels, **kind).read_bytes()  # type: ignore[arg-type]
         for number, kind in enumerate(kinds)
     ]
+
+
+def small_picture() -> Pixels:
+    """RGB noise [512, 512, 3] in which tissue is found."""
+    tissue = cv2.resize(np.random.default_rng(0).integers(120, 255, (8, 8, 3), np.uint8), (512, 512))
+    return np.asarray(tissue, np.uint8)
+
+
+def valid_ome(folder: Path) -> Seeds:
+    """OME-TIFF of two levels in SubIFDs, as Bio-Formats writes it."""
+    found = []
+    for compression in ("jpeg", "lzw", "jpeg2000"):
+        path = folder / f"{compression}.ome.tif"
+        with tifffile.TiffWriter(path, ome=True) as file:
+            options: dict[str, Any] = {"photometric": "rgb", "tile": (128, 128), "compression": compression}
+            scale = {f"PhysicalSize{axis}": 0.5 for axis in "XY"}
+            file.write(small_picture(), **options, subifds=1, metadata={"axes": "YXS", **scale})
+            file.write(small_picture()[::2, ::2], **options, subfiletype=1)
+        found.append(path.read_bytes())
+    return found
+
+
+def valid_dicom(folder: Path) -> Seeds:
+    """Instances of one level each."""
+    return [
+        write_series(folder, f"{lossless}", small_picture(), levels=(1,), lossless=lossless)[0].read_bytes()
+        for lossless in (False, True)
+    ]
+
+
+def valid_recipes(folder: Path) -> Seeds:
+    """Those of the checkout."""
+    return [path.read_bytes() for path in sorted((ROOT / "training" / "configs").glob("*.yaml"))]
+
+
+def read_recipe(path: Path) -> None:
+    """Read either kind of configuration; only one of them fits."""
+    from training.config import TrainingConfig, read_yaml
+    from training.errors import TrainingError
+    from training.loops.tile_level import TileConfig
+
+    for kind in (TrainingConfig, TileConfig):
+        with contextlib.suppress(TrainingError):
+            read_yaml(path, kind)
 
 
 def read_slide(path: Path) -> None:
@@ -224,6 +274,8 @@ def changed_fields(draw: st.DrawFn, data: bytes) -> bytes:
 _CONTRACT = valid_contract(Path())[0]
 READERS = {
     "slide": Reader("slide.tif", valid_slides, read_slide),
+    "ome": Reader("slide.ome.tif", valid_ome, read_slide),
+    "dicom": Reader("slide.dcm", valid_dicom, read_slide),
     "features": Reader("slide.h5", valid_features, read_embedded),
     "annotations": Reader(
         "areas.geojson", valid_annotations, draw_annotations, as_json(st.lists(features, max_size=4))
@@ -239,6 +291,9 @@ READERS = {
     "checkpoint": Reader("a.part", valid_checkpoint, resume),
     "mask": Reader("mask.png", valid_mask, lambda path: mask_from_image(path, Square())),  # type: ignore[arg-type]
 }
+
+if find_spec("torch"):
+    READERS["recipe"] = Reader("recipe.yaml", valid_recipes, read_recipe, as_json(values))
 
 
 @st.composite
@@ -274,7 +329,7 @@ def damaged(draw: st.DrawFn, seeds: Seeds) -> bytes:
 
 def fuzz(name: str, seconds: float, number: int) -> int:
     """Read files until the time is over; how many were read."""
-    reader, read, until = READERS[name], 0, time.monotonic() + seconds
+    reader, read = READERS[name], 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         seeds = reader.valid(folder)
@@ -283,6 +338,7 @@ def fuzz(name: str, seconds: float, number: int) -> int:
         for data in seeds:
             path.write_bytes(data)
             reader.read(path)  # what is whole is read
+        until = time.monotonic() + seconds
         limit = psutil.Process().memory_info().vms + MOST_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         strategy = damaged(seeds) if reader.other is None else st.one_of(damaged(seeds), reader.other)
@@ -293,13 +349,14 @@ def fuzz(name: str, seconds: float, number: int) -> int:
                 return
             KEPT.joinpath(name).write_bytes(data)
             path.write_bytes(data)
-            faulthandler.dump_traceback_later(LONGEST_S, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, LONGEST_S)  # of the processor: others may use the machine
             with contextlib.suppress(ClientError, ContractError):
                 reader.read(path)
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_PROF, 0)
             read += 1
 
         KEPT.mkdir(parents=True, exist_ok=True)
+        faulthandler.register(signal.SIGPROF, chain=True)  # print where it is; then the signal ends it
         while time.monotonic() < until:
             test = settings(
                 max_examples=PER_ROUND,
