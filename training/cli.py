@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.files import parse_yaml
+from training.files import make_folder, parse_yaml
 
 app = typer.Typer(
     help="Train: make a cohort with planted lesions, fine-tune the encoders, train the demo's weights.",
@@ -91,6 +91,7 @@ def finetune_command(
     given = {"data.features": features, "data.labels": labels, "data.splits": splits}
     changes |= {name: str(path) for name, path in given.items() if path is not None}
     settings = read_config(config, changes)
+    make_folder(out)
     with _bar(quiet) as bar:
         task = bar.add_task("checking the data", total=None)
         plan = plan_runs(settings, lambda done, total: bar.update(task, completed=done, total=total))
@@ -182,6 +183,7 @@ def tiles_command(
     from training.runs.tile_level import run_tiles
 
     settings = read_yaml(config, TileConfig, dict(_assignment(each) for each in change or []))
+    make_folder(out)
     run_tiles(settings, list_tiles(data), out, bar=not quiet)
     _print_report(out)
     _print_next("make", "export", f"CHECKPOINT={out}")
@@ -209,6 +211,7 @@ def train_demo_command(
     def say(stage: str) -> None:
         console.print(f"{time.monotonic() - began:6.1f} s  {stage}")
 
+    make_folder(work)
     say("making the cohort")
     make_cohort(source, cohort)
     facts = train_demo(cohort, work, bar=not quiet, say=say)

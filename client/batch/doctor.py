@@ -19,7 +19,8 @@ from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.schema import GRAPHS, MODELS, Contract
 
 from ..arrays import Pixels
-from ..errors import ClientError
+from ..errors import ClientError, OutputError
+from ..files import check_folder
 from ..reading.stream import read_tiles
 from ..scoring.conformance import check_plan, grid_coordinates
 from ..scoring.score import DEFAULT_TILING, SlideSource, TilingOptions, find_tissue, plan_slide
@@ -217,6 +218,10 @@ def _decodes(plan: TilePlan) -> bool:
 
 def check_disk(out: Path, tiles: int, contract: Contract | None) -> Check:
     """Free space compared with what the embeddings need, finished and in progress."""
+    try:
+        check_folder(out)
+    except OutputError as error:
+        return Check("disk", BAD, str(error))
     place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     need = 2 * tiles * 4 * contract.tile_encoder.embed_dim if contract else 0

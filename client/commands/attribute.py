@@ -98,7 +98,7 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
-            callback=options.address,
+            callback=options.existing_slide,
             metavar="SLIDE_OR_H5_OR_FOLDER",
             help="A slide, its H5 file (ours, TRIDENT's, CLAM's, STAMP's), or the --out folder of a batch "
             "(with --slide-id).",
@@ -111,7 +111,11 @@ def command(
     tiling: TilingOptions,
     throughput: Throughput,
     bank: Annotated[
-        Path | None, _method(help="H5 of benign tiles to draw replacements from, instead of --occluder.")
+        Path | None,
+        _method(
+            callback=options.existing,
+            help="H5 of benign tiles to draw replacements from, instead of --occluder.",
+        ),
     ] = None,
     slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     out: Annotated[
@@ -123,7 +127,8 @@ def command(
     slide: Annotated[
         Path | None,
         typer.Option(
-            callback=options.address, help="Slide image to draw the map on; its tiles are not re-encoded."
+            callback=options.existing_slide,
+            help="Slide image to draw the map on; its tiles are not re-encoded.",
         ),
     ] = None,
     tile_size: options.TileSize = None,
@@ -141,7 +146,8 @@ def command(
         ),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Areas to outline on the maps: GeoJSON from QuPath.")
+        Path | None,
+        typer.Option(callback=options.existing, help="Areas to outline on the maps: GeoJSON from QuPath."),
     ] = None,
     look_groups: Annotated[
         int,
@@ -153,7 +159,10 @@ def command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every slide of a batch's folder.")] = False,
     manifest: Annotated[
-        Path | None, typer.Option(help="The slides of a manifest or a folder of slides, as for batch.")
+        Path | None,
+        typer.Option(
+            callback=options.existing, help="The slides of a manifest or a folder of slides, as for batch."
+        ),
     ] = None,
     wsi_dir: options.WsiDir = None,
 ) -> None:

@@ -37,7 +37,7 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
-            callback=options.address,
+            callback=options.existing_slide,
             help="A folder of slides, or a CSV or TSV that lists them.",
             show_default=False,
         ),

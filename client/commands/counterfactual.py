@@ -18,7 +18,7 @@ from ..attribution.model.cache import open_cache
 from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_slide, results_folder
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
-from ..files import write_csv
+from ..files import check_folder, write_csv
 from ..outputs.layout import find_slide
 from ..slides.geojson import read_annotations
 from ..slides.slide import open_slide
@@ -34,13 +34,17 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
+            callback=options.existing,
             metavar="H5_OR_FOLDER",
             help="The slide's H5 file (ours, TRIDENT's, CLAM's, STAMP's), or the --out folder of a batch "
             "(with --slide-id).",
             show_default=False,
         ),
     ],
-    annotations: Annotated[Path, typer.Argument(help="Areas: GeoJSON from QuPath.", show_default=False)],
+    annotations: Annotated[
+        Path,
+        typer.Argument(callback=options.existing, help="Areas: GeoJSON from QuPath.", show_default=False),
+    ],
     endpoint: Endpoint,
     slide_id: Annotated[str | None, typer.Option(help="The slide, where a folder is given.")] = None,
     area: Annotated[
@@ -48,14 +52,17 @@ def command(
     ] = None,
     change: Annotated[Change, typer.Option(help="What happens to the tiles inside.")] = "remove",
     bank: Annotated[
-        Path | None, typer.Option(help="H5 of benign tiles to replace them with (--change replace).")
+        Path | None,
+        typer.Option(
+            callback=options.existing, help="H5 of benign tiles to replace them with (--change replace)."
+        ),
     ] = None,
     n_samples: Annotated[int, typer.Option(min=2, help="Number of draws from the bank.")] = 16,
     score: Annotated[Score, typer.Option(help="The model output that changes.")] = "log_odds",
     slide: Annotated[
         Path | None,
         typer.Option(
-            callback=options.address,
+            callback=options.existing_slide,
             help="The slide, for formats that QuPath crops to their bounds (MRXS and others).",
         ),
     ] = None,
@@ -73,6 +80,8 @@ def command(
 
     Example: `gigapath-client counterfactual out/S.h5 S.geojson --area tumour --change remove`
     """
+    if out:
+        check_folder(out)
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint))
         contract = read_contract(connection, warn_missing)

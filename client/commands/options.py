@@ -17,7 +17,7 @@ from rich.console import Console
 from ..errors import ClientError
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
-from ..slides.address import slide_path
+from ..slides.address import RemotePath, slide_path
 from ..slides.tissue import Frame
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
@@ -32,14 +32,32 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def existing(path: Path | None) -> Path | None:
+    """A file or folder from the command line to read from, which must exist."""
+    if path is not None and not path.exists():
+        raise typer.BadParameter(f"{path}: no such file or folder: check the path")
+    return path
+
+
 def address(path: Path | None) -> Path | None:
     """A slide's path from the command line, which is an address where it begins with https:// or s3://."""
     return path and slide_path(path)
 
 
+def existing_slide(path: Path | None) -> Path | None:
+    """The same, where what is no address must exist."""
+    slide = address(path)
+    return slide if isinstance(slide, RemotePath) else existing(slide)
+
+
 WsiDir = Annotated[
     Path | None,
-    typer.Option("--wsi-dir", "--wsi_dir", help="Folder of a manifest's slides [default: the manifest's]."),
+    typer.Option(
+        "--wsi-dir",
+        "--wsi_dir",
+        callback=existing,
+        help="Folder of a manifest's slides [default: the manifest's].",
+    ),
 ]
 
 TileSize = Annotated[
@@ -67,9 +85,13 @@ def endpoint(
         ),
     ] = DEFAULT_URL,
     tls: Annotated[bool, _server("--tls", help="Use TLS.")] = False,
-    tls_ca: Annotated[Path | None, _server(help="CA certificate to trust (PEM); implies --tls.")] = None,
-    tls_cert: Annotated[Path | None, _server(help="Client certificate (PEM), for mutual TLS.")] = None,
-    tls_key: Annotated[Path | None, _server(help="Client private key (PEM).")] = None,
+    tls_ca: Annotated[
+        Path | None, _server(callback=existing, help="CA certificate to trust (PEM); implies --tls.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, _server(callback=existing, help="Client certificate (PEM), for mutual TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, _server(callback=existing, help="Client private key (PEM).")] = None,
     header: Annotated[
         list[str] | None, _server(help="name=value sent with every request; may be repeated.")
     ] = None,

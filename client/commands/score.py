@@ -35,7 +35,7 @@ def command(
     slide: Annotated[
         Path,
         typer.Argument(
-            callback=options.address,
+            callback=options.existing_slide,
             help="A slide in any format OpenSlide reads, or its https:// or s3:// address.",
             show_default=False,
         ),
@@ -49,7 +49,8 @@ def command(
         typer.Option(callback=options.finite, help="Microns per level-0 pixel, if the file has none."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Tissue: a mask image or QuPath GeoJSON annotations.")
+        Path | None,
+        typer.Option(callback=options.existing, help="Tissue: a mask image or QuPath GeoJSON annotations."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Score again, also over another export's result.")

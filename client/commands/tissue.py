@@ -21,7 +21,7 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
-            callback=options.address,
+            callback=options.existing_slide,
             help="A slide, a folder or a manifest, as for batch.",
             show_default=False,
         ),

@@ -25,6 +25,7 @@ def command(
     reference: Annotated[
         Path | None,
         typer.Option(
+            callback=options.existing,
             help="The export's reference.npz.",
             show_default="model_repository/slide_pipeline/<version served>/reference.npz",
         ),

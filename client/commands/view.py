@@ -25,16 +25,23 @@ def command(
     ],
     endpoint: Endpoint,
     slide: Annotated[
-        Path | None, typer.Option(help="The slide's file, where the folder holds one slide.")
+        Path | None,
+        typer.Option(callback=options.existing, help="The slide's file, where the folder holds one slide."),
     ] = None,
     wsi_dir: Annotated[
         Path | None,
         typer.Option(
-            "--wsi-dir", "--wsi_dir", help="Folder of the slides [default: where they were scored]."
+            "--wsi-dir",
+            "--wsi_dir",
+            callback=options.existing,
+            help="Folder of the slides [default: where they were scored].",
         ),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Your own GeoJSON: a file, or a folder with SLIDE_ID.geojson.")
+        Path | None,
+        typer.Option(
+            callback=options.existing, help="Your own GeoJSON: a file, or a folder with SLIDE_ID.geojson."
+        ),
     ] = None,
     export: Annotated[
         Path | None,

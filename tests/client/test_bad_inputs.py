@@ -219,7 +219,7 @@ COMMANDS: dict[str, tuple[list[object], str]] = {
         ["score", "good.tif", "--url", "{url}", "--mpp", 5000],
         "5000.0 is not plausible",
     ),
-    "a slide that is missing": (["score", "gone.tif", "--url", "{url}"], "No such file"),
+    "a slide that is missing": (["score", "gone.tif", "--url", "{url}"], "no such file"),
     "no timings": (["timings", "nothing"], "holds no records"),
     "a report where no file can be": (
         ["verify", "--report", "empty.csv/report.json"],
