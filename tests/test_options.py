@@ -74,6 +74,8 @@ LATER = {  # what is looked at first, or what the path is for: another mistake, 
     "client view --export",
     "export engines --repository",
     "training finetune --features",
+    "training init-recipe --features",
+    "training init-recipe --out",
     "training finetune --splits",
     "training tiles --data",
 }

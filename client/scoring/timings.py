@@ -86,7 +86,8 @@ def total(timings: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
     for name in STAGES:
         found = [stages[name] for stages in timings if name in stages]
         if found:
-            summed[name] = {key: sum(entry[key] for entry in found) for key in ("seconds", "bytes", "calls")}
+            keys = ("seconds", "bytes", "calls")
+            summed[name] = {key: sum(entry.get(key, 0.0) for entry in found) for key in keys}
     return summed
 
 

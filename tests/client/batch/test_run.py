@@ -197,12 +197,13 @@ def test_a_slide_that_kills_its_process_fails_alone(
     begun = leave_marks(tmp_path, "a")
 
     def kill_whatever_scores_a() -> None:
-        for _ in range(2):
-            while not ((tmp_path / ".partial" / "a.part").exists() and isolated(psutil.Process())):
-                time.sleep(0.002)
-            [child] = isolated(psutil.Process())
-            child.send_signal(signal.SIGABRT)
-            child.wait(60)
+        killed = set[int]()
+        while len(killed) < 2:
+            time.sleep(0.002)
+            for child in isolated(psutil.Process()):
+                if child.pid not in killed and (tmp_path / ".partial" / "a.part").exists():
+                    killed.add(child.pid)
+                    child.send_signal(signal.SIGABRT)
 
     killer = threading.Thread(target=kill_whatever_scores_a)
     killer.start()

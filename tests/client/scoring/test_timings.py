@@ -50,3 +50,9 @@ def test_sums() -> None:
 def test_the_shares_of_all_the_time_add_up() -> None:
     found = shares(stages(open=1, wait_server=6, compute=9, write=2), 10.0)
     assert found == {"open": (1, 0.1), "wait-server": (6, 0.6), "write": (2, 0.2), "rest": (1, 0.1)}
+
+
+def test_a_record_that_lacks_a_figure_counts_as_none_of_it() -> None:
+    assert total([{"read": {"seconds": 1.5}}, {"read": {"seconds": 1.0, "bytes": 2.0, "calls": 1.0}}]) == {
+        "read": {"seconds": 2.5, "bytes": 2.0, "calls": 1.0}
+    }
