@@ -26,6 +26,8 @@ from .job import BatchJob, process_slide
 
 logger = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
+_MOST_ISOLATED = 2
+"""Processes of one slide each at a time: what ended the run may have been the memory."""
 
 ProgressFactory = Callable[[SlideSource], Progress]
 """Makes the progress callback of a slide that is started."""
@@ -60,12 +62,13 @@ class LocalPool:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
         self._few = threading.Semaphore(min(size, 2))  # a process needs more memory than a thread
         self._processes: set[SpawnProcess] = set()
+        self._isolating = threading.Semaphore(_MOST_ISOLATED)
         self._closed = False
 
     def submit(self, source: SlideSource, *, isolated: bool = False) -> Future[SlideRecord]:
         """Start a slide."""
         if isolated:
-            return self._threads.submit(self._isolated, source)
+            return self._threads.submit(self._isolated_in_turn, source)
         return self._threads.submit(
             process_slide, self._job, source, self._connection, self._progress_for(source)
         )
@@ -83,6 +86,10 @@ class LocalPool:
             raise error
         logger.error("%s: unexpected error, please report it", source.slide_id, exc_info=error)
         return _unexpected(source, f"{type(error).__name__}: {error}")
+
+    def _isolated_in_turn(self, source: SlideSource) -> SlideRecord:
+        with self._isolating:
+            return self._isolated(source)
 
     def _isolated(self, source: SlideSource) -> SlideRecord:
         with self._few:
