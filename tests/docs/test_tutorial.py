@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.planted import planted_auroc, planted_tiles
 from server.local import LOOPBACK
 from server.ports import free_port
 
@@ -40,7 +39,8 @@ def blocks() -> list[str]:
 
 def fresh_checkout(target: Path, repository: Path) -> None:
     """A clone after `make setup`, with what make would fetch, and the demo exported into its repository."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    git = ["git", "-c", f"safe.directory={ROOT}"]  # also where another user owns it, as in a container
+    listed = [*git, "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def typed(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
         "ARGS": f"--grpc-port {port} --metrics-port {free_port(LOOPBACK)}",
         "TRITON_URL": f"127.0.0.1:{port}",
     }
-    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | ports
+    of_others = {"VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}  # of the make that runs the tests
+    environment = {name: value for name, value in os.environ.items() if name not in of_others} | ports
     environment["COLUMNS"] = "200"
     shown, activated = "", ""
     with ExitStack() as server:
@@ -170,6 +171,8 @@ def test_the_served_model_scores_as_the_trained_one(typed: tuple[Path, str]) -> 
 
 
 def test_held_out_slides_are_explained_and_maps_find_the_planted_lesions(typed: tuple[Path, str]) -> None:
+    from demo.planted import planted_auroc, planted_tiles  # with scikit-learn
+
     folder, shown = typed
     held_out = rows(folder / "runs" / "own" / "fold_0" / "predictions_test.csv")
     (table,) = (folder / "study" / "results").glob("demo-*/attribution/attributions.csv")
