@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from ...arrays import Bool, Float32, Float64, Int64, Pixels
 
 COLOURS = matplotlib.colormaps["RdBu_r"]
-PROBABILITY = matplotlib.colormaps["cividis_r"]  # from 0 to 1, as in the viewer; no attribution's colours
+PROBABILITY = matplotlib.colormaps["YlGnBu"]  # from 0 to 1; an attribution's colours mean other things
 OPACITY, FAINT, TISSUE = 0.65, 0.12, 0.7
 COLOUR_KEPT, DARKNESS_KEPT = 0.5, 0.6  # of the tissue under a map
 HATCH_PERIOD, HATCH_GREY, HATCH_OPACITY = 9, 110, 0.3

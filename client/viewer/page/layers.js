@@ -25,7 +25,7 @@ export const own = (slide) => slide.annotations.filter((file) => !isTissue(file)
 /** Draw a layer of a slide; `look` says map, class, limit and threshold. */
 export function drawLayer(id, ctx, view, slide, look) {
   const { map, cls } = look;
-  if (id === "map" && isTileHead(map)) partCells(ctx, view, slide, column(map, map.values, cls), (value) => 1 - value);
+  if (id === "map" && isTileHead(map)) partCells(ctx, view, slide, column(map, map.values, cls), (value) => 1 - value, veil);
   else if (id === "map" && map) signedCells(ctx, view, slide, column(map, map.values, cls), look.limit, look.threshold, noiseFloor(map, cls));
   if (id === "alone") {
     const alone = slide.maps.find((one) => one.name === "keep_one");
@@ -80,8 +80,7 @@ function signedCells(ctx, view, slide, values, limit, threshold, floor) {
     if (size < threshold) return;
     const noise = floor !== null && size < floor;
     if (noise) faint.push([x, y]);
-    // Weak values veil the tissue less.
-    ctx.globalAlpha = noise ? FAINT : Math.max(FAINT, Math.min(1, Math.sqrt(size / limit)));
+    ctx.globalAlpha = noise ? FAINT : veil(size / limit);
     ctx.fillStyle = diverging[signedStep(values[row], limit)];
     fill(x, y);
   });
@@ -93,13 +92,18 @@ function signedCells(ctx, view, slide, values, limit, threshold, floor) {
 
 export const largest = (values) => values.reduce((high, value) => (value > high ? value : high), 0);
 
-function partCells(ctx, view, slide, values, part) {
+/** Opacity of a part, 0 to 1: weak values veil the tissue less. */
+const veil = (part) => Math.max(FAINT, Math.min(1, Math.sqrt(part)));
+
+function partCells(ctx, view, slide, values, part, opacity = () => 1) {
   const most = largest(values);
   const fill = filler(ctx, view, slide);
   visible(view, slide, values, (row, x, y) => {
+    ctx.globalAlpha = opacity(values[row]);
     ctx.fillStyle = sequential[partStep(part(values[row], most))];
     fill(x, y);
   });
+  ctx.globalAlpha = 1;
   ctx.setTransform(1, 0, 0, 1, 0, 0);
 }
 
