@@ -60,7 +60,6 @@ class LocalPool:
         self._progress_for = progress_for
         self._connection = Connection(job.endpoint, in_flight=job.throughput.in_flight)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="slide")
-        self._few = threading.Semaphore(min(size, 2))  # a process needs more memory than a thread
         self._processes: set[SpawnProcess] = set()
         self._isolating = threading.Semaphore(_MOST_ISOLATED)
         self._closed = False
@@ -89,15 +88,11 @@ class LocalPool:
 
     def _isolated_in_turn(self, source: SlideSource) -> SlideRecord:
         with self._isolating:
+            if self._closed:
+                raise Cancelled(f"{source.path}: the batch was interrupted")
             return self._isolated(source)
 
     def _isolated(self, source: SlideSource) -> SlideRecord:
-        with self._few:
-            if self._closed:
-                raise Cancelled(f"{source.path}: the batch was interrupted")
-            return self._in_process(source)
-
-    def _in_process(self, source: SlideSource) -> SlideRecord:
         receiver, sender = _SPAWN.Pipe(duplex=False)
         process = _SPAWN.Process(target=_send_record, args=(self._job, source, sender))
         process.start()
