@@ -92,6 +92,8 @@ def read_request(message: bytes) -> Request:
             raise WireError(f"the request has a field {number} that the protocol doesn't know")
         if number == 1:
             model = _text(data)
+        elif number in (2, 3):
+            _text(data)  # version and id, which Triton's log and answers repeat
         elif number == 5:
             inputs.append(_input(data))
         elif number == 6:

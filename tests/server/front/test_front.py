@@ -134,6 +134,20 @@ def test_a_request_that_contradicts_itself_or_the_model_is_refused(
     assert re.search(why, said)
 
 
+@pytest.mark.parametrize("changed", [{"id": "a\nb"}, {"id": "x" * 128}, {"model_version": "\x1b[31m"}])
+def test_what_logs_repeat_is_short_and_printable(url: str, changed: dict[str, str]) -> None:
+    built = service_pb2.ModelInferRequest.FromString(message(slide()))
+    built.id = "0c7e-1"
+    assert call(url, INFER, built.SerializeToString())
+    for name, value in changed.items():
+        setattr(built, name, value)
+    code, said = refusal(url, built.SerializeToString())
+    assert (code, said) == (
+        "INVALID_ARGUMENT",
+        "a name is longer than 127 characters or not plain ASCII",
+    )
+
+
 def test_what_is_no_request_is_refused(url: str) -> None:
     assert refusal(url, b"\xff" * 20) == (
         "INVALID_ARGUMENT",

@@ -20,9 +20,7 @@ TENSORS = st.lists(st.tuples(NAMES, NAMES, SHAPES, st.binary(max_size=9)), max_s
 
 @st.composite
 def messages(draw: st.DrawFn) -> service_pb2.ModelInferRequest:
-    message = service_pb2.ModelInferRequest(
-        model_name=draw(NAMES), model_version=draw(NAMES), id=draw(st.text(max_size=5))
-    )
+    message = service_pb2.ModelInferRequest(model_name=draw(NAMES), model_version=draw(NAMES), id=draw(NAMES))
     message.parameters["priority"].int64_param = draw(st.integers(0, 9))
     for name, datatype, shape, raw in draw(TENSORS):
         message.inputs.add(name=name, datatype=datatype, shape=shape)
