@@ -34,7 +34,7 @@ FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(OLDEST))
 
 ##@ The first five
 .PHONY: setup demo test export serve
-setup: $(READY) $(LAUNCHER)  ## the Python environment, .venv [ROOMS=client: without PyTorch; PYTHON=]
+setup: $(READY) $(LAUNCHER) $(VIEWER)  ## the Python environment, .venv [ROOMS=client: without PyTorch; PYTHON=]
 
 demo: $(ALL) $(FETCHED) $(LAUNCHER)  ## export, serve, score and attribute one real slide; results in out/
 	@$(BIN)/python -m demo

@@ -38,7 +38,7 @@ def blocks() -> list[str]:
 
 
 def fresh_checkout(target: Path, repository: Path) -> None:
-    """A clone after `make setup`, with what make would fetch, and the demo exported into its repository."""
+    """A clone with an environment, slide and server fetched, and the demo exported into its repository."""
     git = ["git", "-c", f"safe.directory={ROOT}"]  # also where another user owns it, as in a container
     listed = [*git, "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
@@ -46,7 +46,7 @@ def fresh_checkout(target: Path, repository: Path) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target / name)
             os.utime(target / name, (LONG_AGO, LONG_AGO))
-    for name in ("build/CMU-1-Small-Region.svs", "build/triton", "client/viewer/page/openseadragon"):
+    for name in ("build/CMU-1-Small-Region.svs", "build/triton"):
         assert (ROOT / name).exists(), f"{name} is missing: make demo fetches it"
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to(ROOT / name)
@@ -107,6 +107,8 @@ def typed(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     of_others = {"VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}  # of the make that runs the tests
     environment = {name: value for name, value in os.environ.items() if name not in of_others} | ports
     environment["COLUMNS"] = "200"
+    # `make setup` fetches the viewer, here from what `make test` downloaded.
+    environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(ROOT / "build" / "wheels")}
     shown, activated = "", ""
     with ExitStack() as server:
         for block in blocks():
