@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,17 +337,12 @@ def disturb(
                 break
         met.append(name)
 
-    lasting: list[Future[None]] = []
     with ThreadPoolExecutor(max(1, len(plan))) as pool:
         for due, name, server in plan:
             while batch.done() < due and batch.running():
                 time.sleep(0.1)
-            if name == "client killed":  # a batch that is started on a full disk or without a server ends
-                wait(lasting)
             if batch.running():
-                lasting.append(pool.submit(bring_about, name, server))
-            if name == "client killed":
-                time.sleep(PAUSE_S / 4)
+                pool.submit(bring_about, name, server)
 
 
 def paused(pid: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gigapath_contract.files import locked
 
-from ..errors import ClientError
+from ..errors import ClientError, DiskFull
 from ..files import make_folder, output_errors
-from ..outputs.records import FAILED, SlideRecord
+from ..outputs.records import FAILED, Fault, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
 from .pools import Pool
@@ -29,7 +29,8 @@ def run_batch(
     Raises:
         Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
     """
-    job.layout.write_contract()
+    watch = Watch(job, wait_for, report)
+    _begin(job, watch)
     records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in work_list.bad]
     for record in records:
         report.end(record)
@@ -40,7 +41,6 @@ def run_batch(
         report.end(record)
 
     try:
-        watch = Watch(job, wait_for, report)
         suspects = {slide.slide_id for slide in work_list.slides if job.begun(slide.slide_id).exists()}
         left = run(pool, work_list.slides, watch, report, end, suspects)
         if left.slides:
@@ -54,6 +54,16 @@ def run_batch(
         write_status(job.layout.status, records)
     write_scores(job.layout, records, work_list.columns)
     return records
+
+
+def _begin(job: BatchJob, watch: Watch) -> None:
+    """Write the contract, once there is space for it. Raises OutputError."""
+    while True:
+        try:
+            return job.layout.write_contract()
+        except DiskFull as error:
+            if watch.wait(Fault.DISK_FULL, str(error)):
+                raise
 
 
 @contextmanager
