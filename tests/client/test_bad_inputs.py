@@ -185,6 +185,24 @@ def test_a_full_disk(picture: Pixels, triton_url: str, tmp_path: Path, command: 
     assert not [path for path in kept.rglob("*.part") if path.parent.name != ".partial"]
 
 
+def test_a_batch_that_is_started_on_a_full_disk_waits(
+    picture: Pixels, triton_url: str, tmp_path: Path
+) -> None:
+    """As after a night's crash, where something restarts it; the space comes once it waits."""
+    slide, out = write_pyramid(tmp_path / "a.tif", picture[:1024, 700:1980]), tmp_path / "out"
+    out.mkdir()
+    script = (
+        'mount -t tmpfs -o size=32m full "$0"; cat /dev/zero > "$0/ballast"; '
+        f"(until grep -q waiting {tmp_path}/err; do sleep 0.1; done; rm $0/ballast) & "
+        f'"$@" 2> {tmp_path}/err; code=$?; cat {tmp_path}/err >&2; exit $code'
+    )
+    prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", script, str(out))
+    done = in_a_process("batch", slide, "--out", out, "--url", triton_url, "--wait-for", 60, prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    assert "waiting  for space on the disk" in done.stderr
+    assert "there is space on the disk again" in done.stderr
+
+
 COMMANDS: dict[str, tuple[list[object], str]] = {
     "no such manifest": (["batch", "missing.csv"], "no such file or folder"),
     "an empty manifest": (["batch", "empty.csv"], "is empty"),
