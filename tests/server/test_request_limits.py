@@ -128,6 +128,12 @@ def test_what_keeps_to_the_limits_passes() -> None:
         check_limits(inputs, Limits(100, 1010, 999))
 
 
+def test_a_request_without_masks_is_refused_by_name(triton_url: str, infer: Infer, width: int) -> None:
+    inputs = slide(5, width, masks=2)
+    inputs["KEEP"] = inputs["KEEP"][:0]
+    assert "KEEP has no mask" in refusal(infer, triton_url, inputs)
+
+
 def test_a_contract_without_limits_does_not_load() -> None:
     assert read_limits({}) is None
     with pytest.raises(KeyError):

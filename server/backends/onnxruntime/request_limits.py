@@ -64,6 +64,8 @@ def check_limits(arrays: Arrays, limits: Limits) -> None:
     embeddings, coords = arrays.get("EMBEDDINGS"), arrays.get("COORDS")
     if embeddings is not None:
         check_sizes(len(embeddings), len(arrays.get("KEEP", ())), limits)
+        if "KEEP" in arrays and not len(arrays["KEEP"]):
+            raise ValueError("KEEP has no mask: send one at least")
     if coords is not None:
         end = limits.grid * CELL
         outside = ((coords < 0) | (coords >= end)).any(axis=1)
