@@ -12,10 +12,13 @@ from typing import Any
 from gigapath_contract.errors import TableError
 from gigapath_contract.slides import slide_id
 
-# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP and eva use these names; they are compared without case.
+# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP, eva and the GDC use these names; they are compared without case.
 ID_COLUMNS = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")
 PATH_COLUMNS = ("image_path", "path", "slide_path", "wsi_path", "filepath", "file_path", "file_name", "wsi")
-PATIENT_COLUMNS = ("pat_id", "case_id", "patient_id", "patient")
+PATIENT_COLUMNS = (
+    *("pat_id", "case_id", "patient_id", "patient", "patientid", "case", "caseid", "subject_id", "subject"),
+    *("case_submitter_id", "bcr_patient_barcode"),
+)
 LABEL_COLUMNS = ("label", "isup_grade", "target")
 MPP_COLUMNS = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
 MASK_COLUMNS = ("mask_path",)

@@ -119,6 +119,9 @@ def init_recipe_command(
     label_column: Annotated[
         str | None, typer.Option(help="The column of labels.", show_default="label, isup_grade or target")
     ] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="The column of patients.", show_default="pat_id, case_id, patient …")
+    ] = None,
 ) -> None:
     """Write a recipe for finetune that fits a table of labels and its slides' embeddings.
 
@@ -128,7 +131,7 @@ def init_recipe_command(
     """
     from training.recipe import plan_recipe
 
-    recipe = plan_recipe(labels, features, label_column)
+    recipe = plan_recipe(labels, features, label_column, patient_column)
     recipe.write(out)
     console.print(f"{out}: {recipe.data}", soft_wrap=True, highlight=False, markup=False)
     _print_next("python", "-m", "training", "finetune", "--config", str(out), "--out", f"runs/{out.stem}")

@@ -61,6 +61,7 @@ class DataSection(Section):
     Attributes:
         features: folder with `<slide>.h5` for each slide.
         labels: table with a row for each slide.
+        patient_column: its column of patients; null looks for pat_id, case_id, patient and other usual names.
         splits: folder with `train_K.csv`, `val_K.csv`, `test_K.csv`; null takes the labels file's column
             `split`, or with more than one fold makes seeded folds in which no patient is divided.
         folds: number of folds.
@@ -72,6 +73,7 @@ class DataSection(Section):
 
     features: Path = Path("features")
     labels: Path = Path("labels.csv")
+    patient_column: str | None = None
     splits: Path | None = None
     folds: Count = 1
     val_share: Fraction = 0.125

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from gigapath_contract.tables import LABEL_COLUMNS, PATIENT_COLUMNS, find_column
+from gigapath_contract.tables import LABEL_COLUMNS
 from training.config import DataSection, RunConfig, read_config
 from training.data.folds import Fold, check_fold, make_folds, read_split_column
 from training.data.h5_features import read_bag
-from training.data.tables import LabelledSlide, Table, read_slides
+from training.data.tables import LabelledSlide, Table, patient_in, read_slides
 from training.errors import TrainingError
 from training.files import write_text
 from training.models.presets import PRESETS
@@ -22,6 +22,7 @@ from training.task import Task
 
 TEMPLATE = Path(__file__).parent / "configs" / "own-slides.yaml"
 PUBLISHED = "hf-hub:prov-gigapath/prov-gigapath"
+PATIENT_OPTION = "--patient-column NAME"
 MOST_FOLDS, MOST_CLASSES = 5, 20
 MOST_PER_STEP = 32  # as published
 STEPS_PER_EPOCH = 4
@@ -49,21 +50,24 @@ class Recipe:
         read_config(path)
 
 
-def plan_recipe(labels: Path, features: Path, label_column: str | None = None) -> Recipe:
+def plan_recipe(
+    labels: Path, features: Path, label_column: str | None = None, patient_column: str | None = None
+) -> Recipe:
     """The recipe for the slides of the table `labels`, embedded in `features`.
 
     `features` holds `<slide>.h5`, or is the folder of a batch. Classes are the values of the label column,
     folds as many as the patients allow (up to 5), or the one that a column `split` names.
 
     Raises:
-        TrainingError: no label column, no classes in it, too few patients, or slides without embeddings.
+        TrainingError: no label or patient column of that name, no classes in it, too few patients, or slides without embeddings.
     """
     table = Table(labels)
     names = [label_column] if label_column else LABEL_COLUMNS
     column = table.column(*names, remedy="name the one with the labels, --label-column NAME")
     classes = _classes(table, column)
-    slides = read_slides(table, task := Task("multiclass", classes, classes, column))
-    patient = find_column(table.columns, PATIENT_COLUMNS)
+    task = Task("multiclass", classes, classes, column)
+    slides = read_slides(table, task, patient_column, PATIENT_OPTION)
+    patient = patient_in(table, patient_column, PATIENT_OPTION)
     members = {name: [s for s in slides.values() if s.target == k] for k, name in enumerate(classes)}
     folds = _folds(table, slides, task, members)
     folder, width = _embeddings(features, list(slides))
@@ -78,11 +82,12 @@ def plan_recipe(labels: Path, features: Path, label_column: str | None = None) -
         "label_column": column,
         "features": str(folder),
         "labels": str(labels),
+        "patient_column": patient,
         "folds": len(folds),
         "accumulate": max(1, min(MOST_PER_STEP, steps)),
     }
     counts = ", ".join(f"{name} ({len(each)})" for name, each in members.items())
-    patients = f"{_patients(slides.values())} patients (column {patient})" if patient else "as many patients"
+    patients = f"{_patients(slides.values())} patients (column {patient})" if patient else "as many patients (no column of patients)"
     how = f"{len(folds)} folds" if len(folds) > 1 else "the splits of column split"
     return Recipe(settings, f"{len(slides)} slides of {patients}; {column}: {counts}; {how}; preset {preset}")
 

@@ -55,6 +55,39 @@ def test_a_written_recipe_names_the_next_command_and_can_be_trained_by(
         plan_recipe(Path("labels.csv"), Path("results"), "grade").write(Path("own-slides.yaml"))
 
 
+@pytest.mark.parametrize(("column", "option"), [("case", []), ("who", ["--patient-column", "Who"])])
+def test_slides_of_a_patient_stay_together_by_a_usual_or_a_given_column(
+    column: str, option: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"s{k}.svs;{'ab'[k % 2]};{k // 2};x{k % 3}" for k in range(12)]
+    labels = write_table(tmp_path / "own.csv", f"filename;diagnosis;{column};scanner", rows)
+    features = embed(tmp_path / "features", 12)
+    recipe = tmp_path / "own.yaml"
+    command = ["init-recipe", str(labels), "--features", str(features), "--out", str(recipe)]
+    done = CliRunner().invoke(app, [*command, "--label-column", "diagnosis", *option])
+    assert f"12 slides of 6 patients (column {column})" in done.output
+    config = read_config(recipe)
+    assert config.data.patient_column == column
+    assert all(len({slide.patient_id for slide in fold.slides}) == 6 for fold in plan_runs(config).folds)
+    assert "no patient column" not in caplog.text
+
+
+def test_a_table_without_a_patient_column_is_warned_of_with_the_likely_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"s{k},{'ab'[k % 2]},{k // 2},x{k % 3}" for k in range(12)]
+    labels = write_table(tmp_path / "own.csv", "slide_id,label,who,scanner", rows)
+    recipe = plan_recipe(labels, embed(tmp_path / "features", 12))
+    assert "12 slides of as many patients (no column of patients)" in recipe.data
+    said = "own.csv has no patient column, so each slide counts as a patient; is it who?"
+    assert f"{said} --patient-column NAME" in caplog.text
+    recipe.write(tmp_path / "own.yaml")
+    plan_runs(read_config(tmp_path / "own.yaml"))
+    assert f"{said} --set data.patient_column=NAME" in caplog.text
+    with pytest.raises(TrainingError, match=r"no column nobody: .*--patient-column NAME .*: slide_id, label"):
+        plan_recipe(labels, tmp_path / "features", patient_column="nobody")
+
+
 @pytest.mark.parametrize(("patients", "folds"), [(3, 3), (4, 4), (5, 5), (30, 5)])
 def test_there_are_as_many_folds_as_every_class_has_patients(
     patients: int, folds: int, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from gigapath_contract.errors import TableError
 from gigapath_contract.tables import (
     ID_COLUMNS,
     LABEL_COLUMNS,
+    MASK_COLUMNS,
+    MPP_COLUMNS,
     PATH_COLUMNS,
     PATIENT_COLUMNS,
     find_column,
@@ -20,6 +23,13 @@ from training.errors import TrainingError
 from training.task import Task
 
 SPLITS = ("train", "val", "test")
+# Values that repeat in these are no patients'; the last four are what `gigapath-client tissue` adds.
+NO_PATIENTS = {*ID_COLUMNS, *PATH_COLUMNS, *LABEL_COLUMNS, *MPP_COLUMNS, *MASK_COLUMNS} | {
+    *("split", "tissue_status", "tissue", "tiles", "notes")
+}
+MOST_SLIDES = 10  # per patient on average, in a column that is taken for one of patients
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,24 @@ class Table:
         return ids
 
 
-def read_slides(table: Table, task: Task) -> dict[str, LabelledSlide]:
-    """The labelled slides of a table, by id. Raises TrainingError for a row without a usable label."""
-    patient = find_column(table.columns, PATIENT_COLUMNS)
+def read_slides(
+    table: Table,
+    task: Task,
+    patient_column: str | None = None,
+    option: str = "--set data.patient_column=NAME",
+) -> dict[str, LabelledSlide]:
+    """The labelled slides of a table, by id; a warning names `option` where no column says the patients.
+
+    Raises TrainingError for a row without a usable label, and where there is no `patient_column`.
+    """
+    patient = patient_in(table, patient_column, option)
     if task.kind == "multilabel":
         columns = [table.column(name) for name in task.classes]
     else:
         names = (task.column,) if task.column else LABEL_COLUMNS
         columns = [table.column(*names, remedy="name yours, --set task.label_column=NAME")]
+    if patient is None:
+        _warn_without_patients(table, {*columns, *map(str.lower, task.classes)}, option)
     allowed: Sequence[str] = ("0", "1") if task.kind == "multilabel" else task.values
     slides: dict[str, LabelledSlide] = {}
     for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
@@ -107,3 +127,25 @@ def read_slides(table: Table, task: Task) -> dict[str, LabelledSlide]:
         target = found if task.kind == "multilabel" else found[0]
         slides[slide_id] = LabelledSlide(slide_id, (row[patient] if patient else "") or slide_id, target)
     return slides
+
+
+def patient_in(table: Table, named: str | None, option: str) -> str | None:
+    """The column of patients: the one `named`, which must exist, or one with a usual name if any."""
+    if named:
+        return table.column(named, remedy=f"name the one with the patients, {option}")
+    return find_column(table.columns, PATIENT_COLUMNS)
+
+
+def _warn_without_patients(table: Table, labels: set[str], option: str) -> None:
+    """Log that slides count as patients, and the column with the most values of which some repeat."""
+    values = {
+        name: [row[name] for row in table.rows if row[name]]
+        for name in table.columns
+        if name and name not in NO_PATIENTS | labels
+    }
+    different = {name: len(set(found)) for name, found in values.items()}
+    likely = [name for name, n in different.items() if n < len(values[name]) <= n * MOST_SLIDES]
+    asked = f"; is it {max(likely, key=lambda name: different[name])}?" if likely else ":"
+    logger.warning(
+        "%s has no patient column, so each slide counts as a patient%s %s", table.path, asked, option
+    )

@@ -63,7 +63,7 @@ def plan_runs(
     if config.select.monitor not in (names := metric_names(task.classes, task.kind)):
         raise TrainingError(f"select.monitor {config.select.monitor!r} is none of {', '.join(names)}")
     table = Table(data.labels)
-    slides = read_slides(table, task)
+    slides = read_slides(table, task, data.patient_column)
     if data.splits is not None:
         folds = [read_presplit(data.splits, number, slides) for number in range(data.folds)]
     elif data.folds > 1:
