@@ -38,7 +38,7 @@ class Recipe:
     def write(self, path: Path) -> None:
         """Write the commented template with these settings. Raises TrainingError where `path` exists."""
         if path.exists():
-            raise TrainingError(f"{path} exists and may have your changes: choose another --out")
+            raise TrainingError(f"{path} exists and may have your changes: remove it or choose another --out")
         text = TEMPLATE.read_text(encoding="utf-8")
         for name, value in self.settings.items():
             shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
@@ -59,7 +59,8 @@ def plan_recipe(
     folds as many as the patients allow (up to 5), or the one that a column `split` names.
 
     Raises:
-        TrainingError: no label or patient column of that name, no classes in it, too few patients, or slides without embeddings.
+        TrainingError: no label or patient column of that name, no classes, too few patients, or slides
+            without embeddings.
     """
     table = Table(labels)
     names = [label_column] if label_column else LABEL_COLUMNS
@@ -87,7 +88,9 @@ def plan_recipe(
         "accumulate": max(1, min(MOST_PER_STEP, steps)),
     }
     counts = ", ".join(f"{name} ({len(each)})" for name, each in members.items())
-    patients = f"{_patients(slides.values())} patients (column {patient})" if patient else "as many patients (no column of patients)"
+    patients = "as many patients (no column names them)"
+    if patient:
+        patients = f"{_patients(slides.values())} patients (column {patient})"
     how = f"{len(folds)} folds" if len(folds) > 1 else "the splits of column split"
     return Recipe(settings, f"{len(slides)} slides of {patients}; {column}: {counts}; {how}; preset {preset}")
 
@@ -135,11 +138,15 @@ def _folds(
 
 def _embeddings(features: Path, slides: Sequence[str]) -> tuple[Path, int]:
     """The folder with the slides' embeddings, and their width."""
+    if not features.is_dir():
+        raise TrainingError(f"{features}: no such folder: give the --out of `gigapath-client batch`")
     below = (folder for folder in sorted(features.glob("*/features_*")) if not folder.is_symlink())
     found = [folder for folder in (features, *below) if any(folder.glob("*.h5"))]
-    if len(found) != 1:
-        several = f"several: {', '.join(map(str, found))}" if found else "none"
-        raise TrainingError(f"{features} has {several} of the folders of embeddings that --features names")
+    if not found:
+        raise TrainingError(f"{features} has no embeddings: give the --out of `gigapath-client batch`")
+    if len(found) > 1:
+        several = ", ".join(map(str, found))
+        raise TrainingError(f"{features} has several folders of embeddings: name one of {several}")
     missing = [name for name in slides if not (found[0] / f"{name}.h5").is_file()]
     if missing:
         raise TrainingError(

@@ -49,9 +49,12 @@ def test_a_written_recipe_names_the_next_command_and_can_be_trained_by(
     assert (config.task.classes, config.task.label_column) == (["high", "low"], "grade")
     assert config.data.features == features.relative_to(tmp_path)
     assert len(plan_runs(config).folds) == 2
+    elsewhere = read_config(Path("own-slides.yaml"), {"data.features": "nowhere"})
+    with pytest.raises(TrainingError, match=r"data\.features: nowhere: no such folder"):
+        plan_runs(elsewhere)
     comments = [line.partition("# ")[2] for line in TEMPLATE.read_text().splitlines()]
     assert all(comment in Path("own-slides.yaml").read_text() for comment in comments)
-    with pytest.raises(TrainingError, match=r"own-slides\.yaml exists .*choose another --out"):
+    with pytest.raises(TrainingError, match=r"own-slides\.yaml exists .*remove it or choose another --out"):
         plan_recipe(Path("labels.csv"), Path("results"), "grade").write(Path("own-slides.yaml"))
 
 
@@ -78,7 +81,7 @@ def test_a_table_without_a_patient_column_is_warned_of_with_the_likely_one(
     rows = [f"s{k},{'ab'[k % 2]},{k // 2},x{k % 3}" for k in range(12)]
     labels = write_table(tmp_path / "own.csv", "slide_id,label,who,scanner", rows)
     recipe = plan_recipe(labels, embed(tmp_path / "features", 12))
-    assert "12 slides of as many patients (no column of patients)" in recipe.data
+    assert "12 slides of as many patients (no column names them)" in recipe.data
     said = "own.csv has no patient column, so each slide counts as a patient; is it who?"
     assert f"{said} --patient-column NAME" in caplog.text
     recipe.write(tmp_path / "own.yaml")
@@ -157,11 +160,15 @@ def test_what_no_recipe_fits_is_one_line(header: str, rows: list[str], message: 
 
 def test_embeddings_that_can_t_be_chosen_or_used_are_named(tmp_path: Path) -> None:
     labels = write_table(tmp_path / "labels.csv", "slide_id,label", [f"s{k},{k % 2}" for k in range(8)])
-    with pytest.raises(TrainingError, match=r"has none of the folders of embeddings that --features names"):
+    with pytest.raises(TrainingError, match=r"nowhere: no such folder: give the --out of `gigapath-client"):
+        plan_recipe(labels, tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match=r"has no embeddings: give the --out of `gigapath-client batch`"):
         plan_recipe(labels, tmp_path)
     embed(tmp_path / "out" / "20x" / "features_odd", 8, width=7)
     with pytest.raises(TrainingError, match="no preset takes embeddings 7 wide"):
         plan_recipe(labels, tmp_path / "out")
     embed(tmp_path / "out" / "20x" / "features_demo", 8)
-    with pytest.raises(TrainingError, match=r"has several: .*features_demo.*features_odd"):
+    with pytest.raises(
+        TrainingError, match=r"has several folders of embeddings: .*features_demo.*features_odd"
+    ):
         plan_recipe(labels, tmp_path / "out")

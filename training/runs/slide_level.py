@@ -77,6 +77,10 @@ def plan_runs(
                 f"optim.accumulate is {config.optim.accumulate} and there are {len(fold.train)} training "
                 "slides, so no step would ever be taken: lower it"
             )
+    if not data.features.is_dir():
+        raise TrainingError(
+            f"data.features: {data.features}: no such folder: name the one of the slides' h5 files"
+        )
     preset = config.build_preset()
     needed = sorted({slide.slide_id for fold in folds for slide in fold.slides})
     checked = check_bags(
