@@ -152,14 +152,16 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _print_report(out: Path) -> None:
     """The metrics of a finished run with their intervals, and where its report is."""
     from training.runs.record import interval_text
-    from training.runs.report import read_report
+    from training.runs.report import chance_text, read_report
 
     picture, report = read_report(out)
     pooled = f", pooled over {report['folds']} folds" if report["folds"] > 1 else ""
     table = Table("metric", f"held out{pooled}", "95 % interval")
     for name, value in report["metrics"].items():
-        table.add_row(name, _number(value), interval_text(*report["intervals_95"][name]))
+        table.add_row(name, _number(value), interval_text(value, *report["intervals_95"][name]))
     console.print(table)
+    if doubt := chance_text(report):
+        console.print(doubt, soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {out}\nreport: {picture}", soft_wrap=True, highlight=False, markup=False)
 
 

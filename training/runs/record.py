@@ -61,11 +61,16 @@ def _same_but_for_resources(path: Path, config: RunConfig) -> bool:
     return before.model_copy(update={"resources": config.resources}) == config
 
 
-NO_INTERVAL = f"none: fewer than {LEAST_GROUPS} patients, or undefined"
+NO_INTERVAL = f"none: fewer than {LEAST_GROUPS} patients"
 
 
-def interval_text(low: float | None, high: float | None) -> str:
-    """A bootstrap interval in words; one without width says that draws agree, and not that all is certain."""
+def interval_text(value: float | None, low: float | None, high: float | None) -> str:
+    """The bootstrap interval of a metric's `value` in words, or why there is none.
+
+    One without width says that draws agree, and not that all is certain.
+    """
+    if value is None or not np.isfinite(value):
+        return "none: undefined"
     if low is None or high is None or not np.isfinite(low):
         return NO_INTERVAL
     return f"{low:.3f} to {high:.3f}" if high - low > LEAST_WIDTH else "none: all draws agree"
@@ -118,7 +123,7 @@ def write_metrics(folder: Path, title: str, facts: Sequence[str], content: dict[
     for name, value in content["test"]["metrics"].items():
         low, high = content["test"]["intervals_95"][name]
         val = content["val"]["metrics"][name]
-        lines.append(f"| {name} | {val:.3f} | {value:.3f} | {interval_text(low, high)} |")
+        lines.append(f"| {name} | {val:.3f} | {value:.3f} | {interval_text(value, low, high)} |")
     write_text(folder / MODEL_CARD, "\n".join([*lines, ""]))
     write_json(folder / METRICS, content)
 

@@ -119,6 +119,22 @@ def read_report(out: Path) -> tuple[Path, dict[str, Any]]:
     return out / REPORT / PICTURE, read_json(out / REPORT / NUMBERS)
 
 
+def chance_text(numbers: dict[str, Any]) -> str:
+    """A line on the classes whose AUROC, or its interval, reaches down to chance; empty where there are none.
+
+    `numbers` are a report's; what is undefined is NaN or null.
+    """
+    doubtful = []
+    for name, value in numbers["metrics"].items():
+        low = numbers["intervals_95"][name][0]
+        lowest = value if low is None or np.isnan(low) else low
+        if name.startswith("auroc_") and name != "auroc_macro" and lowest is not None and lowest <= 0.5:
+            doubtful.append(f"{name.removeprefix('auroc_')} ({value:.3f})")
+    if not doubtful:
+        return ""
+    return f"no better than chance by AUROC: {', '.join(doubtful)}; train for more epochs or on more slides"
+
+
 def _read(paths: Sequence[Path], classes: Sequence[str], kind: HeadKind) -> Predictions:
     """The predictions that `record_predictions` wrote."""
     rows: list[list[str]] = []
@@ -216,9 +232,17 @@ def _draw(
     folds = f", pooled over {numbers['folds']} folds" if numbers["folds"] > 1 else ""
     certainty = f"fewer than {LEAST_GROUPS} {patients}, so no intervals"
     if numbers[patients] >= LEAST_GROUPS:
-        certainty = f"in brackets and shaded: 95 % intervals, bootstrap over {patients}"
+        between = [
+            *numbers["intervals_95"].values(),
+            *np.reshape(numbers["confusion"]["intervals_95"], (-1, 2)),
+        ]
+        certainty = "no intervals, as all draws agree"
+        if any(high - low > LEAST_WIDTH for low, high in between):
+            certainty = f"in brackets and shaded: 95 % intervals, bootstrap over {patients}"
     counted = f"{numbers[slides]} held-out {slides} of {numbers[patients]} {patients}{folds}"
-    figure.suptitle(f"{counted}; {certainty}. Research use only.", fontsize=11, x=0.012, ha="left")
+    doubt = chance_text(numbers)
+    title = f"{counted}; {certainty}. Research use only." + (f"\n{doubt}" if doubt else "")
+    figure.suptitle(title, fontsize=11, x=0.012, ha="left")
     left, middle, right = figure.subplots(1, 3)
     _draw_curves(left, roc_curves, numbers, "auroc", "AUROC")
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)

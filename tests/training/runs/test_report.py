@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn import metrics
 
 from gigapath_contract.probabilities import HeadKind
-from training.runs.record import record_predictions
-from training.runs.report import read_report, write_report
+from training.runs.record import interval_text, record_predictions
+from training.runs.report import chance_text, read_report, write_report
 
 
 def write_predictions(
@@ -118,3 +119,40 @@ def test_few_patients_have_a_report_without_intervals(kind: HeadKind, tmp_path: 
         numbers["confusion"]["counts"]
     )
     assert {row["low_95"] for row in table(tmp_path / "run" / "report" / "roc.csv")} == {"nan"}
+
+
+@pytest.mark.parametrize(
+    ("patients", "rising", "title", "doubt"),
+    [
+        (12, True, "no intervals, as all draws agree", ""),
+        (12, None, "in brackets and shaded: 95 % intervals", "a (0.500), b (0.500)"),
+        (4, False, "fewer than 10 patients, so no intervals", "a (0.000), b (0.000)"),
+    ],
+)
+def test_the_title_says_which_intervals_there_are_and_chance_is_named(
+    patients: int,
+    rising: bool | None,
+    title: str,
+    doubt: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truth = [k % 2 for k in range(2 * patients)]
+    right = [k // 2 % 2 if rising is None else k % 2 == int(rising) for k in range(2 * patients)]
+    scores = [[1 - p, p] for p in (0.2 + 0.6 * flag for flag in right)]
+    write_predictions(tmp_path / "run", truth, scores, "multiclass")
+    titles: list[str] = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **style: titles.append(text))
+    write_report(tmp_path / "run", [tmp_path / "run"], ("a", "b"), "multiclass", bootstrap=20, seed=0)
+    assert title in titles[0]
+    said = chance_text(read_report(tmp_path / "run")[1])
+    assert said in titles[0]
+    assert doubt in said if doubt else not said
+
+
+def test_a_missing_interval_says_why() -> None:
+    nan = float("nan")
+    assert interval_text(None, None, None) == interval_text(nan, nan, nan) == "none: undefined"
+    assert interval_text(0.5, None, None) == "none: fewer than 10 patients"
+    assert interval_text(1, 1, 1) == "none: all draws agree"
+    assert interval_text(0.5, 0.25, 0.75) == "0.250 to 0.750"
