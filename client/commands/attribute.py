@@ -31,7 +31,7 @@ from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 from .attribute_slide import Request, TileMaps, attribute_slide
-from .display import say_next, warn, warn_missing
+from .display import say_next, say_served, warn, warn_missing
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -185,6 +185,7 @@ def command(
     check_folder(out or Path("out"))
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
+        say_served(contract)
         if bank:
             replacements, unknown = read_bank(bank, contract)
             settings = replace(settings, occluder=replacements)

@@ -25,7 +25,10 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import BatchView, say_next, warn_missing, warn_untrained
+from .display import BatchView, say_next, say_served, warn_missing, warn_untrained
+
+WORTH_ADVICE_S = 10.0
+"""Seconds of all slides together, below which no bottleneck is named."""
 
 
 @options.shares(
@@ -88,6 +91,7 @@ def command(
     check_folder(out)
     with Connection(endpoint) as connection:
         contract = read_contract(connection, warn_missing)
+    say_served(contract)
     console = options.console
     warn_untrained(console, contract)
     if omission := work_list.omission():
@@ -110,8 +114,9 @@ def command(
             raise
     counts = collections.Counter(record.status for record in records)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
-    if measured := [record.stages for record in records if record.stages and not record.reused]:
-        console.print(bottleneck(total(measured)), soft_wrap=True)
+    measured = total([record.stages for record in records if not record.reused])
+    if advice := bottleneck(measured, at_least=WORTH_ADVICE_S):
+        console.print(advice, soft_wrap=True)
     typer.echo(shown.status)
     if contract.head is not None:
         say_next("attribute", out, "--all", endpoint=endpoint)

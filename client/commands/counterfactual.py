@@ -26,7 +26,7 @@ from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import warn, warn_missing, warn_untrained
+from .display import say_served, warn, warn_missing, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint)
@@ -85,6 +85,7 @@ def command(
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(endpoint))
         contract = read_contract(connection, warn_missing)
+        say_served(contract)
         stored = find_slide(source, slide_id, contract)
         embedded = read_slide(stored, tile_size, mpp)
         regions = _regions(embedded, annotations, area, _origin(slide, mpp, embedded))

@@ -26,6 +26,7 @@ from gigapath_contract.schema import Contract
 from ..attribution.explain import ExplainProgress, Explanation
 from ..attribution.methods.result import Attribution
 from ..errors import ClientError
+from ..outputs.layout import export_name
 from ..outputs.records import FAILED, OK, SlideRecord
 from ..scoring.embedding import Progress as Report
 from ..scoring.score import SlideSource
@@ -39,6 +40,12 @@ _COLOURS = {OK: "green", FAILED: "red"}
 def warn_missing(server: str, error: ClientError) -> None:
     """Print that a server can't be reached, where others may do its work."""
     warn(options.console, f"{error}; nothing is sent to {server} until it answers")
+
+
+def say_served(contract: Contract) -> None:
+    """Print which export is served: an earlier one may still be."""
+    classes = f"classes {', '.join(contract.head.classes)}" if contract.head else "no classes"
+    typer.echo(f"served: export {export_name(contract)}, {classes}")
 
 
 def warn_untrained(console: Console, contract: Contract) -> None:

@@ -27,7 +27,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import tile_progress, warn, warn_missing, warn_untrained
+from .display import say_served, tile_progress, warn, warn_missing, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -72,6 +72,7 @@ def command(
     check_free(out, source)
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
+        say_served(contract)
         if patch_tokens:
             check_patch_tokens(contract)
         with tile_progress(slide.name) as progress:

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import ClientError
 from ..triton.endpoint import Endpoint
+from ..viewer.library import Entry, Library
 from . import options
 
 LOOPBACK = "127.0.0.1"
@@ -64,7 +65,6 @@ def command(
     from ..viewer.app import OPENSEADRAGON, create_app
     from ..viewer.ask import Asker
     from ..viewer.export import export_page
-    from ..viewer.library import Library
 
     if not OPENSEADRAGON.is_file():
         raise ClientError(
@@ -77,19 +77,25 @@ def command(
         raise ClientError(f"--slide is the file of one slide, but there are {len(entries)}: give --wsi-dir")
     if export is not None:
         with options.console.status(f"writing {export}"):
-            count = export_page(library, export)
-        typer.echo(f"{count} slides: open {export / 'index.html'}")
+            export_page(library, export)
+        typer.echo(f"{counted(entries)}: open {export / 'index.html'}")
         return
     token = None if host == LOOPBACK else secrets.token_urlsafe(16)
     with _listening(host, port) as listening:
         where = f"http://{host}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
-        typer.echo(f"{len(entries)} slides at {where} until Ctrl-C")
+        typer.echo(f"{counted(entries)} at {where} until Ctrl-C")
         app = create_app(library, Asker(endpoint), token=token)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
         )
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def counted(entries: dict[str, Entry]) -> str:
+    """How many slides there are, and how many results where several exports have scored them."""
+    slides = len({entry.slide_id for entry in entries.values()})
+    return f"{slides} slides" + (f", {len(entries)} results" if len(entries) > slides else "")
 
 
 def _listening(host: str, port: int) -> socket.socket:

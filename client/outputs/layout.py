@@ -42,8 +42,8 @@ class Layout:
 
     @property
     def export(self) -> Path:
-        """The folder of this export's own results, `<preset>-<first 8 digits of its id>`."""
-        return self.out / f"{file_stem(self.contract.preset)}-{self.contract.export_id[:8]}"
+        """The folder of this export's own results."""
+        return self.out / export_name(self.contract)
 
     @property
     def status(self) -> Path:
@@ -246,6 +246,11 @@ def features_files(folder: Path, pattern: str = "*") -> list[Path]:
     places = (f"{pattern}.h5", f"features_*/{pattern}.h5", f"*/features_*/{pattern}.h5")
     found = [path for place in places for path in sorted(folder.glob(place))]
     return [path for path in found if not path.parent.is_symlink()]  # TRIDENT's name for one of the others
+
+
+def export_name(contract: Contract) -> str:
+    """`<preset>-<first 8 digits of the export's id>`."""
+    return f"{file_stem(contract.preset)}-{contract.export_id[:8]}"
 
 
 def file_stem(name: str) -> str:

@@ -101,14 +101,19 @@ def shares(stages: dict[str, dict[str, float]], seconds: float) -> dict[str, tup
     return {name: (spent, spent / max(seconds, 1e-9)) for name, spent in serial.items()}
 
 
-def bottleneck(stages: dict[str, dict[str, float]]) -> str:
-    """One sentence: the stage that took most of the time, and what would help; `stages` as by `as_dict`."""
+def bottleneck(stages: dict[str, dict[str, float]], *, at_least: float = 0.0) -> str:
+    """One sentence: the stage that took most of the time, and what would help; `stages` as by `as_dict`.
+
+    Empty where the stages that follow one another took less than `at_least` seconds.
+    """
 
     def seconds(name: str) -> float:
         return stages.get(name, {}).get("seconds", 0.0)
 
     serial = {name: seconds(name) for name in SERIAL}
     everything = sum(serial.values())
+    if everything < at_least:
+        return ""
     worst = max(serial, key=lambda name: serial[name])
     share = f"{serial[worst] / max(everything, 1e-9):.0%} of the time"
     if worst != "wait-server":
@@ -127,7 +132,7 @@ _ADVICE = {
     "open": ("opening the slides", "the storage is slow; copy the slides to a faster one"),
     "tissue": (
         "finding tissue",
-        "give masks (--mask or a mask_path column) or score more slides at a time (--slides)",
+        "more slides at a time (--slides), or masks where there are none (--mask or a mask_path column)",
     ),
     "wait-read": ("reading tiles", "more --workers, faster storage, or tiled JPEG TIFFs without resampling"),
     "slide": ("the slide encoder", "it runs once per slide; more slides at a time (--slides) hide it"),

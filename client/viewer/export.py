@@ -29,8 +29,8 @@ _DZI = (
 )
 
 
-def export_page(library: Library, folder: Path) -> int:
-    """Write the page with all slides of a library; returns the number of slides.
+def export_page(library: Library, folder: Path) -> None:
+    """Write the page with all slides of a library.
 
     Raises:
         OutputError: the folder holds something, or cannot be written to.
@@ -53,7 +53,6 @@ def export_page(library: Library, folder: Path) -> int:
         _write_slide(library, entry, folder)
     _write_data(folder, "slides", [_shareable(summary(entry)) for entry in entries.values()])
     _write_data(folder, "limits", limits(library))
-    return len(entries)
 
 
 def bundle(main: str) -> str:

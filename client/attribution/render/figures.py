@@ -10,6 +10,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ...arrays import Float64, Int64
 from ...files import atomic_path
+from ...outputs.layout import export_name
 from ...slides.contours import rings
 from ...slides.slide import Slide
 from ..explain import Explanation
@@ -95,7 +96,7 @@ def _title(explanation: Explanation) -> list[str]:
     shown = filter(None, (prediction(explanation), f"class shown: {explanation.target_class}"))
     lines = [
         f"{explanation.slide.slide_id}: {'; '.join(shown)}",
-        f"{result.method}{_grouping(result)}",
+        f"model {export_name(explanation.contract)}; {result.method}{_grouping(result)}",
         f"full {result.full[target_index]:+.3g}, empty {result.base[target_index]:+.3g}, "
         f"sum of tiles {np.nansum(result.values[:, target_index]):+.3g}; {result.evaluations} masks, "
         f"occluder {occluder if isinstance(occluder, str) else 'bank'}",

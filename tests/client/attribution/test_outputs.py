@@ -22,7 +22,7 @@ from client.attribution.methods.scorer import Scores
 from client.attribution.model.embedded import EmbeddedSlide, read_embedded
 from client.attribution.render.contact_sheet import strongest
 from client.attribution.render.evidence import evidence_lines
-from client.attribution.render.figures import canvas_for, prediction, write_map, write_strongest
+from client.attribution.render.figures import _title, canvas_for, prediction, write_map, write_strongest
 from client.attribution.render.files import write_explanation
 from client.attribution.render.outputs import write_arrays, write_geojson
 from client.attribution.render.overlay import (
@@ -121,12 +121,14 @@ def test_areas_are_outlined_and_a_scale_bar_has_a_round_length() -> None:
     assert scale_bar(10.0, 1000) == (200.0, "2 mm")
 
 
-def test_a_figure_names_the_prediction_and_the_class_shown(explanation: Explanation) -> None:
+def test_a_figure_names_the_model_the_prediction_and_the_class_shown(explanation: Explanation) -> None:
     logits = explanation.masked_slide.in_place()(np.ones((1, 39), bool)).logits[0].astype(np.float64)
     chances = np.exp(logits) / np.exp(logits).sum()
     best = int(chances.argmax())
     assert prediction(explanation) == f"{('tumour', 'normal')[best]}, p = {chances[best]:.3f}"
     assert prediction(replace(explanation, contract=replace(explanation.contract, head=None))) == ""
+    contract = replace(explanation.contract, preset="own", export_id="0123456789abcdef")
+    assert _title(replace(explanation, contract=contract))[1].startswith("model own-01234567; ")
 
 
 def test_zero_is_the_middle_of_the_colours_and_one_outlier_does_not_set_them() -> None:

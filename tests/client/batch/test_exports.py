@@ -15,6 +15,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from client.commands.view import counted
 from client.outputs.layout import Layout, features_files, stored_layouts
 from client.scoring.result_key import SlideContent, find_keys
 from client.scoring.score import DEFAULT_TILING, SlideSource, TilingOptions
@@ -96,6 +97,7 @@ def test_another_export_takes_the_tile_embeddings_and_leaves_the_results(
     assert "is of another export than the served 0123456789abcdef" in refused.err
     assert embedded_by(other_export) == embedded
     assert f"holds results of {first.export.name} too" in " ".join(done.err.split())
+    assert done.out.startswith("served: export demo-01234567, classes benign, lesion\n")
     second = next(layout for layout in stored_layouts(tmp_path) if layout.export != first.export)
     assert second.export.name == "demo-01234567"
     assert run_client("attribute", tmp_path, "--slide-id", "a", "--url", other_export, *QUICKLY).code == 0
@@ -114,6 +116,7 @@ def test_another_export_takes_the_tile_embeddings_and_leaves_the_results(
         assert "embeddings_doubt" not in about  # they are this export's own
     entries = Library((tmp_path,)).entries()
     assert sorted(entries) == ["a", "a@2", "b", "b@2", "c", "c@2"]
+    assert counted(entries) == "3 slides, 6 results"
     for layout in (first, second):
         [entry] = [one for one in entries.values() if (one.slide_id, one.folder) == ("a", layout.export)]
         shown = describe(Library((tmp_path,)), entry)

@@ -32,6 +32,12 @@ def test_the_bottleneck(seconds: dict[str, float], blamed: str) -> None:
     assert blamed in bottleneck(stages(**seconds))
 
 
+def test_no_bottleneck_is_named_where_little_was_done() -> None:
+    brief = stages(tissue=2, wait_read=1, read=100)
+    assert bottleneck(brief, at_least=10) == bottleneck({}, at_least=10) == ""
+    assert "more slides at a time" in bottleneck(stages(tissue=10), at_least=10)
+
+
 def test_sums() -> None:
     one, two = stages(open=1, write=2), stages(open=3)
     assert total([one, two]) == {
