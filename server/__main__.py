@@ -18,11 +18,11 @@ from server.diagnosis import diagnose
 from server.errors import ServerError
 from server.front.proxy import LINE, Settings, Tls, run_front
 from server.local import LOOPBACK, run_triton
-from server.ports import check_port, free_port, is_loopback
+from server.ports import as_clients_name, check_ports, free_port, is_loopback
 
 LOG = ROOT / "build" / "log" / "triton.log"
 CERTS = ROOT / "deploy" / "certs" / "server"
-DEFAULT_PORT = 8001
+DEFAULT_URLS = ("127.0.0.1:8001", "localhost:8001")
 SETTLED = 60
 """Seconds that a server must have served for to be started again without a pause when it dies."""
 LONGEST_PAUSE = 30
@@ -81,7 +81,10 @@ def serve(
     try:
         with ExitStack() as running:
             if front:
-                check_port(host, grpc_port, "--grpc-port")
+                inside = {"metrics": metrics_port} | ({"http": http_port} if http_port else {})
+                check_ports(
+                    {"grpc": (host, grpc_port)} | {name: (LOOPBACK, port) for name, port in inside.items()}
+                )
                 _log_front(log.with_name("front.log"))
                 settings = Settings(listen, f"{LOOPBACK}:{behind}", tls=tls, certs=certs, grace=grace)
                 running.enter_context(run_front(settings))
@@ -102,7 +105,8 @@ def serve(
                         f"serving {', '.join(server.models)} at {listen if front else server.url} (gRPC)"
                     )
                     typer.echo(f"metrics {server.metrics_url} · log {server.log} · Ctrl-C stops")
-                    where = "" if grpc_port == DEFAULT_PORT else f" --url {listen}"
+                    url = as_clients_name(host, grpc_port)
+                    where = "" if url in DEFAULT_URLS else f" --url {url}"
                     typer.echo(
                         f"next, in another terminal: gigapath-client batch SLIDES --out results{where}"
                     )

@@ -21,7 +21,7 @@ import tritonclient.grpc as triton
 from server.assemble import TRITON, assemble_backends, tritonserver
 from server.diagnosis import diagnose
 from server.errors import ServerError
-from server.ports import check_port, free_port
+from server.ports import check_ports, free_port
 from server.readiness import check_models
 
 RESTRICTED = ("model-repository", "trace", "logging")
@@ -97,8 +97,7 @@ def run_triton(
     ports = {"grpc": grpc_port or free_port(host), "metrics": metrics_port or free_port(host)}
     if http_port is not None:
         ports["http"] = http_port
-    for name, port in ports.items():
-        check_port(host, port, f"--{name}-port")
+    check_ports({name: (host, port) for name, port in ports.items()})
     token = secrets.token_hex()
     restricted = ",".join(RESTRICTED if client_shared_memory else (SHARED_MEMORY, *RESTRICTED))
     shm_prefix = f"triton_{os.getpid()}_{ports['grpc']}_"

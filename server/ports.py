@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import socket
+from collections.abc import Mapping
 
 from server.errors import ServerError
 
@@ -22,9 +23,28 @@ def free_port(host: str) -> int:
 
 def check_port(host: str, port: int, option: str) -> None:
     """Raise ServerError, naming the port and the `option` that changes it, if it cannot be listened on."""
-    reason = _bind_error(host, port)
-    if reason is not None:
-        raise ServerError(f"port {port} on {host} can't be used ({reason}): choose another with {option}")
+    if trouble := _trouble(host, port):
+        raise ServerError(f"{trouble}: choose another with {option}")
+
+
+def check_ports(ports: Mapping[str, tuple[str, int]]) -> None:
+    """Check host and port of every `--<name>-port` of `python -m server`.
+
+    Raises:
+        ServerError: some cannot be listened on; it names them all, and free ones as they are typed.
+    """
+    failed = {name: trouble for name, place in ports.items() if (trouble := _trouble(*place))}
+    if failed:
+        others = " ".join(f"--{name}-port {free_port(ports[name][0])}" for name in failed)
+        raise ServerError(
+            f'{", ".join(failed.values())}: choose another with {others} (make serve ARGS="{others}")'
+        )
+
+
+def as_clients_name(host: str, port: int) -> str:
+    """`host:port` of what listens on `host`; `localhost` where that is every address of this machine."""
+    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{name}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -34,6 +54,12 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def _trouble(host: str, port: int) -> str:
+    """Why a port cannot be listened on; empty where it can."""
+    reason = _bind_error(host, port)
+    return "" if reason is None else f"port {port} on {host} can't be used ({reason})"
 
 
 def _bind_error(host: str, port: int) -> str | None:

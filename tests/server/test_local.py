@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.errors import ServerError
 from server.local import run_triton
-from server.ports import free_port, is_loopback
+from server.ports import as_clients_name, check_ports, free_port, is_loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
@@ -51,6 +51,29 @@ def test_a_taken_port_is_named(toy_repository: Path, tmp_path: Path) -> None:
             run_triton(toy_repository, log=tmp_path / "log", grpc_port=port),
         ):
             pass
+
+
+def test_all_taken_ports_are_named_at_once_with_free_ones() -> None:
+    with socket.create_server((LOOPBACK, 0)) as one, socket.create_server((LOOPBACK, 0)) as two:
+        taken = [one.getsockname()[1], two.getsockname()[1]]
+        with pytest.raises(ServerError) as refused:
+            check_ports(
+                {"grpc": (LOOPBACK, taken[0]), "metrics": (LOOPBACK, taken[1]), "http": (LOOPBACK, 0)}
+            )
+    line = str(refused.value)
+    assert all(f"port {port} on {LOOPBACK} can't be used" in line for port in taken)
+    others = re.search(r"another with (--grpc-port (\d+) --metrics-port (\d+)) \(make serve", line)
+    assert others, line
+    assert f'ARGS="{others[1]}"' in line
+    check_ports({name: (LOOPBACK, int(port)) for name, port in zip("gm", others.groups()[1:], strict=True)})
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [("0.0.0.0", "localhost:9001"), ("::", "localhost:9001"), ("gpu", "gpu:9001"), ("::1", "[::1]:9001")],
+)
+def test_clients_are_given_an_address_that_they_can_reach(host: str, named: str) -> None:
+    assert as_clients_name(host, 9001) == named
 
 
 def test_a_missing_wheel_names_the_remedy(toy_repository: Path, tmp_path: Path) -> None:
