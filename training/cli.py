@@ -67,6 +67,7 @@ def make_cohort_command(
         )
         bar.update(task, completed=len(plans), total=len(plans))  # also for slides that exist already
     console.print(f"{len(plans)} slides, {sum(len(p.tissue) for p in plans)} tissue tiles in {out}")
+    _print_next("gigapath-client", "tissue", f"{out}/labels.csv", "--out", f"{out}/tissue")
 
 
 @app.command("finetune")

@@ -13,6 +13,7 @@ from ..batch.doctor import BAD, GOOD, check_all
 from ..scoring.score import TilingOptions
 from ..triton.endpoint import Endpoint
 from . import options
+from .display import say_next
 
 _MARKS = {GOOD: "[green]ok  [/]", BAD: "[red]FAIL[/]"}
 
@@ -45,3 +46,7 @@ def command(
         console.print(check.detail, highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+    if source:
+        say_next(
+            "batch", source, *(("--wsi-dir", wsi_dir) if wsi_dir else ()), "--out", out, endpoint=endpoint
+        )

@@ -59,6 +59,6 @@ def command(
     manifest = write_manifest(out, rows, work_list.columns)
     typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
     typer.echo(f"{manifest}\nlook at {out}/thumbnails")
-    say_next("batch", manifest)
+    say_next("batch", manifest, "--out", out.parent / "results")
     if counts[FAILED]:
         raise typer.Exit(1)

@@ -45,6 +45,9 @@ def test_all_is_well(
     sparse = run_client("doctor", slides / "a.tif", "--url", triton_url, "--min-tissue", 0.9)
     assert int(re.findall(r"(\d+) tiles", sparse.out)[0]) < int(planned)
     assert not (tmp_path / "out").exists()
+    assert done.out.endswith(
+        f"\nnext: gigapath-client batch {slides} --out {tmp_path / 'out'} --url {triton_url}\n"
+    )
 
 
 def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_tissue_is_found_corrected_and_taken_up(
     out = tmp_path / "tissue"
     done = run_client("tissue", tmp_path / "cohort.csv", "--out", out)
     assert done.code == 1  # one slide is missing
+    assert f"next: gigapath-client batch {out / 'tissue.csv'} --out {tmp_path / 'results'}\n" in done.out
     found = rows_of(out / "tissue.csv")
     states = {name: row["tissue_status"] for name, row in found.items()}
     assert states == {"a": "ok", "blank": "degraded", "gone": "failed"}
