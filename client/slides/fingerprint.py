@@ -54,6 +54,8 @@ def file_fingerprint(path: Path) -> list[list[Any]]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise SlideError(f"{path}: not a file: give a slide (of a DICOM series, any one of its files)")
         return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide_files(path)]
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such file: check the path") from None
     except OSError as error:
         raise SlideError(f"{path}: {error.strerror or error}: check the path") from error
 

@@ -62,7 +62,7 @@ def cut(path: Path, pixels: Pixels, share: float) -> None:
 
 # What lies at the path of a row, and what the status says of it.
 SLIDES: dict[str, tuple[Callable[[Path, Pixels], object], str]] = {
-    "missing": (lambda path, pixels: None, "No such file"),
+    "missing": (lambda path, pixels: None, "no such file: check the path"),
     "empty": (lambda path, pixels: path.touch(), "empty file"),
     "cut_header": (lambda path, pixels: path.write_bytes(b"II*\0\x00\xff\xff\x0f"), "cut off|damaged"),
     "cut_tiles": (lambda path, pixels: cut(path, pixels, 0.6), "cut off|damaged"),
