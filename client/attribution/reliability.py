@@ -94,7 +94,7 @@ class Reliability:
             )
         if self.groupings_alike:
             gains = " and ".join(f"{name} (SRG {gain:+.3g})" for name, gain in self.groupings.items())
-            found.append(f"groups by {gains} explain the score equally well: compare both maps")
+            found.append(f"groups by {gains} explain the score similarly well: compare both maps")
         if self.additive and abs(self.base - self.absent) > NEUTRAL * abs(self.full - self.absent):
             without = "without its strongest tiles" if self.elsewhere is None else "of another class"
             sign = "negative" if self.base > self.absent else "positive"

@@ -155,9 +155,9 @@ def test_a_lesion_of_one_look_in_one_place_is_explained_equally_by_both(
     looks[planted, :8] += 3
     trust = check(slide_of(square, planted, lambda part: np.tanh(4 * part), looks))
     assert trust.groupings_alike
-    assert any("explain the score equally well" in warning for warning in trust.warnings())
+    assert any("explain the score similarly well" in warning for warning in trust.warnings())
     chosen_apart = replace(trust, groupings={"look": 5.0, "place": 0.1})
-    assert not any("equally well" in warning for warning in chosen_apart.warnings())
+    assert not any("similarly well" in warning for warning in chosen_apart.warnings())
 
 
 def test_an_empty_slide_that_is_not_neutral_is_named_with_what_it_does_to_the_values(
