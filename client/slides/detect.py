@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import openslide
 
 from gigapath_contract.slides import SLIDE_SUFFIXES
@@ -18,8 +19,14 @@ _MAGIC = (
     *(b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]"),
 )
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
+_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION, _EXTENDED_OFFSETS = (
+    *(0x00080016, 0x00080008, 0x0020000E, 0x00209311),
+    0x7FE00001,
+)
 _FRAMES = 0x52009230  # PerFrameFunctionalGroupsSequence
+_PIXELS = 0x7FE00010
+_UNDEFINED = b"\xff\xff\xff\xff"  # the length of pixel data in frames that are compressed
+_LARGEST_TABLE = 1 << 26  # bytes, 16 million frames
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,29 @@ def lacks_frames(path: Path) -> bool:
     return not listed and header.get(_ORGANISATION) not in (None, "", "TILED_FULL")
 
 
-def _read_header(path: Path, stop: Callable[[int], bool]) -> dict[int, Any] | None:
-    """The elements before the one at which `stop(tag)` is true; None where there is no DICOM to read."""
+def misplaces_frames(path: Path) -> bool:
+    """Whether a DICOM file says of a frame that it begins past the file's end: OpenSlide dies of it, too."""
+    tables: list[tuple[bytes, str]] = []
+
+    def read_basic(file: BinaryIO) -> None:
+        # The element's tag, VR and length, then the table as the first item: its tag, length and offsets.
+        if len(start := file.read(20)) == 20 and start[8:12] == _UNDEFINED:
+            tables.append((file.read(min(int.from_bytes(start[16:], "little"), _LARGEST_TABLE)), "<u4"))
+
+    header = _read_header(path, lambda tag: tag >= _PIXELS, read_basic) or {}
+    tables.append((header.get(_EXTENDED_OFFSETS) or b"", "<u8"))
+    size = path.stat().st_size
+    offsets = (np.frombuffer(table, kind, len(table) // int(kind[-1])) for table, kind in tables)
+    return any(bool((found >= size).any()) for found in offsets)
+
+
+def _read_header(
+    path: Path, stop: Callable[[int], bool], read_rest: Callable[[BinaryIO], None] = lambda file: None
+) -> dict[int, Any] | None:
+    """The elements before the one at which `stop(tag)` is true, where `read_rest` may go on reading.
+
+    None where there is no DICOM to read.
+    """
     if not is_dicom(first_bytes(path)):
         return None
     # pydicom takes longer to import than the other readers, and most folders hold no DICOM.
@@ -103,6 +131,7 @@ def _read_header(path: Path, stop: Callable[[int], bool]) -> dict[int, Any] | No
     try:
         with path.open("rb") as file:
             header = read_partial(file, stop_when=lambda tag, _vr, _length: stop(int(tag)))
+            read_rest(file)
             return {tag: header[tag].value for tag in _READ if tag in header}
     except (OSError, EOFError, NotImplementedError, MemoryError, *damage):  # a length may claim gigabytes
         return None

@@ -12,7 +12,7 @@ from tifffile import COMPRESSION
 from ..errors import SlideError
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff, one_line
-from .detect import lacks_frames
+from .detect import lacks_frames, misplaces_frames
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
 from .tiff import Page, read_pages
@@ -32,11 +32,11 @@ def check_content(path: Path) -> list[Page]:
     """
     check_file(path)
     try:
-        unlisted = [file for file in slide_files(path) if lacks_frames(file)]
+        lost = [file for file in slide_files(path) if lacks_frames(file) or misplaces_frames(file)]
     except OSError as error:
         raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
-    if unlisted:
-        raise SlideError(f"{unlisted[0]}: does not say where its frames lie: damaged, copy it again")
+    if lost:
+        raise SlideError(f"{lost[0]}: does not say where its frames lie: damaged, copy it again")
     return read_pages(path, openslide.OpenSlide.detect_format(path) or "")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate_extended, generate_frames
 
 from client.arrays import Pixels
 from client.errors import SlideError
@@ -88,3 +89,21 @@ def test_dicom_without_the_places_of_its_frames_is_refused(tmp_path: Path, pictu
     data.save_as(path, enforce_file_format=True)
     with pytest.raises(SlideError, match=r"a-4\.dcm: does not say where its frames lie"):
         open_slide(tmp_path / "a-1.dcm")
+
+
+@pytest.mark.parametrize("table", ["basic", "extended"])
+def test_dicom_that_misplaces_frames_is_refused(tmp_path: Path, picture: Pixels, table: str) -> None:
+    """OpenSlide 4.0.1 ends the process with a segmentation fault where it reads such a frame."""
+    [path] = write_series(tmp_path, "a", picture[:768, :768], levels=(1,))
+    data = pydicom.dcmread(path)
+    frames = list(generate_frames(data.PixelData, number_of_frames=9))
+    if table == "basic":
+        pixels = bytearray(data.PixelData)
+        pixels[8 + 4 * 8 : 8 + 4 * 9] = path.stat().st_size.to_bytes(4, "little")  # the last of nine
+        data.PixelData = bytes(pixels)
+    else:
+        data.PixelData, offsets, data.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+        data.ExtendedOffsetTable = offsets[:-8] + (1 << 40).to_bytes(8, "little")
+    data.save_as(path, enforce_file_format=True)
+    with pytest.raises(SlideError, match=r"a-1\.dcm: does not say where its frames lie"):
+        open_slide(path)
