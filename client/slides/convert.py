@@ -12,7 +12,7 @@ from PIL import Image
 from ..arrays import Pixels
 from ..errors import MppError, SlideError
 from ..files import atomic_path
-from .damage import LONGEST_SIDE
+from .damage import LONGEST_SIDE, one_line
 from .mpp import MICRONS_PER_UNIT, PLAUSIBLE
 
 PICTURES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})
@@ -81,8 +81,9 @@ def _read(source: Path) -> tuple[Pixels, float | None]:
                     picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
                 )
     except (OSError, ValueError, RuntimeError, tifffile.TiffFileError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise SlideError(f"{source}: no readable TIFF, PNG or JPEG ({reason}): check the file") from error
+        raise SlideError(
+            f"{source}: no readable TIFF, PNG or JPEG ({one_line(error)}): check the file"
+        ) from error
     if (
         image.dtype != np.uint8
         or image.ndim not in (2, 3)

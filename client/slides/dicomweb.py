@@ -20,6 +20,7 @@ from ..arrays import Pixels
 from ..errors import SlideError, SlideServerError
 from .address import RemotePath
 from .damage import check_claims, one_line
+from .levels import downsamples_of
 from .mpp import Properties
 from .tiff import DAMAGE
 
@@ -66,10 +67,7 @@ class DicomSeries:
         self.sha256 = hashlib.sha256(repr(instances).encode()).hexdigest()
         self.level_dimensions = tuple((level.size.width, level.size.height) for level in self._levels)
         self.dimensions = self.level_dimensions[0]
-        self.level_downsamples = tuple(
-            (self.dimensions[0] / width + self.dimensions[1] / height) / 2
-            for width, height in self.level_dimensions
-        )
+        self.level_downsamples = downsamples_of(self.level_dimensions)
         self.properties = _properties(self._levels)
         check_claims(path, self.level_dimensions, self.properties)
 

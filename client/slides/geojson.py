@@ -21,6 +21,7 @@ from gigapath_contract.files import parse_json
 from ..arrays import Bool, Float64, Int64
 from ..errors import MaskError
 from ..files import atomic_path
+from .damage import one_line
 
 Feature = dict[str, Any]
 
@@ -190,8 +191,9 @@ def _areas(path: Path) -> list[tuple[str, BaseGeometry]]:
             OverflowError,
             shapely.errors.ShapelyError,
         ) as error:
-            reason = " ".join(str(error).split())
-            raise MaskError(f"{path}: a feature has no valid geometry ({reason}): export it again") from None
+            raise MaskError(
+                f"{path}: a feature has no valid geometry ({one_line(error)}): export it again"
+            ) from None
     _check_outlines(path, [geometry for _, geometry in shapes])
     areas = []
     for name, geometry in shapes:

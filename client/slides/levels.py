@@ -12,6 +12,15 @@ SPOT = 32  # side in level pixels of what is compared between two levels
 Sizes = Sequence[tuple[int, int]]
 
 
+def downsamples_of(sizes: Sizes) -> tuple[float, ...]:
+    """Level-0 pixels per pixel of each level, where the file states none: the mean of both ratios."""
+    return tuple(sum(_ratios(level, sizes)) / 2 for level in range(len(sizes)))
+
+
+def _ratios(level: int, sizes: Sizes) -> list[float]:
+    return [whole / part for whole, part in zip(sizes[0], sizes[level], strict=True)]
+
+
 def misfit(level: int, sizes: Sizes, downsamples: Sequence[float], pages: Sequence[Page]) -> str:
     """Why `level` can't be level 0 made smaller; empty where its size fits.
 
@@ -20,7 +29,7 @@ def misfit(level: int, sizes: Sizes, downsamples: Sequence[float], pages: Sequen
         sizes, downsamples: of all levels, as OpenSlide has them.
         pages: what `tiff.read_pages` found.
     """
-    ratios = [whole / part for whole, part in zip(sizes[0], sizes[level], strict=True)]
+    ratios = _ratios(level, sizes)
     if min(ratios) < 1 or not all(math.isfinite(ratio) for ratio in ratios):
         return "it is larger than level 0"
     downsample = downsamples[level]

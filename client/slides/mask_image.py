@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..arrays import Array, BinaryMask
 from ..errors import MaskError
+from .damage import one_line
 from .detect import first_bytes
 from .tiff import DAMAGE
 
@@ -38,9 +39,9 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
         if not values.size or values.ndim not in (2, 3):
             raise ValueError(f"it is of shape {values.shape}")
     except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
         raise MaskError(
-            f"{path}: no readable mask image ({reason}): give a PNG or TIFF of the whole slide, made small"
+            f"{path}: no readable mask image ({one_line(error)}): "
+            "give a PNG or TIFF of the whole slide, made small"
         ) from None
     drawn: BinaryMask = np.asarray(values >= 0.5 if values.dtype.kind == "f" else values != 0)
     if drawn.ndim == 3:

@@ -14,6 +14,7 @@ from tifffile import PHOTOMETRIC, PLANARCONFIG, RESUNIT
 from ..arrays import Pixels
 from ..errors import SlideError
 from .damage import one_line
+from .levels import downsamples_of
 from .mpp import Properties
 from .stored_tiles import OME_TIFF, TileGrid
 from .tiff import DAMAGE, LARGEST_TILE
@@ -75,10 +76,7 @@ class OmeTiff:
         ]
         self.level_dimensions = tuple(grid.size for grid in self._grids)
         self.dimensions = self.level_dimensions[0]
-        self.level_downsamples = tuple(
-            sum(whole / part for whole, part in zip(self.dimensions, size, strict=True)) / 2
-            for size in self.level_dimensions
-        )
+        self.level_downsamples = downsamples_of(self.level_dimensions)
         self.properties = _properties(self._pages[0])
         room = CACHE_BYTES // max(3 * grid.tile[0] * grid.tile[1] for grid in self._grids)
         self._tile = lru_cache(max(1, room))(self._decode)

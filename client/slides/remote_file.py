@@ -18,6 +18,7 @@ from tifffile import PLANARCONFIG
 from ..arrays import Int64
 from ..errors import SlideError
 from .address import RemotePath
+from .damage import one_line
 from .detect import is_dicom
 from .mirror import Mirror, open_mirror
 from .slide_file import check_content, open_file
@@ -114,9 +115,7 @@ def _prepare(path: RemotePath, mirror: Mirror) -> tuple[list[Page], dict[tuple[i
         try:
             tiles = _read_directories(mirror)
         except DAMAGE as error:
-            raise SlideError(
-                f"{path}: damaged, copy it again (TIFF: {' '.join(str(error).split())})"
-            ) from None
+            raise SlideError(f"{path}: damaged, copy it again (TIFF: {one_line(error)})") from None
     elif not head.startswith(b"ZISRAWFILE"):
         raise SlideError(f"{path}: of a kind that is not read from a server, or no slide: download it")
     if openslide.OpenSlide.detect_format(mirror.path) not in VENDORS:
