@@ -38,7 +38,7 @@ from benchmarks.common import (
     write_page,
 )
 from client.arrays import Pixels
-from client.reading.openslide_reader import OpenSlideReader
+from client.reading.handle_reader import HandleReader
 from client.reading.stream import read_tiles, resize
 from client.reading.tile_reader import open_reader
 from client.slides.address import slide_path
@@ -153,7 +153,7 @@ def client(case: Case, threads: int) -> tuple[int, float]:
 def client_openslide(case: Case, threads: int) -> tuple[int, float]:
     """The client's reader for all other formats."""
     plan = case.plan(SLOW_SAMPLE)
-    with closing(OpenSlideReader(plan)) as reader:
+    with closing(HandleReader(plan)) as reader:
 
         def some(indices: list[int]) -> None:
             region = np.empty((*plan.read_size[::-1], 3), np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Int64, Pixels
 from ..slides.stored_tiles import StoredTiles
 from ..slides.tiling import TilePlan
-from .openslide_reader import OpenSlideReader
+from .handle_reader import HandleReader
 
 CACHE_BYTES = 256 << 20  # bytes of decoded tiles kept for the next rows; beyond it some are decoded again
 
@@ -28,9 +28,7 @@ class JpegReader:
     name = "jpeg tiles"
     reason = ""
 
-    def __init__(
-        self, plan: TilePlan, stored: StoredTiles, fallback: OpenSlideReader, start: int = 0
-    ) -> None:
+    def __init__(self, plan: TilePlan, stored: StoredTiles, fallback: HandleReader, start: int = 0) -> None:
         self._stored = stored
         self._fallback = fallback
         self._positions = plan.level_positions()

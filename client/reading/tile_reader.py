@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from ..arrays import Pixels
+from ..slides.slide_file import library_of
 from ..slides.stored_tiles import OME_TIFF, DirectReadUnsupported, StoredTiles, stored_tiles
 from ..slides.tiling import TilePlan
+from .handle_reader import HandleReader
 from .jpeg_reader import JpegReader
-from .openslide_reader import OpenSlideReader
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ PROBE_ROWS = 32  # ... in as many pixel rows: enough to compare colours and plac
 class TileReader(Protocol):
     """Reads the regions of one plan; shared by all threads.
 
-    `name` is that of the implementation, `reason` says why the plan is not read from stored JPEG tiles.
+    `name` is "jpeg tiles" or the library's, `reason` says why the plan is not read from stored JPEG tiles.
     """
 
     name: str
@@ -47,7 +48,7 @@ class TileReader(Protocol):
 
 
 def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
-    """The direct JPEG reader where it reproduces OpenSlide's pixels, else OpenSlide.
+    """The direct JPEG reader where it reproduces OpenSlide's pixels, else OpenSlide or the format's library.
 
     `start` is the first region that will be read.
 
@@ -55,38 +56,45 @@ def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
         SlideError: the slide cannot be opened.
     """
     reader: TileReader
-    try:
-        reader = JpegReader(plan, _validated_layout(plan, start), OpenSlideReader(plan), start)
-    except DirectReadUnsupported as error:
-        reader = OpenSlideReader(plan, reason=str(error))
+    probes = _probes(plan, start)
+    with closing(HandleReader(probes)) as reference:
+        library = library_of(reference.handle())
+        try:
+            stored = _validated_layout(plan, probes, reference)
+            reader = JpegReader(plan, stored, HandleReader(plan, library), start)
+        except DirectReadUnsupported as error:
+            reader = HandleReader(plan, library, str(error))
     logger.info("%s: tiles through %s%s", plan.path, reader.name, reader.reason and f" ({reader.reason})")
     return reader
 
 
-def _validated_layout(plan: TilePlan, start: int) -> StoredTiles:
-    """Where the plan's stored tiles lie, after comparing regions across the plan with OpenSlide's pixels.
+def _probes(plan: TilePlan, start: int) -> TilePlan:
+    """The upper rows of some regions across the plan."""
+    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBE_REGIONS).astype(int))
+    size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
+    return replace(plan, coords=plan.coords[chosen[chosen < len(plan)]], read_size=size)
+
+
+def _validated_layout(plan: TilePlan, probes: TilePlan, reference: HandleReader) -> StoredTiles:
+    """Where the plan's stored tiles lie, after comparing `probes` of it with the pixels of `reference`.
 
     Raises:
         DirectReadUnsupported: another format, or other pixels.
         SlideError: the slide cannot be opened.
     """
-    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBE_REGIONS).astype(int))
-    size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
-    probes = replace(plan, coords=plan.coords[chosen[chosen < len(plan)]], read_size=size)
-    with closing(OpenSlideReader(probes)) as reference:
-        handle = reference.handle()
-        vendor, level_size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
-        stored = stored_tiles(plan.path, vendor, level_size)
-        if vendor != OME_TIFF and not _on_level_pixels(plan):
-            raise DirectReadUnsupported(
-                f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
-            )
-        with closing(JpegReader(probes, stored, reference)) as direct:
-            compared = [
-                _same_pixels(direct, reference, index, size)
-                for index in range(len(probes))
-                if direct.covers(index)
-            ]
+    handle = reference.handle()
+    vendor, level_size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
+    stored = stored_tiles(plan.path, vendor, level_size)
+    if vendor != OME_TIFF and not _on_level_pixels(plan):
+        raise DirectReadUnsupported(
+            f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
+        )
+    with closing(JpegReader(probes, stored, reference)) as direct:
+        compared = [
+            _same_pixels(direct, reference, index, probes.read_size)
+            for index in range(len(probes))
+            if direct.covers(index)
+        ]
     if False in compared:
         raise DirectReadUnsupported("its stored tiles don't give OpenSlide's pixels")
     if True not in compared:

@@ -57,6 +57,8 @@ class Czi:
     The levels are those that are stored. A position between a level's pixels is rounded to the nearest one.
     """
 
+    library = "libCZI"
+
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self._left, self._top, *size = reader.total_bounding_rectangle_no_pyramid

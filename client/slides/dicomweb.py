@@ -47,6 +47,8 @@ class DicomSeries:
         SlideError: no whole-slide image, or one that can't be read.
     """
 
+    library = "wsidicom"
+
     def __init__(self, path: RemotePath) -> None:
         assert path.series
         service, study, series = path.series

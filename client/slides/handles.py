@@ -21,6 +21,8 @@ from .tiff import Page
 class SlideHandle(Protocol):
     """An open slide as `openslide.OpenSlide` shows it: a new format is a class and a line in `open_file`.
 
+    Those of other libraries say in `library` which it is.
+
     `properties` has OpenSlide's names: `openslide.vendor`, and where known `openslide.mpp-x` and -y,
     `openslide.objective-power` and `openslide.bounds-*`.
     """

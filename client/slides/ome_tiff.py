@@ -67,6 +67,8 @@ class OmeTiff:
     A position between a level's pixels is rounded to the nearest one.
     """
 
+    library = "tifffile"
+
     def __init__(self, file: tifffile.TiffFile, levels: list[tifffile.TiffPage]) -> None:
         self._file = file
         self._pages = sorted(levels, key=lambda page: -page.imagewidth)

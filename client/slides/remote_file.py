@@ -21,7 +21,7 @@ from .address import RemotePath
 from .damage import one_line
 from .detect import is_dicom
 from .mirror import Mirror, open_mirror
-from .slide_file import check_content, open_file
+from .slide_file import check_content, library_of, open_file
 from .stored_tiles import VENDORS
 from .tiff import DAMAGE, Page, all_pages
 
@@ -54,6 +54,7 @@ class RemoteFile:
                 _pages[self._mirror], _tiles[self._mirror] = _prepare(path, self._mirror)
             # tifffile keeps what it read around a tile, which may not have been fetched; OpenSlide does not.
             self._handle = open_file(self._mirror.path, self._mirror.open())
+        self.library = library_of(self._handle)
         self.pages = _pages[self._mirror]
         self.dimensions = self._handle.dimensions
         self.level_dimensions = self._handle.level_dimensions

@@ -24,6 +24,14 @@ _OTHER_KIND = re.compile(
 )
 
 
+OPENSLIDE = "openslide"
+
+
+def library_of(handle: object) -> str:
+    """The library that gives the pixels of an open slide."""
+    return str(getattr(handle, "library", OPENSLIDE))  # OpenSlide's own class has no such attribute
+
+
 def check_content(path: Path) -> list[Page]:
     """Check what OpenSlide can't allocate, or misses, and would end the process; the pages of a tiled TIFF.
 

@@ -12,9 +12,9 @@ import tifffile
 from client.arrays import Pixels
 from client.errors import SlideError
 from client.reading.jpeg_reader import JpegReader
-from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
+from client.slides.slide_file import OPENSLIDE
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
 from training.cohort.pyramid import write_pyramid
@@ -47,7 +47,7 @@ def test_a_damaged_tile_is_not_valid_and_spoils_no_other(
     whole = reading.collect(tiles)[0]
     damage(path, 2, 1, how)
     pixels, valid, readers = reading.collect(tiles, workers=workers, batch=5)
-    assert readers == {OpenSlideReader.name if layout == "deflate" else JpegReader.name}
+    assert readers == {OPENSLIDE if layout == "deflate" else JpegReader.name}
     assert np.flatnonzero(~valid).tolist() == [4 + 2]
     assert not pixels[6].any()
     assert np.array_equal(np.delete(pixels, 6, axis=0), np.delete(whole, 6, axis=0))

@@ -17,10 +17,11 @@ import tifffile
 
 from client.arrays import Pixels
 from client.reading import jpeg_reader
+from client.reading.handle_reader import HandleReader
 from client.reading.jpeg_reader import JpegReader
-from client.reading.openslide_reader import OpenSlideReader
 from client.reading.stream import resize
 from client.reading.tile_reader import open_reader
+from client.slides.slide_file import OPENSLIDE
 from training.cohort.pyramid import write_pyramid
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -95,7 +96,7 @@ def test_random_plans_on_random_layouts(tmp_path: Path, picture: Pixels, reading
         )
         assert readers == {JpegReader.name}, turn
         assert valid.all()
-        reference = OpenSlideReader(tiles)
+        reference = HandleReader(tiles)
         region = np.empty((*tiles.read_size[::-1], 3), np.uint8)
         with closing(reference):
             for index in range(len(tiles)):
@@ -200,10 +201,10 @@ def test_the_rest_goes_through_openslide(
     reason = make(tmp_path / "a.tif", np.ascontiguousarray(picture[1000:1512, 600:1112]))
     tiles = reading.plan(tmp_path / "a.tif")
     with closing(open_reader(tiles)) as reader:
-        assert reader.name == OpenSlideReader.name
+        assert reader.name == OPENSLIDE
         assert reason in reader.reason
     pixels, valid, readers = reading.collect(tiles)
-    assert readers == {OpenSlideReader.name}
+    assert readers == {OPENSLIDE}
     assert valid.all()
     for index, expected in enumerate(reading.plainly(tiles)):
         assert np.array_equal(pixels[index], expected), index
@@ -214,6 +215,6 @@ def test_a_vendors_own_composition_goes_through_openslide(
 ) -> None:
     tiles = reading.plan(leica_slide)
     with closing(open_reader(tiles)) as reader:
-        assert (reader.name, reader.reason) == (OpenSlideReader.name, "regions of leica slides are composed")
+        assert (reader.name, reader.reason) == (OPENSLIDE, "regions of leica slides are composed")
     pixels, _, _ = reading.collect(tiles)
     assert np.array_equal(pixels[5], list(reading.plainly(tiles))[5])

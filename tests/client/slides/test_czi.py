@@ -77,6 +77,7 @@ def test_tiles_and_tissue_come_from_the_small_levels(tmp_path: Path, picture: Pi
         level1 = slide.read(1, (0, 0), slide.level_dimensions[1])
     assert (plan.level, plan.downsample) == (1, 2.0)
     batches = list(read_tiles(plan))
+    assert {batch.reader for batch in batches} == {"libCZI"}
     pixels = np.concatenate([batch.pixels for batch in batches])
     assert len(pixels) == 11
     for (x, y), tile in zip(plan.level_positions(), pixels, strict=True):

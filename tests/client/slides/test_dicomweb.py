@@ -110,8 +110,9 @@ def test_all_tiles_are_openslides(
     plan, expected = reading.plan(slide_path(address), mpp=mpp), reading.plan(path, mpp=mpp)
     assert plan.fingerprint == expected.fingerprint
     assert plan.level == (mpp == 2.0)
-    pixels, valid, _ = reading.collect(plan, workers=4)
-    wanted, _, _ = reading.collect(expected)
+    pixels, valid, reader = reading.collect(plan, workers=4)
+    wanted, _, local = reading.collect(expected)
+    assert (reader, local) == ({"wsidicom"}, {"openslide"})
     np.testing.assert_array_equal(pixels, wanted)
     assert valid.all()
 

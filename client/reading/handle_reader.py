@@ -1,4 +1,4 @@
-"""Tiles through OpenSlide: every format, and the reference for pixels."""
+"""Tiles through OpenSlide, or another library where it reads the format: the reference for pixels."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import numpy as np
 from ..arrays import Pixels
 from ..errors import SlideError
 from ..slides.handles import Handles, SlideHandle
+from ..slides.slide_file import OPENSLIDE
 from ..slides.tiling import TilePlan
 
 
-class OpenSlideReader:
-    """Reads a plan's regions with one OpenSlide handle per thread; a handle that met an error is replaced.
+class HandleReader:
+    """Reads a plan's regions with one handle per thread; a handle that met an error is replaced.
 
     OpenSlide's handle refuses everything after one failed read, so a shared one would fail good tiles too.
-    `reason` says why no faster reader was taken.
+    `name` is the library's, `reason` says why no faster reader was taken.
     """
 
-    name = "openslide"
-
-    def __init__(self, plan: TilePlan, reason: str = "") -> None:
+    def __init__(self, plan: TilePlan, name: str = OPENSLIDE, reason: str = "") -> None:
+        self.name = name
         self.reason = reason
         self._plan = plan
         self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
