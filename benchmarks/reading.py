@@ -18,7 +18,10 @@ import numpy as np
 import openslide
 import simplejpeg
 import tifffile
+from dicomweb_client.api import DICOMwebClient
 from pylibCZIrw.czi import CziReader
+from requests import Session
+from wsidicom import WsiDicom, WsiDicomWebClient
 
 from benchmarks.common import (
     MACHINE,
@@ -37,17 +40,20 @@ from benchmarks.common import (
     table,
     write_page,
 )
+from benchmarks.orthanc import LOGIN, MISSING, serve_orthanc
 from client.arrays import Pixels
 from client.reading.handle_reader import HandleReader
 from client.reading.stream import read_tiles, resize
 from client.reading.tile_reader import open_reader
-from client.slides.address import slide_path
+from client.slides.address import RemotePath, slide_path
+from client.slides.dicomweb import forget_series
 from client.slides.mirror import CACHE
 from client.slides.slide import open_slide
 from client.slides.stored_tiles import stored_tiles
 from client.slides.tiff import all_pages
 from client.slides.tiling import TilePlan, plan_tiles
 from tests.support.czi import write_czi
+from tests.support.dicom import write_series
 from tests.support.web import serve_files
 from training.cohort.pyramid import shrink, write_pyramid
 
@@ -198,10 +204,15 @@ def _timed(work: Callable[[list[T]], None], items: list[T], threads: int) -> flo
     return time.perf_counter() - start
 
 
+def large_picture() -> Pixels:
+    """RGB of four times a part of the real slide, 4,096 px wide."""
+    with open_slide(REAL_SLIDE) as slide:
+        return np.tile(slide.read(0, (0, 0), (2048, 2816)), (2, 2, 1))
+
+
 def others() -> dict[str, tuple[TilePlan, Callable[[TilePlan, int], float]]]:
     """Tiles of level 1 of slides that other libraries read, and what takes their time in those."""
-    with open_slide(REAL_SLIDE) as slide:
-        whole = np.tile(slide.read(0, (0, 0), (2048, 2816)), (2, 2, 1))
+    whole = large_picture()
     folder = fresh_folder(WORK / "other-readers")
     found: dict[str, tuple[TilePlan, Callable[[TilePlan, int], float]]] = {}
     for codec, count in (("jpeg", 88), ("zstd", 88), ("jpeg2000", 16)):
@@ -280,7 +291,10 @@ def main(trials: Trials = 5, pages: Pages = PAGES) -> None:
 
     keys = [(case, threads, method) for case in measured for threads in (1, 2) for method in METHODS]
     rates = alternate({key: partial(rate, *key) for key in keys}, trials)
-    write_page(pages / "reading.md", _page(measured, rates, trials) + _others(trials) + _remote(trials))
+    write_page(
+        pages / "reading.md",
+        _page(measured, rates, trials) + _others(trials) + _dicomweb(trials) + _remote(trials),
+    )
 
 
 def _others(trials: int) -> str:
@@ -310,6 +324,70 @@ reading each of them, and the client with all that it does, opening included, an
 
 {table("| library, 1 thread | client, 1 thread | library, 2 threads | client, 2 threads", rows)}
 """
+
+
+def _dicomweb(trials: int) -> str:
+    """A series of Orthanc's, read with a login; both open it in each trial and start without its frames."""
+    with TemporaryDirectory() as work, serve_orthanc(Path(work)) as server:
+        if server is None:
+            return f"\n## A slide on a DICOMweb server\n\nNot measured: {MISSING}.\n"
+        os.environ |= server.tokens
+        (series,) = server.store(write_series(Path(work), "slide", large_picture(), mpp=0.25, levels=(1, 2)))
+        plan = Case("series", slide_path(series)).plan(88)
+        loop = partial(read_with_wsidicom, plan, server.service)
+        ways = {"wsidicom": loop, "client": partial(read_series, plan)}
+        expected, _ = loop(1)
+        keys = [(threads, name) for threads in (1, 2) for name in ways]
+
+        def rate(threads: int, name: str) -> float:
+            pixels, seconds = ways[name](threads)
+            assert np.array_equal(pixels, expected)
+            return len(plan) / seconds
+
+        rates = alternate({key: partial(rate, *key) for key in keys}, trials)
+    rows = []
+    for threads in (1, 2):
+        base, ours = rates[threads, "wsidicom"], rates[threads, "client"]
+        cells = [f"{statistics.median(values):,.0f}" for values in (base, ours)]
+        rows.append(f"{threads} | {' | '.join(cells)} | {median_ratio(ours, base):.2f}")
+    return f"""
+## A slide on a DICOMweb server
+
+Tiles per second of level 1 of a JPEG series in Orthanc on the same machine, opening included: a loop over
+wsidicom's `read_region` with dicomweb-client, and the client. All pixels are the same.
+
+{table("threads | wsidicom | client | ratio", rows)}
+"""
+
+
+def read_with_wsidicom(plan: TilePlan, service: str, threads: int) -> tuple[Pixels, float]:
+    """The middle of each tile by wsidicom alone, and the seconds that it takes."""
+    assert isinstance(plan.path, RemotePath)
+    assert plan.path.series
+    _, study, series = plan.path.series
+    pixels = np.empty((len(plan), plan.crop_px, plan.crop_px, 3), np.uint8)
+    corners = plan.level_positions().tolist()
+    start = time.perf_counter()
+    session = Session()
+    session.auth = LOGIN
+    client = WsiDicomWebClient(DICOMwebClient(service, session=session))
+    with WsiDicom.open_web(client, study, series) as slide:
+
+        def some(indices: list[int]) -> None:
+            for index in indices:
+                region = slide.read_region(tuple(corners[index]), plan.level, plan.read_size, as_array=True)
+                pixels[index] = region
+
+        _timed(some, list(range(len(plan))), threads)
+    return pixels, time.perf_counter() - start
+
+
+def read_series(plan: TilePlan, threads: int) -> tuple[Pixels, float]:
+    """The same by the client."""
+    forget_series()
+    start = time.perf_counter()
+    pixels = np.concatenate([batch.pixels for batch in read_tiles(plan, workers=threads)])
+    return pixels, time.perf_counter() - start
 
 
 def _remote(trials: int) -> str:

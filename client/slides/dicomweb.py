@@ -74,23 +74,22 @@ class DicomSeries:
         check_claims(path, self.level_dimensions, self.properties)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-        """See `SlideHandle`; a location between two pixels of the level is rounded."""
+        """RGB uint8 [h, w, 3], white beyond the edge; a place between two pixels of the level is rounded."""
         corner = [round(place / self.level_downsamples[level]) for place in location]
         low = [max(0, place) for place in corner]
         high = [
             min(place + side, whole)
             for place, side, whole in zip(corner, size, self.level_dimensions[level], strict=True)
         ]
-        rgba = np.zeros((*size[::-1], 4), np.uint8)
+        out = np.full((*size[::-1], 3), 255, np.uint8)
         if high[0] > low[0] and high[1] > low[1]:
             (x, y), (width, height) = low, (high[0] - low[0], high[1] - low[1])
             with _errors(self._path):
                 pixels = self._slide.read_region(
                     (x, y), self._levels[level].level, (width, height), threads=1, as_array=True
                 )
-            part = rgba[y - corner[1] : y - corner[1] + height, x - corner[0] : x - corner[0] + width]
-            part[..., :3], part[..., 3] = pixels, 255
-        return rgba
+            out[y - corner[1] : y - corner[1] + height, x - corner[0] : x - corner[0] + width] = pixels
+        return out
 
     def close(self) -> None:
         """Nothing: other threads may be reading."""
@@ -108,6 +107,11 @@ def open_series(path: RemotePath) -> DicomSeries:
         SlideServerError, SlideError: see `DicomSeries`.
     """
     return _opened(path, path.login())
+
+
+def forget_series() -> None:
+    """Let go of the series that are open, and of what is known of them."""
+    _opened.cache_clear()
 
 
 class _AsStored(WsiDicomWebClient):  # type: ignore[misc]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import shutil
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.orthanc import LOGIN, MISSING, Orthanc, serve_orthanc
 from client.errors import ClientError
 from client.slides.address import TOKENS, slide_path
 from client.slides.fingerprint import slide_sha256
@@ -26,79 +19,38 @@ from client.slides.slide import open_slide
 from server.ports import free_port
 from tests.support.dicom import write_segmentation, write_series
 
-LOGIN = "reader:pass:word"
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-
-
-def _ask(url: str, data: bytes | None = None) -> bytes:
-    basic = base64.b64encode(LOGIN.encode()).decode()
-    request = urllib.request.Request(url, data, {"Authorization": f"Basic {basic}"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return bytes(answer.read())
-
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that asks for LOGIN."""
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None or not PLUGIN.exists():
-        pytest.skip("Orthanc is missing: apt-get install orthanc orthanc-dicomweb")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port("127.0.0.1")
-    user, _, password = LOGIN.partition(":")
-    settings = {
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {user: password},
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    address = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                _ask(f"{address}/system")
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A server that asks for a login."""
+    with serve_orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        if server is None:
+            pytest.skip(MISSING)
+        yield server
 
 
 @pytest.fixture(scope="module")
 def series(
-    orthanc: str, picture: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+    orthanc: Orthanc, picture: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[str, Path]]:
     """Address and a file of each series that the server holds."""
     folder = tmp_path_factory.mktemp("series")
-    made: dict[str, tuple[str, Path]] = {}
     pixels = picture[700:1700, 300:1600]
-    for stem, lossless in (("jpeg", False), ("lossless", True)):
+    for stem in ("jpeg", "label", "lossless", "mask"):
         (folder / stem).mkdir()
-        write_series(folder / stem, stem, pixels, lossless=lossless)
-    for stem in ("label", "mask"):
-        (folder / stem).mkdir()
+    write_series(folder / "jpeg", "jpeg", pixels)
+    write_series(folder / "lossless", "lossless", pixels, lossless=True)
     write_series(folder / "label", "label", pixels[:300, :300], levels=(1,), flavour="LABEL")
     write_segmentation(folder / "mask" / "mask.dcm", "other")
-    for path in sorted(folder.glob("*/*.dcm")):
-        _ask(f"{orthanc}/instances", path.read_bytes())
-        data = pydicom.dcmread(path, stop_before_pixels=True)
-        address = f"{orthanc}/dicom-web/studies/{data.StudyInstanceUID}/series/{data.SeriesInstanceUID}"
-        made.setdefault(path.parent.name, (address, path))
-    return made
+    return {
+        place.name: (orthanc.store(sorted(place.iterdir()))[0], min(place.iterdir()))
+        for place in folder.iterdir()
+    }
 
 
 @pytest.fixture(autouse=True)
-def login(orthanc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKENS, f"{orthanc.removeprefix('http://')}={LOGIN}")
+def tokens(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKENS, orthanc.tokens[TOKENS])
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "lossless"])
@@ -138,11 +90,11 @@ def test_a_series_is_the_slide_that_openslide_opens(series: dict[str, tuple[str,
 
 
 def test_the_identity_of_a_series_is_its_instances_on_any_server(
-    series: dict[str, tuple[str, Path]], orthanc: str, monkeypatch: pytest.MonkeyPatch
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, host = series["jpeg"][0], orthanc.removeprefix("http://")
+    address, host = series["jpeg"][0], orthanc.host
     other = host.replace("127.0.0.1", "localhost")
-    monkeypatch.setenv(TOKENS, f"{host}={LOGIN} {other}={LOGIN}")
+    monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)} {other}={':'.join(LOGIN)}")
     digest = slide_sha256(slide_path(address))
     assert digest == slide_sha256(slide_path(address.replace(host, other)))
     assert digest != slide_sha256(slide_path(series["lossless"][0]))
@@ -159,16 +111,16 @@ def _refused(address: str) -> str:
 
 
 def test_what_cannot_be_read_is_one_line(
-    series: dict[str, tuple[str, Path]], orthanc: str, monkeypatch: pytest.MonkeyPatch
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, host = series["jpeg"][0], orthanc.removeprefix("http://")
+    address, host = series["jpeg"][0], orthanc.host
     for kind in ("label", "mask"):
         assert _refused(series[kind][0]).startswith("has no whole-slide image: give a series of one")
     assert _refused(f"{address}7").startswith("has no whole-slide image")
     assert _refused(address.replace("dicom-web", "elsewhere")).startswith("the server answers 404: check")
     monkeypatch.setenv(TOKENS, f"{host}=reader:sword")
     assert _refused(address) == f"the server refuses access (401): check what {TOKENS} holds for {host}"
-    monkeypatch.setenv(TOKENS, f"elsewhere={LOGIN}")
+    monkeypatch.setenv(TOKENS, f"elsewhere={':'.join(LOGIN)}")
     assert _refused(address) == (
         f"the server refuses access (401): set {TOKENS}={host}=TOKEN, or {host}=USER:PASSWORD"
     )
