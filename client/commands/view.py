@@ -27,7 +27,10 @@ def command(
     endpoint: Endpoint,
     slide: Annotated[
         Path | None,
-        typer.Option(callback=options.existing, help="The slide's file, where the folder holds one slide."),
+        typer.Option(
+            callback=options.existing_slide,
+            help="The slide's file or address, where the folder holds one slide.",
+        ),
     ] = None,
     wsi_dir: Annotated[
         Path | None,

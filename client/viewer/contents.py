@@ -29,6 +29,8 @@ from ..errors import ClientError
 from ..outputs.file_keys import FileKeys
 from ..outputs.layout import StoredSlide
 from ..scoring.result_key import SlideContent
+from ..slides.address import RemotePath
+from ..slides.fingerprint import slide_sha256
 from ..slides.geojson import read_features
 from .deepzoom import DeepZoom
 from .library import Entry, Library
@@ -92,11 +94,17 @@ def describe(library: Library, entry: Entry) -> Json:
 
 
 def _other_file(entry: Entry, path: Path, size: list[int], scored: list[int] | None) -> str:
-    """Why a file is not the one that was scored, by its size in px and in bytes; empty where it may be."""
+    """Why a file is not the one that was scored; empty where it may be.
+
+    It is judged by its size in px and in bytes; on a server, by the digest, for which it is not read.
+    """
     if scored and scored != size:
         return f"{size[0]}x{size[1]} px, but {scored[0]}x{scored[1]} px when it was scored"
     content = FileKeys(entry.stored.out, entry.slide_id).content if entry.stored else SlideContent()
     before = {name: length for name, length, _ in content.files}.get(path.name)
+    if isinstance(path, RemotePath):  # no length was noted where it was scored from there
+        replaced = before == 0 and content.sha256 != slide_sha256(path)
+        return "its server had another one when it was scored" if replaced else ""
     now = path.stat().st_size
     return "" if before in (None, now) else f"{now} bytes, but {before} when it was scored"
 

@@ -12,6 +12,7 @@ import simplejpeg
 
 from ..arrays import Pixels
 from ..reading.stream import resize
+from ..slides.address import RemotePath
 from ..slides.slide import ROUNDING, Overview, Slide
 from ..slides.stored_tiles import DirectReadUnsupported, StoredTiles, stored_tiles
 
@@ -26,7 +27,7 @@ class DeepZoom:
     """The tiles of an open slide; used by any number of threads.
 
     A stored JPEG tile is passed on as it is where the slide has a level of the same downsample whose tiles
-    lie on Deep Zoom's grid; what is left is read through OpenSlide and encoded.
+    lie on Deep Zoom's grid; what is left, and a slide on a server, is read and encoded.
 
     Attributes:
         slide: the open slide.
@@ -37,7 +38,8 @@ class DeepZoom:
     def __init__(self, slide: Slide) -> None:
         self.slide = slide
         self.levels = math.ceil(math.log2(max(slide.dimensions))) + 1
-        self._file = os.open(slide.path, os.O_RDONLY)
+        remote = isinstance(slide.path, RemotePath)
+        self._file = None if remote else os.open(slide.path, os.O_RDONLY)
         self._lock = threading.Lock()
         self._overview: Overview | None = None
         factors = [2**n for n in range(self.levels) if max(slide.dimensions) <= OVERVIEW_PX * 2**n]
@@ -53,7 +55,8 @@ class DeepZoom:
         }
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
 
     def downsample(self, level: int) -> int:
         """Level-0 pixels per pixel of a level."""
@@ -87,7 +90,7 @@ class DeepZoom:
     def _stored_jpeg(self, level: int, column: int, row: int) -> bytes | None:
         """The stored tile, None where there is none or it reaches over the slide's edge."""
         stored = self._stored.get(level)
-        if stored is None:
+        if stored is None or self._file is None:
             return None
         width, height = (min(pair) for pair in zip(stored.size, self.size(level), strict=True))
         if (column + 1) * self.tile > width or (row + 1) * self.tile > height:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, SlideError
+from ..errors import OutputError, SlideError, SlideServerError
 from ..files import make_folder, output_errors, write_text
 from .app import OPENSEADRAGON, PAGE
 from .contents import describe, limits, summary
@@ -90,7 +90,7 @@ def _write_slide(library: Library, entry: Entry, folder: Path) -> None:
             shutil.copy(path, maps / f"{x}_{y}.png")
     try:
         tiles = library.open(entry)
-    except SlideError:
+    except (SlideError, SlideServerError):
         return  # among the slide's problems
     width, height = tiles.slide.dimensions
     make_folder(slides)

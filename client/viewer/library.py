@@ -19,6 +19,7 @@ from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
 from ..errors import ClientError, SlideError
 from ..outputs.layout import StoredSlide, stored_slides
 from ..outputs.records import FAILED, OK, SlideRecord, find_records
+from ..slides.address import RemotePath, slide_path
 from ..slides.geojson import SUFFIXES
 from ..slides.slide import open_slide
 from .deepzoom import DeepZoom
@@ -85,18 +86,22 @@ class Library:
         return found
 
     def slide_path(self, entry: Entry) -> Path | None:
-        """Where the slide's file should be; None where nothing says it."""
+        """Where the slide's file should be; None where nothing says it.
+
+        Raises:
+            SlideError: the record has an address of a kind that is not read.
+        """
         if self.slide is not None:
             return self.slide
-        recorded = Path(entry.record.path) if entry.record and entry.record.path else None
+        recorded = slide_path(entry.record.path) if entry.record and entry.record.path else None
         if self.wsi_dir is not None:
             names = [recorded.name] if recorded else []
             names += [f"{entry.slide_id}{suffix}" for suffix in sorted(SLIDE_SUFFIXES)]
             for path in (self.wsi_dir / name for name in names):
                 if path.exists():
                     return path
-        if recorded is None:
-            return None
+        if recorded is None or isinstance(recorded, RemotePath):
+            return recorded
         # A relative path was meant from where the slide was scored, often somewhere above the results.
         places = (base / recorded for base in (Path(), *entry.folder.resolve().parents))
         return next((path for path in places if path.exists()), recorded)
@@ -105,7 +110,8 @@ class Library:
         """The slide's tiles; a few slides stay open.
 
         Raises:
-            SlideError: its file is missing, unreadable or damaged.
+            SlideError, SlideServerError: its file is missing, unreadable or damaged, or its server does not
+                give it.
         """
         path = self.slide_path(entry)
         if path is None:
@@ -113,7 +119,8 @@ class Library:
         record = entry.record
         explicit = record.mpp if record and record.mpp_source == "explicit" else None
         try:
-            return _opened(path, path.stat().st_mtime_ns, explicit)
+            changed = 0 if isinstance(path, RemotePath) else path.stat().st_mtime_ns
+            return _opened(path, changed, explicit)
         except OSError as error:
             reason = error.strerror or str(error)
             raise SlideError(f"{path}: {reason}: name the slides' folder with --wsi-dir") from None
@@ -152,7 +159,7 @@ class Library:
 
 @lru_cache(OPEN_SLIDES)
 def _opened(path: Path, changed: int, mpp: float | None) -> DeepZoom:
-    """The tiles of a slide file; `changed` is its time, so that a new file is opened anew."""
+    """The tiles of a slide; `changed` is its file's time, so that a new file is opened anew."""
     return DeepZoom(open_slide(path, mpp))
 
 

@@ -16,6 +16,7 @@ from client.errors import ClientError
 from client.slides.address import TOKENS, slide_path
 from client.slides.fingerprint import slide_sha256
 from client.slides.slide import open_slide
+from client.viewer.deepzoom import DeepZoom
 from server.ports import free_port
 from tests.support.dicom import write_segmentation, write_series
 
@@ -87,6 +88,8 @@ def test_a_series_is_the_slide_that_openslide_opens(series: dict[str, tuple[str,
             part = slide.read(0, position, (200, 150))
             np.testing.assert_array_equal(part, same.read(0, position, (200, 150)))
         np.testing.assert_array_equal(slide.overview(8).pixels, same.overview(8).pixels)
+        shown, expected = DeepZoom(slide), DeepZoom(same)  # what `client view` shows
+        assert all(shown.read(*place) == expected.read(*place) for place in expected.places())
 
 
 def test_the_identity_of_a_series_is_its_instances_on_any_server(

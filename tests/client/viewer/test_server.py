@@ -16,12 +16,20 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
+from client.outputs.file_keys import FileKeys
 from client.outputs.records import read_record, write_record
+from client.scoring.result_key import SlideContent
+from client.slides.address import slide_path
+from client.slides.fingerprint import file_fingerprint, slide_sha256
+from client.slides.mirror import CACHE
+from client.slides.slide import open_slide
 from client.triton.endpoint import Endpoint
 from client.viewer.app import create_app
 from client.viewer.ask import Asker
+from client.viewer.deepzoom import encode_jpeg
 from client.viewer.library import Library
 from tests.client.viewer.conftest import send
+from tests.support.web import serve_files
 
 ID = "CMU-1-Small-Region"
 
@@ -146,6 +154,31 @@ def test_another_slide_of_the_same_name_gets_no_map(out: Path, slides: Path) -> 
     found = slide(out, slide=slides / "a.tif")
     assert "another file" in found["problems"][0]
     assert found["maps"] == []
+
+
+def test_a_slide_on_a_server_is_shown(out: Path, real_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(out.parent / "cache"))
+    record = read_record(out, ID)
+    assert record
+    with serve_files({real_slide.name: real_slide.read_bytes()}) as files:
+        address = f"{files.address}/{real_slide.name}"
+        write_record(out, replace(record, path=address))
+        content = SlideContent(slide_sha256(slide_path(address)), file_fingerprint(slide_path(address)))
+        with FileKeys(out, ID).writing({}, content):
+            pass
+        found = slide(out)
+        assert found["problems"] == []
+        assert found["maps"]
+        assert found["deep_zoom"] == {"tile": 256, "levels": 13}
+        tile = send(create_app(Library((out,))), f"/slides/{ID}_files/12/3_4.jpeg").body
+        with open_slide(real_slide) as same:
+            assert tile == encode_jpeg(same.read(0, (3 * 256, 4 * 256), (256, 256)))
+        lost = slide(out, slide=slide_path(f"{files.address}/lost.svs"))
+        assert "lost.svs: no such file on the server" in lost["problems"][0]
+        files.etag = '"second"'
+        found = slide(out)
+        assert "its server had another one when it was scored: another file" in found["problems"][0]
+        assert found["maps"] == []
 
 
 def test_a_failed_slide_says_why(out: Path) -> None:
