@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import requests
 from dicomweb_client.api import DICOMwebClient
+from pydicom.uid import RLELossless
 from wsidicom import WsiDicom, WsiDicomWebClient, errors
 from wsidicom.config import Settings
 
@@ -22,11 +24,14 @@ from .address import RemotePath
 from .damage import check_claims, one_line
 from .levels import downsamples_of
 from .mpp import Properties
-from .tiff import DAMAGE
+from .tiff import DAMAGE, LARGEST_TILE
 
 _OPEN_SERIES = 4  # that are kept open with their frames, each at most ...
 _CACHE_BYTES = 64 << 20  # ... so many bytes of them, decoded
 _TIMEOUT_S = (10, 60)  # to connect, and between two bytes
+_LARGEST_ANSWER = LARGEST_TILE  # bytes, of frames that are asked for at once as of an instance's header
+_MOST_FRAMES = 1 << 24
+_JPEG_XL = [f"1.2.840.10008.1.2.4.11{kind}" for kind in range(3)]  # that hide a frame's size
 _ANY_SYNTAX = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 _KINDS: tuple[type[Exception], ...] = (
     *(kind for name, kind in vars(errors).items() if name.startswith("WsiDicom")),
@@ -54,9 +59,18 @@ class DicomSeries:
         service, study, series = path.series
         self._path = path
         settings = Settings(decoded_frame_cache_size=_CACHE_BYTES, encoded_frame_cache_size=0)
-        with _errors(path):
-            self._slide = WsiDicom.open_web(_AsStored(path, service), study, series, settings=settings)
-            pyramids = list(self._slide.pyramids)
+        try:
+            with _server_errors(path):
+                self._slide = WsiDicom.open_web(_AsStored(path, service), study, series, settings=settings)
+                pyramids = list(self._slide.pyramids)
+        except errors.WsiDicomNotFoundError:
+            raise SlideError(
+                f"{path}: has no whole-slide image: give a series of one (modality SM)"
+            ) from None
+        except _KINDS as error:
+            raise SlideError(
+                f"{path}: cannot be read ({one_line(error)}): check the slide on its server"
+            ) from None
         if len(pyramids) != 1:
             raise SlideError(
                 f"{path}: holds {len(pyramids)} images of separate parts of a slide: download them"
@@ -84,10 +98,13 @@ class DicomSeries:
         out = np.full((*size[::-1], 3), 255, np.uint8)
         if high[0] > low[0] and high[1] > low[1]:
             (x, y), (width, height) = low, (high[0] - low[0], high[1] - low[1])
-            with _errors(self._path):
-                pixels = self._slide.read_region(
-                    (x, y), self._levels[level].level, (width, height), threads=1, as_array=True
-                )
+            try:
+                with _server_errors(self._path):
+                    pixels = self._slide.read_region(
+                        (x, y), self._levels[level].level, (width, height), threads=1, as_array=True
+                    )
+            except _KINDS as error:
+                raise SlideError(f"cannot decode level {level} at {location} ({one_line(error)})") from None
             out[y - corner[1] : y - corner[1] + height, x - corner[0] : x - corner[0] + width] = pixels
         return out
 
@@ -124,6 +141,7 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         self._path, self._service, self._session = path, service, requests.Session()
         self._session.max_redirects = 0
         self._session.verify = os.environ.get("SSL_CERT_FILE") or True
+        self._session.hooks["response"].append(self._bound)
         login = path.login()
         if isinstance(login, tuple):
             self._session.auth = login
@@ -137,6 +155,45 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
     def get_wsi_instances(self, *uids: Any) -> Iterator[tuple[Any, Any, None]]:
         """UIDs of series and instance; not the transfer syntaxes that the server could encode them in."""
         return ((series, instance, None) for series, instance, _ in super().get_wsi_instances(*uids))
+
+    def get_instance(self, *uids: Any) -> Any:
+        """An instance's header, where it claims no more than a slide can hold."""
+        header = super().get_instance(*uids)
+        width, height, *tile = (
+            int(header.get(name) or 1)
+            for name in ("TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns", "Rows")
+        )
+        tiles = dict(zip(_tile_names(0), map(str, tile), strict=True))
+        check_claims(self._path, [(width, height)], {"openslide.vendor": "dicom", **tiles})
+        if -(-width // tile[0]) * -(-height // tile[1]) > _MOST_FRAMES:
+            raise SlideError(f"{self._path}: its header claims frames of {tile[0]}x{tile[1]} px: damaged")
+        return header
+
+    def get_frames(self, *uids_and_numbers: Any) -> Iterator[bytes]:
+        """Stored frames, checked to claim no more pixels than a tile can have."""
+        syntax = uids_and_numbers[-1]
+        for frame in super().get_frames(*uids_and_numbers):
+            if syntax.is_encapsulated and syntax != RLELossless:  # else the decoder goes by the header's size
+                width, height = _claimed(frame)
+                if not 0 < 4 * width * height <= LARGEST_TILE:
+                    raise ValueError(f"a frame claims {width}x{height} px")
+            yield frame
+
+    def _bound(self, answer: requests.Response, **_options: Any) -> None:
+        """Have an answer end with an error where it is too long."""
+        read: Any = answer.iter_content
+
+        def bounded(chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
+            left = _LARGEST_ANSWER
+            for part in read(chunk_size, decode_unicode):
+                if (left := left - len(part)) < 0:
+                    raise SlideServerError(
+                        f"{self._path}: the server sends more than {_LARGEST_ANSWER >> 20} MiB at once: "
+                        "download the slide"
+                    )
+                yield part
+
+        answer.iter_content = bounded  # type: ignore[method-assign]
 
     def is_transfer_syntax_supported(self, study: Any, series: Any, instance: Any, syntax: Any) -> bool:
         """Whether the frames of an instance are stored in this transfer syntax."""
@@ -153,12 +210,14 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
             raise SlideServerError(
                 f"{self._path}: the server does not say how its frames are stored: download it"
             )
+        if found[1] in _JPEG_XL:
+            raise SlideError(f"{self._path}: its frames are in JPEG XL: download and convert it")
         return found[1]
 
 
 @contextmanager
-def _errors(path: RemotePath) -> Iterator[None]:
-    """What the libraries raise, as one line: of the server and the network, or of what they can't read."""
+def _server_errors(path: RemotePath) -> Iterator[None]:
+    """What is wrong with the server or the network, as one line."""
     try:
         yield
     except requests.HTTPError as error:
@@ -174,12 +233,6 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise SlideServerError(f"{path}: the server does not speak DICOMweb: check the address") from None
     except requests.RequestException as error:
         raise path.unreachable(type(error).__name__) from None
-    except errors.WsiDicomNotFoundError:
-        raise SlideError(f"{path}: has no whole-slide image: give a series of one (modality SM)") from None
-    except _KINDS as error:
-        raise SlideError(
-            f"{path}: cannot be read ({one_line(error)}): check the slide on its server"
-        ) from None
 
 
 def _properties(levels: list[Any]) -> Properties:
@@ -190,6 +243,32 @@ def _properties(levels: list[Any]) -> Properties:
         "openslide.mpp-y": repr(float(spacing.height) * 1000),
     }
     for number, level in enumerate(levels):
-        properties[f"openslide.level[{number}].tile-width"] = str(level.tile_size.width)
-        properties[f"openslide.level[{number}].tile-height"] = str(level.tile_size.height)
+        size = level.tile_size
+        properties |= zip(_tile_names(number), (str(size.width), str(size.height)), strict=True)
     return properties
+
+
+def _tile_names(level: int) -> tuple[str, str]:
+    return f"openslide.level[{level}].tile-width", f"openslide.level[{level}].tile-height"
+
+
+def _claimed(frame: bytes) -> tuple[int, int]:
+    """(width, height) in the header of a JPEG, JPEG-LS or JPEG 2000 stream.
+
+    Raises:
+        ValueError, struct.error, IndexError: it has none.
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        width, height = struct.unpack_from(">II", frame, 8)
+        return width, height
+    place = 2
+    while frame[:2] == b"\xff\xd8" and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker == 0xFF:  # may fill
+            place += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            height, width = struct.unpack_from(">HH", frame, place + 5)
+            return width, height
+        place += 2 + int.from_bytes(frame[place + 2 : place + 4])
+    raise ValueError("a frame without a size")

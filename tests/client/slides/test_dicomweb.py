@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from benchmarks.orthanc import LOGIN, MISSING, Orthanc, serve_orthanc
-from client.errors import ClientError
+from client.errors import ClientError, SlideError, SlideServerError
+from client.slides import dicomweb
 from client.slides.address import TOKENS, slide_path
 from client.slides.fingerprint import slide_sha256
 from client.slides.slide import open_slide
@@ -130,6 +137,104 @@ def test_what_cannot_be_read_is_one_line(
     monkeypatch.delenv(TOKENS)
     away = address.replace(host, f"127.0.0.1:{free_port('127.0.0.1')}")
     assert _refused(away).startswith("cannot be read (ConnectionError): check the address and the network")
+
+
+@contextmanager
+def tampered(orthanc: Orthanc, change: Callable[[bytes], bytes]) -> Iterator[str]:
+    """The host of a server that hands on the answers of `orthanc`, content and its type changed."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = {name: self.headers[name] for name in ("Accept", "Authorization")}
+            with urlopen(Request(f"http://{orthanc.host}{self.path}", headers=asked), timeout=30) as answer:
+                data = change(answer.read())
+            self.send_response(200)
+            self.send_header("Content-Type", change(answer.headers["Content-Type"].encode()).decode())
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *about: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+LARGE = {
+    "jpeg": (re.compile(rb"(?s)(\xff\xc0\x00\x11\x08)...."), b"\\g<1>\xff\xf0\xff\xf0"),
+    "lossless": (re.compile(rb"(?s)(\xff\x4f\xff\x51....)........"), b"\\g<1>\0\1\0\0\0\1\0\0"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_frame_that_claims_much_is_not_decoded(
+    kind: str, series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, larger = LARGE[kind]
+    with tampered(orthanc, lambda data: pattern.sub(larger, data)) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        path = slide_path(series[kind][0].replace(orthanc.host, host))
+        said = rf"^{path}: cannot decode level 0 at \(0, 0\) \(a frame claims 65\d+x65\d+ px\): copy"
+        with open_slide(path) as slide, pytest.raises(SlideError, match=said):
+            slide.read(0, (0, 0), (50, 50))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "said"),
+    [
+        ("00480006", 4_000_000_000, "its header claims 4000000000x1000 px"),
+        ("00280010", 2_000_000, "its tiles claim 256x2000000 px"),
+        ("00280011", 0, "cannot be read"),
+        ("00480006", "x", "cannot be read"),
+    ],
+)
+def test_a_header_that_claims_much_is_refused(
+    tag: str,
+    value: int | str,
+    said: str,
+    series: dict[str, tuple[str, Path]],
+    orthanc: Orthanc,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(data: bytes) -> bytes:
+        if not data.startswith(b"["):
+            return data
+        instances = json.loads(data)
+        for instance in instances:
+            if tag in instance:
+                instance[tag]["Value"] = [value]
+        return json.dumps(instances).encode()
+
+    with tampered(orthanc, change) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        assert _refused(series["jpeg"][0].replace(orthanc.host, host)).startswith(said)
+
+
+def test_frames_whose_size_cannot_be_checked_are_refused(
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = b"transfer-syntax=1.2.840.10008.1.2.4."
+    with tampered(orthanc, lambda data: data.replace(named + b"50", named + b"110")) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        said = _refused(series["jpeg"][0].replace(orthanc.host, host))
+    assert said == "its frames are in JPEG XL: download and convert it"
+
+
+def test_an_answer_that_does_not_end_is_not_read_to_its_end(
+    series: dict[str, tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dicomweb.forget_series()
+    with open_slide(slide_path(series["jpeg"][0])) as slide:
+        monkeypatch.setattr(dicomweb, "_LARGEST_ANSWER", 1000)
+        with pytest.raises(SlideServerError, match="the server sends more than 0 MiB at once: download"):
+            slide.read(0, (0, 0), (50, 50))
 
 
 def test_commands_take_a_series(series: dict[str, tuple[str, Path]], run_client: Any, tmp_path: Path) -> None:
