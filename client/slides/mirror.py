@@ -41,7 +41,7 @@ _CACHE_GB = 20.0
 _BLOCK = 1 << 16  # what is fetched at least: some stored tiles that follow each other in the file
 _BLOCKS = ".blocks"
 _REQUEST = 1 << 22  # ... and at most in one request
-_ROOM = 1 << 26  # bytes by which a slide may exceed the cache's size, before it is looked at again
+_ROOM = 1 << 26  # bytes that are fetched at most, before the cache's size is looked at again
 _RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 _TIMEOUTS: ClientConfig = {"timeout": "120s", "connect_timeout": "10s"}
 
@@ -100,7 +100,6 @@ class Mirror:
             os.truncate(lock, count)
             os.utime(lock)
             self._there = np.memmap(blocks, np.uint8, "r+", shape=(count,))  # 1 where a block was fetched
-        self._room = 0  # bytes that may be fetched before the cache's size is looked at again
 
     def fetch(self, starts: Iterable[int], lengths: Iterable[int]) -> None:
         """Have the bytes of all ranges in the sparse file.
@@ -131,20 +130,19 @@ class Mirror:
 
     def _download(self, first: int, last: int) -> None:
         path, begin, end = self.version.path, first * _BLOCK, min(last * _BLOCK, self.size)
-        if self._room < end - begin:
-            with _disk_errors(self.path.parents[1]):
-                self._room = _make_room(self.path.parent, end - begin)
-        self._room -= end - begin
         options: GetOptions = {"range": (begin, end)}
         if self.version.mark.startswith('"'):  # a weak ETag, W/"…", matches nothing
             options["if_match"] = self.version.mark
-        with _errors(path):
-            store = _store(path.scheme, path.host, path.login())
-            data = bytes(obstore.get(store, path.key, options=options).bytes())
-        if len(data) != end - begin:
-            raise SlideServerError(f"{path}: the server sent {len(data)} of {end - begin} bytes: try again")
-        with _disk_errors(self.path.parents[1]):
-            os.pwrite(self._file, data, begin)
+        with _room_in(self.path.parents[1]).reserved(self.path.parent, end - begin):
+            with _errors(path):
+                store = _store(path.scheme, path.host, path.login())
+                data = bytes(obstore.get(store, path.key, options=options).bytes())
+            if len(data) != end - begin:
+                raise SlideServerError(
+                    f"{path}: the server sent {len(data)} of {end - begin} bytes: try again"
+                )
+            with _disk_errors(self.path.parents[1]):
+                os.pwrite(self._file, data, begin)
         self._there[first:last] = 1
 
 
@@ -269,8 +267,40 @@ def _lock(blocks: Path) -> int:
         os.close(lock)
 
 
+class _Room:
+    """The room that this process may still fill in a cache folder; other processes have theirs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._left = 0  # bytes that may be fetched before the cache's size is looked at again
+        self._in_flight = 0  # bytes that are being fetched, so not yet on disk
+
+    @contextmanager
+    def reserved(self, keep: Path, size: int) -> Iterator[None]:
+        """Have room for what the block writes into the mirror `keep`.
+
+        Raises:
+            SlideServerError: what is being read does not fit.
+        """
+        with self._lock:
+            if self._left < size:
+                with _disk_errors(self._folder):
+                    self._left = size + _make_room(keep, self._in_flight + size)
+            self._left -= size
+            self._in_flight += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight -= size
+
+
+_room_in = lru_cache(_Room)
+
+
 def _make_room(keep: Path, needed: int) -> int:
-    """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit; how many then do."""
+    """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit; how many more then do."""
     limit = _limit()
     sizes = {folder: _used(folder) for folder in keep.parent.iterdir() if folder.is_dir()}
     total = sum(sizes.values()) + needed
@@ -285,7 +315,7 @@ def _make_room(keep: Path, needed: int) -> int:
             f"{keep.parent}: {limit / 1e9:g} GB do not hold what is read at once: set {CACHE_GB} higher, or "
             "read fewer slides at a time"
         )
-    return int(min(limit - total, _ROOM)) + needed
+    return int(min(limit - total, _ROOM))
 
 
 def _remove(folder: Path, blocks: Path) -> bool:

@@ -330,6 +330,20 @@ def test_the_cache_keeps_its_bound(server: Files, cache: Path, monkeypatch: pyte
     assert sum(path.stat().st_blocks * 512 for path in cache.rglob("*")) < 0.0025e9
 
 
+def test_slides_that_are_read_at_once_keep_the_bound(
+    server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_GB, "0.003")
+    server.content["/T.svs"] = server.content["/S.svs"]
+    paths = [slide_path(f"{server.address}/{name}.svs") for name in "ST"]
+    first, second = (open_mirror(path) for path in paths if isinstance(path, RemotePath))
+    first.fetch([0], [1])
+    second.fetch_all()
+    with pytest.raises(SlideServerError, match="do not hold what is read at once"):
+        first.fetch_all()
+    assert sum(path.stat().st_blocks * 512 for path in cache.rglob("*")) < 0.003e9
+
+
 def test_s3_is_read_with_the_credentials_of_the_environment(
     cache: Path, real_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
