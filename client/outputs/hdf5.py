@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,21 @@ def read_features(path: Path, tile_size: int | None = None, mpp: float | None = 
             f"{path}: {error}: give a file of tile features, or a batch's folder with --slide-id; "
             "score the slide again if it is one"
         ) from error
+
+
+def may_hold_features(path: Path) -> bool:
+    """Whether a file has tile embeddings, or can't be read: then whoever reads it as a slide's says so."""
+    try:
+        return _may_hold_features(path, path.stat().st_mtime_ns)
+    except OSError:
+        return True
+
+
+@lru_cache(100_000)
+def _may_hold_features(path: Path, changed: int) -> bool:
+    """The same; `changed` is the file's time."""
+    with h5py.File(path, "r") as file:
+        return "features" in file or "feats" in file
 
 
 def stored_attributes(path: Path) -> dict[str, Any]:

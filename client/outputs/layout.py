@@ -16,7 +16,7 @@ from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
 from ..files import write_text
-from .hdf5 import stored_attributes
+from .hdf5 import may_hold_features, stored_attributes
 
 CONTRACT = "contract.json"
 TRIDENT_NAMES = {"gigapath_tile_enc_vitg": "gigapath"}
@@ -242,10 +242,14 @@ def is_slide_level(path: Path) -> bool:
 
 
 def features_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files of tile embeddings that `client score` or `client batch` wrote into a folder, by slide id."""
+    """The files of tile embeddings that `client score` or `client batch` wrote into a folder, by slide id.
+
+    HDF5 files of another kind may lie directly in the folder: they are no slides.
+    """
     places = (f"{pattern}.h5", f"features_*/{pattern}.h5", f"*/features_*/{pattern}.h5")
     found = [path for place in places for path in sorted(folder.glob(place))]
-    return [path for path in found if not path.parent.is_symlink()]  # TRIDENT's name for one of the others
+    own = (path for path in found if not path.parent.is_symlink())  # TRIDENT's name for one of the others
+    return [path for path in own if path.parent != folder or may_hold_features(path)]
 
 
 def export_name(contract: Contract) -> str:

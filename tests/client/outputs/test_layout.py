@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from client.errors import ClientError
 from client.outputs.hdf5 import read_features
-from client.outputs.layout import find_features
+from client.outputs.layout import find_features, stored_slides
 
 Run = Callable[..., Any]
 
@@ -36,6 +38,16 @@ def test_a_file_is_itself_and_a_slide_is_found_below_a_folder(folder: Path) -> N
     (folder / "s").mkdir()
     (folder / "s" / "single.h5").touch()
     assert find_features(folder / "s") == find_features(folder / "s", "single") == folder / "s" / "single.h5"
+
+
+def test_a_file_of_another_kind_is_no_slide(folder: Path) -> None:
+    (folder / "s").mkdir()
+    for name, dataset in (("a", "features"), ("b", "feats"), ("statistics", "mean")):
+        with h5py.File(folder / "s" / f"{name}.h5", "w") as file:
+            file[dataset] = np.zeros((1, 3))
+    assert [stored.features.stem for stored in stored_slides(folder / "s")] == ["a", "b"]
+    with pytest.raises(ClientError, match="no features of slide statistics"):
+        find_features(folder / "s", "statistics")
 
 
 @pytest.mark.parametrize(
