@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -12,19 +14,6 @@ from rich.logging import RichHandler
 from gigapath_contract.command_line import call, fail
 from gigapath_contract.errors import ContractError
 
-from .commands import (
-    attribute,
-    batch,
-    benchmark,
-    convert,
-    counterfactual,
-    doctor,
-    score,
-    timings,
-    tissue,
-    verify,
-    view,
-)
 from .commands.options import console
 from .errors import ClientError
 from .version import __version__
@@ -38,23 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-COMMANDS = {
-    "convert": convert,
-    "tissue": tissue,
-    "score": score,
-    "batch": batch,
-    "attribute": attribute,
-    "counterfactual": counterfactual,
-    "timings": timings,
-    "doctor": doctor,
-    "benchmark": benchmark,
-    "verify": verify,
-    "view": view,
-}
+COMMANDS = (
+    *("convert", "tissue", "score", "batch", "attribute", "counterfactual", "timings", "doctor"),
+    *("benchmark", "verify", "view"),
+)
+"""Modules of `commands`, in the order of the help."""
 PROGRAM = "gigapath-client"
 """What a user types, in a checkout (`make setup`) as where the wheel is installed."""
 
-for name, module in COMMANDS.items():
+# A command does not wait for the modules of the others; the help, for one, needs them all.
+for name in [name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS:
+    module = importlib.import_module(f".commands.{name}", __package__)
     app.command(name, help=module.command.__doc__)(module.command)
 
 

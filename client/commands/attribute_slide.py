@@ -33,7 +33,8 @@ from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same
 from . import options
-from .display import MaskProgress, explanation_table, tile_progress, warn, warn_untrained
+from .display import tile_progress, warn, warn_untrained
+from .display_attribution import MaskProgress, explanation_table
 
 
 @dataclass(frozen=True)
