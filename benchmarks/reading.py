@@ -49,7 +49,7 @@ from client.slides.address import RemotePath, slide_path
 from client.slides.dicomweb import forget_series
 from client.slides.mirror import CACHE
 from client.slides.slide import open_slide
-from client.slides.stored_tiles import stored_tiles
+from client.slides.stored_tiles import StoredTiles
 from client.slides.tiff import all_pages
 from client.slides.tiling import TilePlan, plan_tiles
 from tests.support.czi import write_czi
@@ -173,8 +173,8 @@ def client_openslide(case: Case, threads: int) -> tuple[int, float]:
 def decode(case: Case, threads: int) -> tuple[int, float]:
     """Decode each stored tile under the plan once and throw it away: the limit."""
     plan = case.plan(SAMPLE)
-    with open_slide(case.path, case.mpp) as slide:
-        stored = stored_tiles(case.path, slide.vendor, slide.level_dimensions[plan.level])
+    stored = plan.stored
+    assert isinstance(stored, StoredTiles)
     first = plan.level_positions() // np.array(stored.tile)
     last = (np.minimum(plan.level_positions() + plan.read_size, stored.size) - 1) // np.array(stored.tile)
     keys = {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..arrays import Pixels
 from ..errors import SlideError
-from ..slides.handles import Handles, SlideHandle
+from ..slides.handles import RegionReaders, SlideHandle
 from ..slides.slide_file import OPENSLIDE
 from ..slides.tiling import TilePlan
 
@@ -18,12 +16,11 @@ class HandleReader:
     `name` is the library's, `reason` says why no faster reader was taken.
     """
 
-    def __init__(self, plan: TilePlan, name: str = OPENSLIDE, reason: str = "") -> None:
-        self.name = name
-        self.reason = reason
+    def __init__(self, plan: TilePlan) -> None:
+        self.name, self.reason = OPENSLIDE, ""
         self._plan = plan
-        self._positions = np.rint(plan.level_positions() * plan.downsample).astype(np.int64)
-        self._handles = Handles(plan.path)
+        self._corners = plan.level_positions()
+        self._readers = RegionReaders(plan.file)
 
     def handle(self) -> SlideHandle:
         """This thread's handle.
@@ -31,7 +28,7 @@ class HandleReader:
         Raises:
             SlideError: the slide cannot be opened.
         """
-        return self._handles.get()
+        return self._readers.handle()
 
     def read(self, index: int, out: Pixels) -> bool:
         """Fill `out` RGB uint8 [h, w, 3] with one region; False where it cannot be decoded.
@@ -39,14 +36,23 @@ class HandleReader:
         Raises:
             SlideError: the slide cannot be opened.
         """
-        x, y = (int(v) for v in self._positions[index])
-        self._handles.get()
+        self.handle()
+        x, y = self._corners[index].tolist()
         try:
-            out[:] = self._handles.read((x, y), self._plan.level, self._plan.read_size)
+            out[:] = self.region((x, y), self._plan.read_size)
         except SlideError:
             return False
         return True
 
+    def region(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        """RGB uint8 [h, w, 3] at `corner` (x, y), both in pixels of the plan's level.
+
+        Raises:
+            SlideError: the slide cannot be opened, or the region not decoded.
+        """
+        position = (round(corner[0] * self._plan.downsample), round(corner[1] * self._plan.downsample))
+        return self._readers.read(position, self._plan.level, size)
+
     def close(self) -> None:
         """Close every handle; no thread may be reading."""
-        self._handles.close()
+        self._readers.close()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from ..arrays import Pixels
 from ..slides.slide_file import library_of
-from ..slides.stored_tiles import OME_TIFF, DirectReadUnsupported, StoredTiles, stored_tiles
+from ..slides.stored_tiles import OME_TIFF, StoredLevel, StoredTiles
 from ..slides.tiling import TilePlan
 from .handle_reader import HandleReader
 from .jpeg_reader import JpegReader
@@ -55,59 +54,38 @@ def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
     Raises:
         SlideError: the slide cannot be opened.
     """
+    fallback = HandleReader(plan)
+    fallback.name = library_of(fallback.handle())
+    stored = _confirmed(plan, start, fallback)
     reader: TileReader
-    probes = _probes(plan, start)
-    with closing(HandleReader(probes)) as reference:
-        library = library_of(reference.handle())
-        try:
-            stored = _validated_layout(plan, probes, reference)
-            reader = JpegReader(plan, stored, HandleReader(plan, library), start)
-        except DirectReadUnsupported as error:
-            reader = HandleReader(plan, library, str(error))
+    if isinstance(stored, StoredTiles):
+        reader = JpegReader(plan, stored, fallback, start)
+    else:
+        fallback.reason = stored
+        reader = fallback
     logger.info("%s: tiles through %s%s", plan.path, reader.name, reader.reason and f" ({reader.reason})")
     return reader
 
 
-def _probes(plan: TilePlan, start: int) -> TilePlan:
-    """The upper rows of some regions across the plan."""
-    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBE_REGIONS).astype(int))
-    size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
-    return replace(plan, coords=plan.coords[chosen[chosen < len(plan)]], read_size=size)
-
-
-def _validated_layout(plan: TilePlan, probes: TilePlan, reference: HandleReader) -> StoredTiles:
-    """Where the plan's stored tiles lie, after comparing `probes` of it with the pixels of `reference`.
+def _confirmed(plan: TilePlan, start: int, reference: HandleReader) -> StoredTiles | str:
+    """The plan's stored tiles, if regions across the plan have OpenSlide's pixels; else why not.
 
     Raises:
-        DirectReadUnsupported: another format, or other pixels.
         SlideError: the slide cannot be opened.
     """
-    handle = reference.handle()
-    vendor, level_size = handle.properties["openslide.vendor"], handle.level_dimensions[plan.level]
-    stored = stored_tiles(plan.path, vendor, level_size)
+    vendor = reference.handle().properties["openslide.vendor"]
+    if isinstance(plan.stored, str):
+        return plan.stored
     if vendor != OME_TIFF and not _on_level_pixels(plan):
-        raise DirectReadUnsupported(
-            f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
-        )
-    with closing(JpegReader(probes, stored, reference)) as direct:
-        compared = [
-            _same_pixels(direct, reference, index, probes.read_size)
-            for index in range(len(probes))
-            if direct.covers(index)
-        ]
-    if False in compared:
-        raise DirectReadUnsupported("its stored tiles don't give OpenSlide's pixels")
-    if True not in compared:
-        raise DirectReadUnsupported("no stored tile to compare with OpenSlide's")
-    return stored
-
-
-def _same_pixels(one: TileReader, other: TileReader, index: int, size: tuple[int, int]) -> bool | None:
-    """Whether both readers give the same bytes; None where one of them cannot decode them."""
-    ours, theirs = (np.empty((*size[::-1], 3), np.uint8) for _ in range(2))
-    if one.read(index, ours) and other.read(index, theirs):
-        return np.array_equal(ours, theirs)
-    return None
+        return f"OpenSlide interpolates level {plan.level}, 1/{plan.downsample:.6g} of level 0"
+    chosen = np.unique(np.linspace(start, max(start, len(plan) - 1), PROBE_REGIONS).astype(int))
+    corners = [(x, y) for x, y in plan.level_positions()[chosen[chosen < len(plan)]].tolist()]
+    size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
+    with closing(StoredLevel(plan.path, plan.stored)) as direct:
+        agrees = direct.agrees(reference.region, corners, size)
+    if agrees is None:
+        return "no stored tile to compare with OpenSlide's"
+    return plan.stored if agrees else "its stored tiles don't give OpenSlide's pixels"
 
 
 def _on_level_pixels(plan: TilePlan) -> bool:

@@ -14,8 +14,7 @@ from ..errors import SlideError
 from .address import RemotePath, extra_of
 from .damage import one_line
 from .mpp import Properties
-from .slide_file import check_content, open_file
-from .tiff import Page
+from .slide_file import SlideFile, check_content, open_file
 
 
 class SlideHandle(Protocol):
@@ -54,14 +53,27 @@ class SlideHandle(Protocol):
         """Close the slide."""
 
 
-def open_handle(path: Path) -> SlideHandle:
-    """Open a slide with what reads its format.
+def check_slide(path: Path) -> SlideFile:
+    """Check what must be before a slide is opened.
 
     Raises:
         SlideError, SlideServerError: it is missing, damaged or no slide, or its server does not give it.
     """
     if not isinstance(path, RemotePath):
-        return open_file(path)
+        return check_content(path)
+    if path.series:
+        return SlideFile(path)
+    with extra_of(path):
+        from .remote_file import RemoteFile
+
+        return SlideFile(path, RemoteFile(path).pages)
+
+
+def open_handle(file: SlideFile) -> SlideHandle:
+    """Open a slide with what reads its format; raises as `check_slide` does."""
+    path = file.path
+    if not isinstance(path, RemotePath):
+        return open_file(file)
     with extra_of(path):
         if path.series:
             from .dicomweb import open_series
@@ -72,70 +84,69 @@ def open_handle(path: Path) -> SlideHandle:
         return RemoteFile(path)
 
 
-def slide_pages(path: Path) -> list[Page]:
-    """The pages of a slide that is a tiled TIFF, after checks that must come before it is opened.
+class RegionReader:
+    """Reads a slide through one handle, for one thread at a time.
 
-    Raises:
-        SlideError, SlideServerError: as `open_handle`.
+    It is opened when it is needed. One of OpenSlide that met an error refuses everything, and is replaced.
     """
-    if not isinstance(path, RemotePath):
-        return check_content(path)
-    if path.series:
-        return []
-    with extra_of(path):
-        from .remote_file import RemoteFile
 
-        return RemoteFile(path).pages
+    def __init__(self, file: SlideFile) -> None:
+        self._file = file
+        self._handle: SlideHandle | None = None
 
-
-class Handles:
-    """A handle per thread: one of OpenSlide that met an error refuses everything, and is replaced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handles: dict[int, SlideHandle] = {}
-
-    def get(self) -> SlideHandle:
-        """This thread's handle.
+    def handle(self) -> SlideHandle:
+        """The handle.
 
         Raises:
             SlideError: the slide cannot be opened.
         """
-        thread = threading.get_ident()
-        if thread not in self._handles:
-            self._handles[thread] = open_handle(self._path)
-        return self._handles[thread]
+        if self._handle is None:
+            self._handle = open_handle(self._file)
+        return self._handle
 
     def read(self, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-        """`read_region` with this thread's handle.
+        """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white.
 
         Raises:
             SlideError: the slide cannot be opened, or the region not decoded.
         """
-        handle = self.get()
         try:
-            return read_region(handle, position, level, size)
-        except SlideError:
-            del self._handles[threading.get_ident()]
-            handle.close()
-            raise
+            return flatten_alpha(np.asarray(self.handle().read_region(position, level, size)))
+        except (SlideError, openslide.OpenSlideError) as error:
+            self.close()
+            if isinstance(error, SlideError):
+                raise
+            raise SlideError(f"cannot decode level {level} at {position} ({one_line(error)})") from None
+
+    def close(self) -> None:
+        """Close the handle; no thread may be reading."""
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+
+class RegionReaders:
+    """A `RegionReader` per thread."""
+
+    def __init__(self, file: SlideFile) -> None:
+        self._file = file
+        self._readers: dict[int, RegionReader] = {}
+
+    def handle(self) -> SlideHandle:
+        """This thread's handle; raises as `RegionReader`."""
+        return self._own().handle()
+
+    def read(self, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        """A region, see `RegionReader`."""
+        return self._own().read(position, level, size)
 
     def close(self) -> None:
         """Close every handle; no thread may be reading."""
-        while self._handles:
-            self._handles.popitem()[1].close()
+        while self._readers:
+            self._readers.popitem()[1].close()
 
-
-def read_region(handle: SlideHandle, position: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-    """One region as RGB uint8 [h, w, 3]; what is transparent or outside the slide is white.
-
-    Raises:
-        SlideError: it cannot be decoded; the handle is of no use any more.
-    """
-    try:
-        return flatten_alpha(np.asarray(handle.read_region(position, level, size)))
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"cannot decode level {level} at {position} ({one_line(error)})") from None
+    def _own(self) -> RegionReader:
+        return self._readers.setdefault(threading.get_ident(), RegionReader(self._file))
 
 
 def flatten_alpha(rgba: Pixels) -> Pixels:

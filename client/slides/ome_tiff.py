@@ -24,7 +24,7 @@ _UNITS = {int(RESUNIT.INCH): "inch", int(RESUNIT.CENTIMETER): "centimeter"}
 
 
 def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
-    """The levels in an OME-TIFF's SubIFDs; None for any other file, which may be OpenSlide's.
+    """The levels in an OME-TIFF's SubIFDs; None where it has none, and may be OpenSlide's.
 
     `stream` is what the pixels are read through, by default the file itself.
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-
 from ..arrays import Pixels
-from ..errors import SlideError
-from .handles import Handles
+from .handles import RegionReader, RegionReaders
 from .levels import SPOT, spots
-from .stored_tiles import OME_TIFF, DirectReadUnsupported, StoredLevel
+from .stored_tiles import StoredLevel
 
 WORTHWHILE = 512 * 512  # pixels of a level from which on comparing some spots takes less time than it saves
 
 
 class LevelRegions:
-    """Regions of one level for many threads, from its stored tiles where these give OpenSlide's bytes."""
+    """Regions of one level, from its stored tiles (`direct`) where they can be decoded, else by `reader`.
 
-    def __init__(self, path: Path, vendor: str, level: int, size: tuple[int, int], downsample: float) -> None:
-        self._level, self._downsample = level, downsample
-        self._handles = Handles(path)
-        self._direct: StoredLevel | None = None
-        if vendor != OME_TIFF and (not downsample.is_integer() or size[0] * size[1] < WORTHWHILE):
-            return  # OpenSlide interpolates between the level's pixels, or reads it sooner than we compare
-        try:
-            direct = StoredLevel(path, vendor, size)
-        except DirectReadUnsupported:
+    As many threads may read as may use the reader, which is not closed.
+    """
+
+    def __init__(
+        self,
+        reader: RegionReader | RegionReaders,
+        level: int,
+        downsample: float,
+        direct: StoredLevel | None,
+    ) -> None:
+        self._reader, self._level, self._downsample, self._direct = reader, level, downsample, direct
+
+    def drop_other_pixels(self, *, interpolates: bool) -> None:
+        """Read stored tiles from now on only if some spots are the same bytes by the reader.
+
+        `interpolates`: the reader does, where the level's pixels lie between those of level 0.
+        """
+        if self._direct is None:
             return
-        if self._agrees(direct):
-            self._direct = direct
-        else:
-            direct.close()
+        width, height = self._direct.size
+        other = interpolates and (not self._downsample.is_integer() or width * height < WORTHWHILE)
+        if other or not self._direct.agrees(self._by_reader, spots(self._direct.size), (SPOT, SPOT)):
+            self.close()
 
     def check(self) -> None:
         """Open this thread's OpenSlide.
@@ -39,7 +43,7 @@ class LevelRegions:
         Raises:
             SlideError: the slide cannot be opened.
         """
-        self._handles.get()
+        self._reader.handle()
 
     def read(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """RGB uint8 [h, w, 3] of a region at `corner` (x, y), both in pixels of the level.
@@ -49,23 +53,14 @@ class LevelRegions:
         """
         if self._direct and (pixels := self._direct.read(corner, size)) is not None:
             return pixels
-        position = (round(corner[0] * self._downsample), round(corner[1] * self._downsample))
-        return self._handles.read(position, self._level, size)
+        return self._by_reader(corner, size)
 
     def close(self) -> None:
-        """Close the files; no thread may be reading."""
+        """Close the file of the stored tiles; no thread may be reading."""
         if self._direct:
             self._direct.close()
-        self._handles.close()
+            self._direct = None
 
-    def _agrees(self, direct: StoredLevel) -> bool:
-        """Whether some spots are the same bytes through OpenSlide; those that can't be read don't count."""
-        compared = []
-        for corner in spots(direct.stored.size):
-            try:
-                reference = self.read(corner, (SPOT, SPOT))
-            except SlideError:
-                continue
-            if (pixels := direct.read(corner, (SPOT, SPOT))) is not None:
-                compared.append(np.array_equal(pixels, reference))
-        return bool(compared) and all(compared)
+    def _by_reader(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        position = (round(corner[0] * self._downsample), round(corner[1] * self._downsample))
+        return self._reader.read(position, self._level, size)

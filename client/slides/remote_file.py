@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .address import RemotePath
 from .damage import one_line
 from .detect import is_dicom
 from .mirror import Mirror, open_mirror
-from .slide_file import check_content, library_of, open_file
+from .slide_file import SlideFile, check_content, library_of, open_file
 from .stored_tiles import VENDORS
 from .tiff import DAMAGE, Page, all_pages
 
@@ -52,10 +52,10 @@ class RemoteFile:
         with _naming(path, self._mirror.path):
             if self._mirror not in _pages:
                 _pages[self._mirror], _tiles[self._mirror] = _prepare(path, self._mirror)
+            self.pages = _pages[self._mirror]
             # tifffile keeps what it read around a tile, which may not have been fetched; OpenSlide does not.
-            self._handle = open_file(self._mirror.path, self._mirror.open())
+            self._handle = open_file(SlideFile(self._mirror.path, self.pages), self._mirror.open())
         self.library = library_of(self._handle)
-        self.pages = _pages[self._mirror]
         self.dimensions = self._handle.dimensions
         self.level_dimensions = self._handle.level_dimensions
         self.level_downsamples = self._handle.level_downsamples
@@ -99,11 +99,11 @@ class RemoteFile:
             self._fetch((left, top), level - 1, (width + 1, height + 1))
 
 
-_pages: WeakKeyDictionary[Mirror, list[Page]] = WeakKeyDictionary()
+_pages: WeakKeyDictionary[Mirror, Sequence[Page]] = WeakKeyDictionary()
 _tiles: WeakKeyDictionary[Mirror, dict[tuple[int, int], _Tiles] | None] = WeakKeyDictionary()
 
 
-def _prepare(path: RemotePath, mirror: Mirror) -> tuple[list[Page], dict[tuple[int, int], _Tiles] | None]:
+def _prepare(path: RemotePath, mirror: Mirror) -> tuple[Sequence[Page], dict[tuple[int, int], _Tiles] | None]:
     """Fetch what OpenSlide opens a file by; its pages and, by size, their tiles, None if fetched whole."""
     with mirror.open() as file:
         head = file.read(132)
@@ -122,7 +122,7 @@ def _prepare(path: RemotePath, mirror: Mirror) -> tuple[list[Page], dict[tuple[i
     if openslide.OpenSlide.detect_format(mirror.path) not in VENDORS:
         mirror.fetch_all()
         tiles = None
-    return check_content(mirror.path), tiles
+    return check_content(mirror.path).pages, tiles
 
 
 def _read_directories(mirror: Mirror) -> dict[tuple[int, int], _Tiles]:

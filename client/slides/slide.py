@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +17,12 @@ import numpy as np
 
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
-from .handles import SlideHandle, open_handle, read_region, slide_pages
+from .handles import RegionReader, RegionReaders, SlideHandle, check_slide
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
 from .regions import LevelRegions
+from .slide_file import SlideFile
+from .stored_tiles import OME_TIFF, StoredLevel, StoredTiles
 from .tiff import Page
 
 BLOCK = 2048  # side in pixels of what an overview reads at once ...
@@ -61,10 +63,12 @@ class Slide:
             pixels = slide.read(level=0, position=(1000, 2000), size=(256, 256))
     """
 
-    def __init__(self, path: Path, handle: SlideHandle, mpp: Mpp, pages: Sequence[Page] = ()) -> None:
+    def __init__(self, file: SlideFile, reader: RegionReader, mpp: Mpp) -> None:
+        handle = reader.handle()
         properties = handle.properties
-        self.path = path
-        self.slide_id = path.stem
+        self.file = file
+        self.path = file.path
+        self.slide_id = file.path.stem
         self.dimensions: tuple[int, int] = handle.dimensions
         self.level_dimensions: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = handle.level_downsamples
@@ -73,12 +77,12 @@ class Slide:
         self.bounds = _bounds(properties, self.dimensions)
         self.vendor: str = properties["openslide.vendor"]
         self.notes: list[str] = []
-        self._handle = handle
+        self._reader = reader
         self._overview: Overview | None = None
         self._misfits = {0: ""} | {
             level: reason
             for level in range(1, len(self.level_dimensions))
-            if (reason := misfit(level, self.level_dimensions, self.level_downsamples, pages))
+            if (reason := misfit(level, self.level_dimensions, self.level_downsamples, file.pages))
         }
 
     def __enter__(self) -> Self:
@@ -91,7 +95,7 @@ class Slide:
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
-        self._handle.close()
+        self._reader.close()
 
     def read(self, level: int, position: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """Read one region as RGB uint8 [h, w, 3], on white.
@@ -105,12 +109,13 @@ class Slide:
             SlideError: it cannot be decoded; the rest of the slide can still be read.
         """
         try:
-            return read_region(self._handle, position, level, size)
+            return self._reader.read(position, level, size)
         except SlideError as error:
-            fresh = open_handle(self.path)
-            self._handle.close()
-            self._handle = fresh
             raise SlideError(f"{self.path}: {error}: copy the slide again") from None
+
+    def stored_tiles(self, level: int) -> StoredTiles | str:
+        """A level's tiles in the file, or why they are read through OpenSlide."""
+        return self.file.stored_tiles(self.vendor, self.level_dimensions[level])
 
     def overview(self, downsample: float) -> Overview:
         """Shrink the slide by about `downsample`, block by block: little memory, with a pyramid or without.
@@ -155,20 +160,26 @@ class Slide:
         sound = [i for i in range(level) if not self._misfits.get(i)]
         finer = min(sound, key=lambda i: -self.level_downsamples[i])
         ratio = self.level_downsamples[level] / self.level_downsamples[finer]
-        for x, y in spots(self.level_dimensions[level]):
-            position = (round(x * self.level_downsamples[level]), round(y * self.level_downsamples[level]))
-            side = math.ceil(SPOT * ratio)
-            try:
-                here = self.read(level, position, (SPOT, SPOT))
-            except SlideError:
-                return "it can't be decoded"
-            try:
-                there = self.read(finer, position, (side, side))
-            except SlideError:
-                continue  # damage there is found tile by tile
-            if np.abs(here.mean(axis=(0, 1)) - there.mean(axis=(0, 1))).max() > MOST_DIFFERENT:
-                return "it shows something else than level 0"
+        side = math.ceil(SPOT * ratio)
+        with closing(self._regions(level)) as coarse, closing(self._regions(finer)) as fine:
+            for x, y in spots(self.level_dimensions[level]):
+                try:
+                    here = coarse.read((x, y), (SPOT, SPOT))
+                except SlideError:
+                    return "it can't be decoded"
+                try:
+                    there = fine.read((round(x * ratio), round(y * ratio)), (side, side))
+                except SlideError:
+                    continue  # damage there is found tile by tile
+                if np.abs(here.mean(axis=(0, 1)) - there.mean(axis=(0, 1))).max() > MOST_DIFFERENT:
+                    return "it shows something else than level 0"
         return ""
+
+    def _regions(self, level: int, reader: RegionReaders | None = None) -> LevelRegions:
+        """Regions of a level from its stored tiles, whose pixels may differ from OpenSlide's."""
+        stored = self.stored_tiles(level)
+        direct = StoredLevel(self.path, stored) if isinstance(stored, StoredTiles) else None
+        return LevelRegions(reader or self._reader, level, self.level_downsamples[level], direct)
 
     def _downsample(self, level: int, factor: int) -> Overview:
         """The slide at `level`, each `factor` x `factor` pixels averaged into one.
@@ -209,14 +220,20 @@ class Slide:
             else:
                 pixels[part] = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
 
-        downsample = self.level_downsamples[level]
-        with closing(LevelRegions(self.path, self.vendor, level, (width, height), downsample)) as regions:
-            threads = ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1, MOST_THREADS), "overview")
-            try:
+        count = min(len(blocks), os.cpu_count() or 1, MOST_THREADS)
+        with ExitStack() as opened:
+            many = opened.enter_context(closing(RegionReaders(self.file))) if count > 1 else None
+            regions = opened.enter_context(closing(self._regions(level, many)))
+            regions.drop_other_pixels(interpolates=self.vendor != OME_TIFF)
+            if many is None:
+                for block in blocks:
+                    fill(block)
+            else:
+                threads = ThreadPoolExecutor(count, "overview")
+                opened.callback(threads.shutdown, cancel_futures=True)
                 for _ in threads.map(fill, blocks):
                     pass
-            finally:
-                threads.shutdown(cancel_futures=True)
+        downsample = self.level_downsamples[level]
         return Overview(pixels, (factor * downsample, factor * downsample), unreadable)
 
 
@@ -231,13 +248,13 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
         SlideError: the file is missing, empty, cut off, unreadable or no slide.
         MppError: the file holds no plausible scale and `mpp` is not given.
     """
-    pages = slide_pages(path)
-    handle = open_handle(path)
+    file = check_slide(path)
+    reader = RegionReader(file)
     try:
-        properties = _properties(handle, pages)
-        slide = Slide(path, handle, find_mpp(properties, mpp), pages)
+        properties = _properties(reader.handle(), file.pages)
+        slide = Slide(file, reader, find_mpp(properties, mpp))
     except MppError as error:
-        handle.close()
+        reader.close()
         raise MppError(f"{path}: {error}") from None
     slide.notes += contradictions(properties, slide.mpp)
     return slide

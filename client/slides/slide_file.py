@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,11 +12,13 @@ import openslide
 from tifffile import COMPRESSION
 
 from ..errors import SlideError
+from .address import RemotePath
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff, one_line
 from .detect import lacks_frames, misplaces_frames
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
+from .stored_tiles import VENDORS, StoredTiles
 from .tiff import Page, read_pages
 
 # What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
@@ -32,8 +36,25 @@ def library_of(handle: object) -> str:
     return str(getattr(handle, "library", OPENSLIDE))  # OpenSlide's own class has no such attribute
 
 
-def check_content(path: Path) -> list[Page]:
-    """Check what OpenSlide can't allocate, or misses, and would end the process; the pages of a tiled TIFF.
+@dataclass(frozen=True, eq=False)
+class SlideFile:
+    """A file that was checked before it is opened, with the pages that it has if it is a tiled TIFF."""
+
+    path: Path
+    pages: Sequence[Page] = ()
+
+    def stored_tiles(self, vendor: str, size: tuple[int, int]) -> StoredTiles | str:
+        """The tiles of the level that is `size` (w, h) large, or why they are read through OpenSlide."""
+        if isinstance(self.path, RemotePath):
+            return "it is on a server"
+        if vendor not in VENDORS:
+            return f"regions of {vendor} slides are composed"
+        found = [page.stored for page in self.pages if page.size == size]
+        return found[0] if len(found) == 1 else f"{len(found)} TIFF pages match the level"
+
+
+def check_content(path: Path) -> SlideFile:
+    """Check what OpenSlide can't allocate, or misses, and would end the process.
 
     Raises:
         SlideError: the file is missing, empty or damaged.
@@ -45,17 +66,18 @@ def check_content(path: Path) -> list[Page]:
         raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
     if lost:
         raise SlideError(f"{lost[0]}: does not say where its frames lie: damaged, copy it again")
-    return read_pages(path, openslide.OpenSlide.detect_format(path) or "")
+    return SlideFile(path, read_pages(path, openslide.OpenSlide.detect_format(path) or ""))
 
 
-def open_file(path: Path, stream: BinaryIO | None = None) -> openslide.OpenSlide | OmeTiff | Czi:
+def open_file(file: SlideFile, stream: BinaryIO | None = None) -> openslide.OpenSlide | OmeTiff | Czi:
     """Open a file with OpenSlide, or for some OME-TIFF and CZI what it lacks.
 
     Raises:
         SlideError: the file is missing, empty, cut off, damaged or no slide.
     """
+    path, ome = file.path, any(page.first and page.ome for page in file.pages)
     check_file(path)
-    handle = open_ome_tiff(path, stream) or open_czi(path) or _open_openslide(path)
+    handle = (open_ome_tiff(path, stream) if ome else open_czi(path)) or _open_openslide(path)
     try:
         check_claims(path, handle.level_dimensions, handle.properties)
     except SlideError:

@@ -7,7 +7,7 @@ pixels are the stored tiles' own, so the same bytes can be read without it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from ..arrays import Int64, Pixels
-from .address import RemotePath
-from .tiff import all_pages
+from ..errors import SlideError
 
 OME_TIFF = "ome-tiff"  # what `ome_tiff` reads: unlike OpenSlide it never interpolates
+ReadRegion = Callable[[tuple[int, int], tuple[int, int]], Pixels]
+"""Gives the region at a corner (x, y) of a level, of a size (w, h): RGB uint8 [h, w, 3]."""
 VENDORS = ("aperio", "generic-tiff", OME_TIFF)  # others overlap their tiles, shift them or draw beneath them
 
 
@@ -90,48 +91,23 @@ class StoredTiles(TileGrid):
         return pixels if pixels is not None and pixels.shape == (height, width, 3) else None
 
 
-class DirectReadUnsupported(Exception):
-    """Why a level can't be read from the stored tiles; caught where OpenSlide can be used instead."""
-
-
-def stored_tiles(path: Path, vendor: str, size: tuple[int, int]) -> StoredTiles:
-    """Find the tiles of the level that is `size` (w, h) large.
-
-    Raises:
-        DirectReadUnsupported: they are not of a kind that this reader knows.
-    """
-    if isinstance(path, RemotePath):
-        raise DirectReadUnsupported("it is on a server")
-    if vendor not in VENDORS:
-        raise DirectReadUnsupported(f"regions of {vendor} slides are composed")
-    try:
-        with tifffile.TiffFile(path) as file:
-            pages = all_pages(file)
-            tiled = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size]
-            if len(tiled) != 1:
-                raise DirectReadUnsupported(f"{len(tiled)} TIFF pages match the level")
-            return _layout(tiled[0])
-    except (tifffile.TiffFileError, OSError, ValueError, LookupError) as error:
-        raise DirectReadUnsupported(f"tifffile: {error}") from error
-
-
-def _layout(page: tifffile.TiffPage) -> StoredTiles:
+def find_tiles(page: tifffile.TiffPage, offsets: Int64, counts: Int64) -> StoredTiles | str:
+    """A page's tiles, of which `offsets` and `counts` say where they lie, or why they can't be read here."""
     if page.compression != COMPRESSION.JPEG or page.bitspersample != 8:
-        raise DirectReadUnsupported("its tiles are not 8-bit JPEG")
+        return "its tiles are not 8-bit JPEG"
     if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) or page.samplesperpixel != 3:
-        raise DirectReadUnsupported("its tiles are not RGB or YCbCr")
+        return "its tiles are not RGB or YCbCr"
     if page.planarconfig != PLANARCONFIG.CONTIG:
-        raise DirectReadUnsupported("its channels are stored apart")
+        return "its channels are stored apart"
     # As in OpenSlide, TIFF's tag decides the colour space, not the stream: an Adobe marker states it.
     transform = bytes([page.photometric == PHOTOMETRIC.YCBCR])
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform
     tables = (page.jpegtables or b"")[2:-2]
-    tile = (page.tilewidth, page.tilelength)
     return StoredTiles(
-        offsets=np.array(page.dataoffsets, np.int64),
-        counts=np.array(page.databytecounts, np.int64),
-        tile=tile,
+        tile=(page.tilewidth, page.tilelength),
         size=(page.imagewidth, page.imagelength),
+        offsets=offsets,
+        counts=counts,
         prefix=b"\xff\xd8" + adobe + tables,
     )
 
@@ -139,19 +115,41 @@ def _layout(page: tifffile.TiffPage) -> StoredTiles:
 class StoredLevel:
     """Any region of a level from its stored tiles, for many threads; each read decodes what it needs.
 
+    `size` is the level's, (w, h).
+
     Raises:
-        DirectReadUnsupported: see `stored_tiles`.
+        SlideError: the file cannot be opened any more.
     """
 
-    def __init__(self, path: Path, vendor: str, size: tuple[int, int]) -> None:
-        self.stored = stored_tiles(path, vendor, size)
-        self._file = os.open(path, os.O_RDONLY)
+    def __init__(self, path: Path, stored: StoredTiles) -> None:
+        self.size = stored.size
+        self._stored = stored
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise SlideError(
+                f"{path}: cannot be read ({error.strerror}): check path and permissions"
+            ) from None
 
     def read(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels | None:
         """RGB uint8 [h, w, 3] at `corner` (x, y) of the level; None where a tile is missing or damaged."""
         pixels = np.empty((*size[::-1], 3), np.uint8)
-        whole = self.stored.fill(pixels, corner, partial(self.stored.decode, self._file))
+        whole = self._stored.fill(pixels, corner, partial(self._stored.decode, self._file))
         return pixels if whole else None
+
+    def agrees(
+        self, other: ReadRegion, corners: Iterable[tuple[int, int]], size: tuple[int, int]
+    ) -> bool | None:
+        """Whether regions are the same bytes through `other`; None if both can read none of them."""
+        compared = []
+        for corner in corners:
+            try:
+                reference = other(corner, size)
+            except SlideError:
+                continue
+            if (pixels := self.read(corner, size)) is not None:
+                compared.append(np.array_equal(pixels, reference))
+        return all(compared) if compared else None
 
     def close(self) -> None:
         """Close the file; no thread may be reading."""

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from ..arrays import Int64
 from ..errors import SlideError
+from .stored_tiles import StoredTiles, find_tiles
 
 VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
 """OpenSlide's formats of tiled TIFF pages; Hamamatsu's NDPI holds one JPEG stream per page."""
@@ -38,6 +40,8 @@ class Page:
     subfile: int  # TIFF's NewSubfileType: bit 0 a reduced image, bit 2 a mask
     mpp: tuple[float, float] | None
     first: bool  # of the file
+    ome: bool  # described by OME-XML
+    stored: StoredTiles | str  # its tiles, or why they can't be read without OpenSlide
 
 
 def read_pages(path: Path, vendor: str) -> list[Page]:
@@ -89,7 +93,16 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
         | (len(page.treeindex) > 1),  # a SubIFD is a reduced image
         mpp=_mpp(page),
         first=page.treeindex == (0,),
+        ome=page.is_ome,
+        stored=_stored(page, starts, lengths),
     )
+
+
+def _stored(page: tifffile.TiffPage, offsets: Int64, counts: Int64) -> StoredTiles | str:
+    try:
+        return find_tiles(page, offsets, counts)
+    except (tifffile.TiffFileError, OSError, ValueError, LookupError) as error:
+        return f"tifffile: {error}"
 
 
 def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:

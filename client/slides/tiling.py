@@ -14,6 +14,8 @@ import numpy as np
 from ..arrays import Float32, Float64, Int64
 from ..errors import PlanError
 from .slide import Slide
+from .slide_file import SlideFile
+from .stored_tiles import StoredTiles
 from .tissue import TissueMask
 
 MOST_CELLS = 2_000_000
@@ -29,7 +31,8 @@ class TilePlan:
     `mpp_effective`.
     """
 
-    path: Path
+    file: SlideFile
+    stored: StoredTiles | str  # the level's tiles in the file, or why they are read through OpenSlide
     slide_id: str
     coords: Int64  # [N, 2] level-0 pixels of each tile's top-left corner
     tissue: Float32  # [N] fraction of each tile that is tissue
@@ -49,6 +52,11 @@ class TilePlan:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def path(self) -> Path:
+        """The slide's file."""
+        return self.file.path
 
     @property
     def resampled(self) -> bool:
@@ -136,7 +144,8 @@ def plan_tiles(
     fraction = _tissue_fraction(tissue, coords, tile_size, downsample)
     keep = fraction >= min_tissue
     return TilePlan(
-        path=slide.path,
+        file=slide.file,
+        stored=slide.stored_tiles(level),
         slide_id=slide.slide_id,
         coords=coords[keep],
         tissue=fraction[keep],

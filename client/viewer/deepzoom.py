@@ -14,7 +14,7 @@ from ..arrays import Pixels
 from ..reading.stream import resize
 from ..slides.address import RemotePath
 from ..slides.slide import ROUNDING, Overview, Slide
-from ..slides.stored_tiles import DirectReadUnsupported, StoredTiles, stored_tiles
+from ..slides.stored_tiles import StoredTiles
 
 TILE = 256
 QUALITY = 85
@@ -133,10 +133,8 @@ class DeepZoom:
         level, ratio = self._source(downsample)
         if not 1 / ROUNDING <= ratio <= ROUNDING:
             return None
-        try:
-            return stored_tiles(self.slide.path, self.slide.vendor, self.slide.level_dimensions[level])
-        except DirectReadUnsupported:
-            return None
+        stored = self.slide.stored_tiles(level)
+        return stored if isinstance(stored, StoredTiles) else None
 
 
 def encode_jpeg(pixels: Pixels) -> bytes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from client.arrays import Pixels
 from client.errors import ClientError, MppError, SlideError
-from client.slides.handles import Handles, flatten_alpha
+from client.slides.handles import RegionReader, flatten_alpha
 from client.slides.mpp import objective_power
 from client.slides.slide import open_slide
 from tests.support.dicom import write_series
@@ -78,18 +78,18 @@ def test_an_overview_from_stored_tiles_is_openslides_own(
         content[offset : offset + 300] = bytes(300)
         path.write_bytes(content)
     through_openslide = 0
-    read = Handles.read
+    read = RegionReader.read
 
-    def count(handles: Handles, *args: Any) -> NDArray[np.uint8]:
+    def count(reader: RegionReader, *args: Any) -> NDArray[np.uint8]:
         nonlocal through_openslide
         through_openslide += 1
-        return read(handles, *args)
+        return read(reader, *args)
 
-    monkeypatch.setattr(Handles, "read", count)
+    monkeypatch.setattr(RegionReader, "read", count)
     with open_slide(path) as slide:
         direct = slide.overview(17)
     assert (through_openslide == 5) == ("missing" not in kind and "damaged" not in kind)  # five spots
-    monkeypatch.setattr("client.slides.stored_tiles.VENDORS", ())
+    monkeypatch.setattr("client.slides.slide_file.VENDORS", ())
     through_openslide = 0
     with open_slide(path) as slide:
         reference = slide.overview(17)
