@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gigapath_contract import files
+from gigapath_contract.errors import one_line
 
 from .errors import DiskFull, OutputError
 
@@ -35,7 +36,7 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise kind(f"cannot write {path}: {reason}; free some space or choose another path") from error
 
 

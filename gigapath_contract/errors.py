@@ -1,4 +1,4 @@
-"""The errors of this package."""
+"""The errors of this package, and any error's message in one line."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ class FeatureFileError(ContractError):
 
 class TableError(ContractError):
     """A file that is not a table in UTF-8; the message is the reason alone."""
+
+
+def one_line(error: Exception | str) -> str:
+    """An error's message without line breaks; where it has none, its kind."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigapath_contract.coordinates import LevelZeroScale
-from gigapath_contract.errors import FeatureFileError
+from gigapath_contract.errors import FeatureFileError, one_line
 from gigapath_contract.positions import level0_positions
 
 MOST_BYTES = 16 << 30
@@ -64,8 +64,7 @@ def one_line_errors() -> Iterator[None]:
     except FeatureFileError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FeatureFileError(f"not a readable HDF5 file ({reason})") from error
+        raise FeatureFileError(f"not a readable HDF5 file ({one_line(error)})") from error
 
 
 def read_tile_features(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from gigapath_contract import files
+from gigapath_contract.errors import one_line
 from training.errors import TrainingError
 
 _MOST_YAML_BYTES = 256 << 10
@@ -32,7 +33,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise TrainingError(f"cannot write {path}: {reason}; free space or choose another path") from error
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Pixels
 from ..errors import MppError, SlideError
 from ..files import atomic_path
-from .damage import LONGEST_SIDE, one_line
+from .damage import LONGEST_SIDE
 from .mpp import MICRONS_PER_UNIT, PLAUSIBLE
 
 PICTURES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})

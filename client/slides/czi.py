@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import openslide
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Pixels
 from ..errors import SlideError
-from .damage import one_line
 from .detect import first_bytes
 
 CACHE_BYTES = 128 << 20  # of decoded subblocks, per handle: ten of 2,048 px a side

@@ -72,8 +72,3 @@ def is_truncated_tiff(path: Path) -> bool:
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     directory = {42: head[4:8], 43: head[8:16]}.get(int.from_bytes(head[2:4], order), b"")
     return int.from_bytes(directory, order) >= path.stat().st_size
-
-
-def one_line(error: Exception) -> str:
-    """A library's message without line breaks."""
-    return " ".join(str(error).split())

@@ -18,10 +18,12 @@ from pydicom.uid import RLELossless
 from wsidicom import WsiDicom, WsiDicomWebClient, errors
 from wsidicom.config import Settings
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Pixels
 from ..errors import SlideError, SlideServerError
 from .address import RemotePath
-from .damage import check_claims, one_line
+from .damage import check_claims
 from .levels import downsamples_of
 from .mpp import Properties
 from .tiff import DAMAGE, LARGEST_TILE

@@ -16,12 +16,12 @@ import shapely
 from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
+from gigapath_contract.errors import one_line
 from gigapath_contract.files import parse_json
 
 from ..arrays import Bool, Float64, Int64
 from ..errors import MaskError
 from ..files import atomic_path
-from .damage import one_line
 
 Feature = dict[str, Any]
 

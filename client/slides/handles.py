@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import openslide
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Pixels
 from ..errors import SlideError
 from .address import RemotePath, extra_of
-from .damage import one_line
 from .mpp import Properties
 from .slide_file import SlideFile, check_content, open_file
 

@@ -9,9 +9,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Array, BinaryMask
 from ..errors import MaskError
-from .damage import one_line
 from .detect import first_bytes
 from .tiff import DAMAGE
 

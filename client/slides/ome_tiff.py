@@ -11,9 +11,10 @@ import openslide
 import tifffile
 from tifffile import PHOTOMETRIC, PLANARCONFIG, RESUNIT
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Pixels
 from ..errors import SlideError
-from .damage import one_line
 from .levels import downsamples_of
 from .mpp import Properties
 from .stored_tiles import OME_TIFF, TileGrid

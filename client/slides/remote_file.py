@@ -15,10 +15,11 @@ import openslide
 import tifffile
 from tifffile import PLANARCONFIG
 
+from gigapath_contract.errors import one_line
+
 from ..arrays import Int64
 from ..errors import SlideError
 from .address import RemotePath
-from .damage import one_line
 from .detect import is_dicom
 from .mirror import Mirror, open_mirror
 from .slide_file import SlideFile, check_content, library_of, open_file

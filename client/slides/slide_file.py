@@ -11,10 +11,12 @@ from typing import BinaryIO
 import openslide
 from tifffile import COMPRESSION
 
+from gigapath_contract.errors import one_line
+
 from ..errors import SlideError
 from .address import RemotePath
 from .czi import Czi, open_czi
-from .damage import check_claims, check_file, is_truncated_tiff, one_line
+from .damage import check_claims, check_file, is_truncated_tiff
 from .detect import lacks_frames, misplaces_frames
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff

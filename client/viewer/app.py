@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from gigapath_contract.command_line import one_line
+from gigapath_contract.command_line import explain
 from gigapath_contract.errors import ContractError
 
 from ..errors import ClientError
@@ -143,5 +143,5 @@ async def _cancel_when_gone(request: Request, connection: Connection) -> None:
 
 def _failed(request: Request, error: Exception) -> Response:
     """A broken file is one line in the log and a message on the page."""
-    logger.warning("%s: %s", request.url.path, one_line(error))
-    return JSONResponse({"error": one_line(error)}, 422)
+    logger.warning("%s: %s", request.url.path, explain(error))
+    return JSONResponse({"error": explain(error)}, 422)

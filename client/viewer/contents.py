@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gigapath_contract.command_line import one_line
+from gigapath_contract.command_line import explain
 from gigapath_contract.errors import ContractError, FeatureFileError
 from gigapath_contract.features import (
     TileFeatures,
@@ -231,7 +231,7 @@ def _brief(h5: Path | None) -> Json:
     try:
         return _read_brief(h5, h5.stat().st_mtime_ns)
     except (FeatureFileError, OSError) as error:
-        return {"maps": [], "warnings": [one_line(error)]}
+        return {"maps": [], "warnings": [explain(error)]}
 
 
 @lru_cache(4096)
