@@ -121,7 +121,7 @@ def _patch_tokens(
             write_patch_tokens(
                 path, plan, connection, contract, throughput, stored_attributes(h5), progress=progress
             )
-        note_maps(StoredSlide(h5, h5, h5.parent, h5.parent, h5.parent), source.slide_id, [path])
+        note_maps(StoredSlide.in_one_file(h5), source.slide_id, [path])
     return path
 
 
@@ -135,7 +135,7 @@ def _tile_maps(out: Path, source: SlideSource, classes: tuple[str, ...], *, fres
         h5 = out / f"{source.slide_id}.h5"
         with open_slide(source.path, source.mpp) as slide:
             write_tile_maps(out, source.slide_id, read_features(h5), slide)
-        note_maps(StoredSlide(h5, h5, out, out, out), source.slide_id, paths)
+        note_maps(StoredSlide.in_one_file(h5), source.slide_id, paths)
     return paths
 
 

@@ -11,6 +11,7 @@ import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from gigapath_contract.schema import Contract
 
@@ -148,6 +149,11 @@ class StoredSlide:
     out: Path
     export: Path
 
+    @classmethod
+    def in_one_file(cls, path: Path, folder: Path | None = None) -> Self:
+        """A slide's only file, as `score` writes it; explanations go to `folder`, by default beside it."""
+        return cls(path, path, folder or path.parent, path.parent, path.parent)
+
 
 def find_slide(target: Path, slide_id: str | None, contract: Contract) -> StoredSlide:
     """A slide's files in `target`, as `find_features` finds them, for the export of `contract`.
@@ -161,7 +167,7 @@ def find_slide(target: Path, slide_id: str | None, contract: Contract) -> Stored
     others = ", ".join(other.export.name for other in stored_layouts(layout.out))
     if not (others and features.parent.name.startswith("features_")):
         folder = target if target.is_dir() else features.parent
-        return StoredSlide(features, features, folder, features.parent, features.parent)
+        return StoredSlide.in_one_file(features, folder)
     stored, again = layout.stored(slide_id), "run the batch again: it takes up the stored tile embeddings"
     if not stored.results.exists():
         raise ClientError(
