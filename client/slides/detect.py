@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,9 @@ _MAGIC = (
     *(b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]"),
 )
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION, _EXTENDED_OFFSETS = (
-    *(0x00080016, 0x00080008, 0x0020000E, 0x00209311),
-    0x7FE00001,
-)
+_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
 _FRAMES = 0x52009230  # PerFrameFunctionalGroupsSequence
-_PIXELS = 0x7FE00010
+_EXTENDED_OFFSETS, _PIXELS = 0x7FE00001, 0x7FE00010
 _UNDEFINED = b"\xff\xff\xff\xff"  # the length of pixel data in frames that are compressed
 _LARGEST_TABLE = 1 << 26  # bytes, 16 million frames
 
@@ -83,41 +81,45 @@ def _read_instance(path: Path, size: int, modified: int) -> Instance | None:
     return Instance(str(series or ""), is_level)
 
 
-def lacks_frames(path: Path) -> bool:
-    """Whether a DICOM file should list where each of its frames lies and does not: OpenSlide dies of it."""
+def loses_frames(path: Path) -> bool:
+    """Whether OpenSlide would die of a DICOM file that does not say where its frames lie.
+
+    It should list where each of them lies and does not, or says of one that it begins past the file's end.
+    """
     listed = False
+    tables: list[tuple[bytes, str]] = []
 
     def at_frames(tag: int) -> bool:
         nonlocal listed
         listed |= tag == _FRAMES
         return tag >= _FRAMES
 
-    header = _read_header(path, at_frames) or {}
-    return not listed and header.get(_ORGANISATION) not in (None, "", "TILED_FULL")
+    def read_tables(file: BinaryIO, encoding: tuple[Any, Any]) -> None:
+        from pydicom.filereader import read_dataset
 
-
-def misplaces_frames(path: Path) -> bool:
-    """Whether a DICOM file says of a frame that it begins past the file's end: OpenSlide dies of it, too."""
-    tables: list[tuple[bytes, str]] = []
-
-    def read_basic(file: BinaryIO) -> None:
+        rest = read_dataset(file, *encoding, stop_when=lambda tag, _vr, _length: tag >= _PIXELS)
+        tables.append((rest[_EXTENDED_OFFSETS].value if _EXTENDED_OFFSETS in rest else b"", "<u8"))
         # The element's tag, VR and length, then the table as the first item: its tag, length and offsets.
         if len(start := file.read(20)) == 20 and start[8:12] == _UNDEFINED:
             tables.append((file.read(min(int.from_bytes(start[16:], "little"), _LARGEST_TABLE)), "<u4"))
 
-    header = _read_header(path, lambda tag: tag >= _PIXELS, read_basic) or {}
-    tables.append((header.get(_EXTENDED_OFFSETS) or b"", "<u8"))
+    header = _read_header(path, at_frames, read_tables) or {}
+    if not listed and header.get(_ORGANISATION) not in (None, "", "TILED_FULL"):
+        return True
     size = path.stat().st_size
     offsets = (np.frombuffer(table, kind, len(table) // int(kind[-1])) for table, kind in tables)
     return any(bool((found >= size).any()) for found in offsets)
 
 
 def _read_header(
-    path: Path, stop: Callable[[int], bool], read_rest: Callable[[BinaryIO], None] = lambda file: None
+    path: Path,
+    stop: Callable[[int], bool],
+    read_rest: Callable[[BinaryIO, tuple[Any, Any]], None] = lambda file, encoding: None,
 ) -> dict[int, Any] | None:
-    """The elements before the one at which `stop(tag)` is true, where `read_rest` may go on reading.
+    """The elements before the one at which `stop(tag)` is true, where `read_rest` may read further.
 
-    None where there is no DICOM to read.
+    None where there is no DICOM to read. `read_rest` is given pydicom's `original_encoding`; damage there
+    does not hide what came before.
     """
     if not is_dicom(first_bytes(path)):
         return None
@@ -127,11 +129,15 @@ def _read_header(
     from pydicom.filereader import read_partial
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # else it warns of odd values
-    damage = (InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError)
+    damage = (
+        *(InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError),
+        *(OSError, EOFError, NotImplementedError, MemoryError),  # a length may claim gigabytes
+    )
     try:
         with path.open("rb") as file:
             header = read_partial(file, stop_when=lambda tag, _vr, _length: stop(int(tag)))
-            read_rest(file)
+            with contextlib.suppress(*damage):
+                read_rest(file, header.original_encoding)
             return {tag: header[tag].value for tag in _READ if tag in header}
-    except (OSError, EOFError, NotImplementedError, MemoryError, *damage):  # a length may claim gigabytes
+    except damage:
         return None

@@ -17,7 +17,7 @@ from ..errors import SlideError
 from .address import RemotePath
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff
-from .detect import lacks_frames, misplaces_frames
+from .detect import loses_frames
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
 from .stored_tiles import VENDORS, StoredTiles
@@ -63,7 +63,7 @@ def check_content(path: Path) -> SlideFile:
     """
     check_file(path)
     try:
-        lost = [file for file in slide_files(path) if lacks_frames(file) or misplaces_frames(file)]
+        lost = [file for file in slide_files(path) if loses_frames(file)]
     except OSError as error:
         raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
     if lost:

@@ -10,7 +10,7 @@ from pydicom.encaps import encapsulate_extended, generate_frames
 
 from client.arrays import Pixels
 from client.errors import SlideError
-from client.slides.detect import has_slide_content, read_instance
+from client.slides.detect import has_slide_content, loses_frames, read_instance
 from client.slides.fingerprint import file_fingerprint, slide_files, slide_sha256
 from client.slides.slide import open_slide
 from tests.support.dicom import write_segmentation, write_series
@@ -86,9 +86,16 @@ def test_dicom_without_the_places_of_its_frames_is_refused(tmp_path: Path, pictu
     path = write_series(tmp_path, "a", picture[:512, :512])[1]
     data = pydicom.dcmread(path)
     data.DimensionOrganizationType = "TILED_SPARSE"
+    data.ExtendedOffsetTable = bytes(8)
     data.save_as(path, enforce_file_format=True)
     with pytest.raises(SlideError, match=r"a-4\.dcm: does not say where its frames lie"):
         open_slide(tmp_path / "a-1.dcm")
+    content = path.read_bytes()
+    table = (
+        content.index(b"\xe0\x7f\x01\x00OV") + 4
+    )  # a sequence without an end: no matter to what came before
+    path.write_bytes(content[:table] + b"SQ\0\0\xff\xff\xff\xff" + content[table + 8 :])
+    assert loses_frames(path)
 
 
 @pytest.mark.parametrize("table", ["basic", "extended"])
