@@ -11,8 +11,9 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ import torch
 import typer
 
 from benchmarks.common import (
+    CORES,
     MACHINE,
     PAGES,
     console,
@@ -36,13 +38,24 @@ from export.engines import find_gpu
 from export.errors import ExportError
 
 
-def measure(plan: Plan, names: Sequence[str], gpu_memory: int | None) -> tuple[Tables, dict[str, str]]:
-    """All tables of the sections `names`, and why the exports and sections that failed did."""
+@dataclass
+class Found:
+    """What has been measured so far: tables, seconds per step, and why a step failed."""
+
+    tables: Tables = field(default_factory=dict)
+    seconds: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def measure(plan: Plan, names: Sequence[str], gpu_memory: int | None) -> Iterator[Found]:
+    """The sections `names` one after the other; what has been found so far, after each."""
     spawn = multiprocessing.get_context("spawn")
-    tables: Tables = {}
-    failed: dict[str, str] = {}
+    found = Found()
+    began = time.monotonic()
     wanted = {precision for name in names for precision in SECTIONS[name][1]}
-    with ProcessPoolExecutor(4, mp_context=spawn) as pool, console.status("exporting"):
+    share = (max(1, CORES // len(PRECISIONS)),)  # more threads than cores made them ten times slower
+    exporters = ProcessPoolExecutor(4, spawn, torch.set_num_threads, share)
+    with exporters as pool, console.status("exporting"):
         made: dict[str, Future[Any]] = {
             f"export {precision}": pool.submit(
                 export_into,
@@ -57,23 +70,25 @@ def measure(plan: Plan, names: Sequence[str], gpu_memory: int | None) -> tuple[T
         }
         if "served" in names:
             made["slide"] = pool.submit(slide_of, plan.scored)
-    failed |= {name: reason for name, future in made.items() if (reason := outcome(future))}
+    found.failed |= {name: reason for name, future in made.items() if (reason := outcome(future))}
+    found.seconds["exports"] = round(time.monotonic() - began)
     for name in names:
+        began = time.monotonic()
         section, precisions = SECTIONS[name]
         repositories = {
             precision: made[f"export {precision}"].result()
             for precision in precisions
-            if f"export {precision}" not in failed
+            if f"export {precision}" not in found.failed
         }
         with ProcessPoolExecutor(1, mp_context=spawn) as pool, console.status(name):
             future = pool.submit(section, plan, repositories)
             reason = outcome(future)
         if reason:
-            failed[name] = reason
+            found.failed[name] = reason
         else:
-            tables |= future.result()
-    add_shares(tables)
-    return tables, failed
+            found.tables |= future.result()
+        found.seconds[name] = round(time.monotonic() - began)
+        yield found
 
 
 def add_shares(tables: Tables) -> None:
@@ -84,15 +99,16 @@ def add_shares(tables: Tables) -> None:
         row["of the peak"] = own / peak if isinstance(own, float) and isinstance(peak, float) else None
 
 
-def page(about: Mapping[str, str], tables: Tables, failed: Mapping[str, str]) -> str:
+def page(about: Mapping[str, str], found: Found) -> str:
     """The page in Markdown."""
+    steps = ", ".join(f"{name} {seconds}" for name, seconds in found.seconds.items())
     head = f"""# On a GPU
 
 `{about["command"]}` on {about["device"]} ({about["host"]}): `{about["preset"]}`, random weights,
-torch {about["torch"]}, ONNX Runtime {about["onnxruntime"]}, TF32 off. It took {about["seconds"]} s. The
-runtimes of a table were measured alternately, from host to host. All figures: gpu.json."""
-    parts = [head, *(f"**{name} failed**: {reason}" for name, reason in failed.items())]
-    for title, rows in tables.items():
+torch {about["torch"]}, ONNX Runtime {about["onnxruntime"]}, TF32 off. It took {sum(found.seconds.values())} s
+({steps}). The runtimes of a table were measured alternately, from host to host. All figures: gpu.json."""
+    parts = [head, *(f"**{name} failed**: {reason}" for name, reason in found.failed.items())]
+    for title, rows in found.tables.items():
         lines = (" | ".join(cell(value) for value in row.values()) for row in rows)
         parts.append(f"## {title}\n\n{table(' | '.join(rows[0]), lines)}")
     return "\n\n".join(parts)
@@ -123,8 +139,6 @@ def main(
         raise ExportError(f"no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     device = "the CPU, with tiny shapes: these figures say nothing" if tiny else find_gpu()
     gpu_memory = None if tiny else torch.cuda.get_device_properties(0).total_memory >> 30
-    began = time.monotonic()
-    tables, failed = measure(plan, only or list(SECTIONS), gpu_memory)
     about = {
         "command": " ".join(
             ["make bench NAME=gpu", *([f'ARGS="{" ".join(sys.argv[1:])}"'] if sys.argv[1:] else [])]
@@ -134,13 +148,14 @@ def main(
         "preset": plan.preset,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
-        "seconds": f"{time.monotonic() - began:.0f}",
     }
     folder = pages or (FOLDER if tiny else PAGES)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"about": about, "plan": dataclasses.asdict(plan), "failed": failed, "tables": tables}
-    (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    write_page(folder / "gpu.md", page(about, tables, failed), passed=not failed)
+    for found in measure(plan, only or list(SECTIONS), gpu_memory):
+        add_shares(found.tables)
+        result = {"about": about, "plan": dataclasses.asdict(plan), **dataclasses.asdict(found)}
+        (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_page(folder / "gpu.md", page(about, found), passed=not found.failed)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from export.repository import served_version
 from export.samples import seeded_coords
 from gigapath_contract.schema import Contract
 from server.local import run_triton
-from training.models.build import build_models
+from training.models.build import build_slide_model
 from training.models.presets import get_preset
 from training.models.slide_model import SlideModel
 from training.models.tile_encoder import TileEncoder
@@ -145,7 +145,7 @@ def flops_per_tile(encoder: TileEncoder) -> int:
 
 def slide_model(preset: str, device: str) -> SlideModel:
     """The slide encoder that the exports are made of."""
-    return build_models(preset).slide_model.to(device)
+    return build_slide_model(preset).to(device)
 
 
 def slide(preset: str, tiles: int) -> Arrays:

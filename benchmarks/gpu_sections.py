@@ -49,7 +49,7 @@ from client.triton.contract import read_contract
 from client.triton.parity import load_reference, verify
 from export.errors import ExportError
 from gigapath_contract.schema import Contract
-from training.models.build import build_models
+from training.models.build import build_tile_encoder
 
 PRECISIONS = {"fp16": "fp16", "fp16-mixed": "fp32", "fp32": "fp32"}
 """The precisions that are exported, each with that of its `slide_occlusion`."""
@@ -104,7 +104,7 @@ def matrix_product(plan: Plan, repositories: Repositories) -> Tables:
 
 def tile_encoder(plan: Plan, repositories: Repositories) -> Tables:
     """Tiles/s from host to host: PyTorch, bare ONNX Runtime sessions and Triton, alternately."""
-    encoder = build_models(plan.preset).tile
+    encoder = build_tile_encoder(plan.preset)
     flops = flops_per_tile(encoder)
     encoder.to(plan.device)
     tiles = np.random.default_rng(0).integers(0, 256, (max(plan.batches), 224, 224, 3), np.uint8)
