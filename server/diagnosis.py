@@ -10,6 +10,9 @@ from pathlib import Path
 CAUSES = [
     (r"^model '(?P<model>.+?)': its process (?P<process>\d+) died",
      "model '{model}': its process {process} died"),
+    (r"Stub process '(?P<model>.+)_\d+_\d+' is not healthy",
+     "model '{model}': its process ended while it loaded the graph: export again, an earlier version's "
+     "graphs end ONNX Runtime 1.31 on a GPU"),
     (r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.+?)(?:\\n\\nAt:|\"?$)",
      "model '{model}' failed to load: {reason}"),
     (r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.+?)\"?$",

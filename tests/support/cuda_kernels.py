@@ -56,6 +56,9 @@ def walk(graph: GraphProto, outer: Mapping[str, str]) -> tuple[set[Use], list[st
     found: set[Use] = set()
     for node in graph.node:
         inputs = [types[name] for name in node.input if name]
+        if node.op_type == "Constant":
+            types[node.output[0]] = type_name(node.attribute[0].t.data_type)
+            continue
         inner = [walk(attribute.g, types) for attribute in node.attribute if attribute.HasField("g")]
         results = inner[0][1] if inner else outputs_of(node, inputs)
         types.update(zip(node.output, results[1:] if node.op_type == "Loop" else results, strict=False))
