@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import measure, page
+from benchmarks.gpu import Found, measure, page
 from benchmarks.gpu_runtimes import flops_per_tile
 from benchmarks.gpu_sections import PRECISIONS, SECTIONS, TINY, occlusion
 from training.models.build import build_models
 
 SMALL = replace(TINY, batches=(2,), slides=(30,), masks=((30, 3),), scored=4)
-ABOUT = dict.fromkeys(("command", "device", "host", "preset", "torch", "onnxruntime", "seconds"), "x")
+ABOUT = dict.fromkeys(("command", "device", "host", "preset", "torch", "onnxruntime"), "x")
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -39,17 +39,18 @@ def test_a_section_measures_what_it_names(name: str, demo_repository: Path) -> N
         assert float(row.get("1 - cosine to PyTorch") or 0) < 1e-3
         assert float(row.get("1 - cosine to eager") or 0) < 1e-3
         assert row.get("passed") == row.get("rows")
-    assert page(ABOUT, tables, {}).count("\n| ") == len(rows) + len(tables)
+    assert page(ABOUT, Found(tables)).count("\n| ") == len(rows) + len(tables)
 
 
 def test_what_fails_is_named_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SECTIONS, "occlusion", (occlusion, ()))
-    tables, failed = measure(replace(SMALL, preset="none"), ["occlusion", "matrix-product"], None)
-    assert list(tables) == ["Matrix product"]
-    assert failed.keys() == {"occlusion"}
-    assert failed["occlusion"].startswith("TrainingError: no preset 'none'")
-    assert "**occlusion failed**: TrainingError: no preset" in page(ABOUT, tables, failed)
-    assert json.dumps(tables)
+    *_, found = measure(replace(SMALL, preset="none"), ["occlusion", "matrix-product"], None)
+    assert list(found.tables) == ["Matrix product"]
+    assert found.failed.keys() == {"occlusion"}
+    assert found.failed["occlusion"].startswith("TrainingError: no preset 'none'")
+    assert found.seconds.keys() == {"exports", "occlusion", "matrix-product"}
+    assert "**occlusion failed**: TrainingError: no preset" in page(ABOUT, found)
+    assert json.dumps(found.tables)
 
 
 def test_every_precision_of_an_export_is_measured() -> None:
