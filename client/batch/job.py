@@ -18,7 +18,7 @@ from ..errors import (
     OutputError,
     ServerUnavailable,
 )
-from ..outputs.formats import write_formats
+from ..outputs.formats import FORMATS, write_formats
 from ..outputs.layout import Layout
 from ..outputs.records import FAILED, Fault, SlideRecord, write_record
 from ..outputs.store import TridentFiles, score_to
@@ -26,6 +26,7 @@ from ..scoring.embedding import Progress, Throughput
 from ..scoring.score import SlideSource, TilingOptions
 from ..triton.connection import Connection
 from ..triton.endpoint import Endpoint
+from .tile_extras import write_tile_extras
 
 _FAULTS = {
     ServerUnavailable: Fault.SERVER_LOST,
@@ -37,7 +38,10 @@ _FAULTS = {
 
 @dataclass(frozen=True)
 class BatchJob:
-    """How every slide of a batch is scored and stored; picklable, so that it can travel to a worker."""
+    """How every slide of a batch is scored and stored; picklable, so that it can travel to a worker.
+
+    `formats` are what is made of it on request: keys of `FORMATS`, and kinds of `tile_extras`.
+    """
 
     out: Path
     endpoint: Endpoint
@@ -77,7 +81,17 @@ def process_slide(
         record, _ = score_to(
             outputs, source, connection, job.contract, job.tiling, job.throughput, progress=progress
         )
-        write_formats(job.layout, source.slide_id, job.formats)
+        write_formats(job.layout, source.slide_id, job.formats & FORMATS.keys())
+        write_tile_extras(
+            job.formats,
+            outputs,
+            source,
+            connection,
+            job.contract,
+            job.tiling,
+            job.throughput,
+            progress=progress,
+        )
         return record
     except Cancelled:
         raise

@@ -13,6 +13,7 @@ from ..batch.job import BatchJob
 from ..batch.manifest import read_work_list
 from ..batch.pools import LocalPool, Pool, RayPool
 from ..batch.run import exclusive_output, run_batch
+from ..batch.tile_extras import PATCH_TOKENS, TILE_HEAD_MAPS, check_tile_extras
 from ..errors import ClientError
 from ..files import check_folder
 from ..outputs.formats import check_dependencies
@@ -57,6 +58,10 @@ def command(
     geojson: Annotated[
         bool, typer.Option("--geojson", help="Write tiles as GeoJSON for QuPath too.")
     ] = False,
+    patch_tokens: options.PatchTokens = False,
+    tile_head_maps: Annotated[
+        bool, typer.Option("--tile-head-maps", help="Draw what a tile head says of every tile.")
+    ] = False,
     slides: Annotated[
         int | None,
         typer.Option(min=1, help="Slides at a time [default: 8; on Ray as many as its cores allow]."),
@@ -83,15 +88,21 @@ def command(
     """
     if layout not in ("trident", "clam"):
         raise ClientError(f"--layout {layout} is not known: trident or clam")
-    kinds = frozenset(
-        kind for kind, on in (("clam", layout == "clam"), ("pt", pt), ("geojson", geojson)) if on
-    )
+    wanted = {
+        "clam": layout == "clam",
+        "pt": pt,
+        "geojson": geojson,
+        PATCH_TOKENS: patch_tokens,
+        TILE_HEAD_MAPS: tile_head_maps,
+    }
+    kinds = frozenset(kind for kind, on in wanted.items() if on)
     check_dependencies(kinds)
     work_list = read_work_list(source, wsi_dir)
     check_folder(out)
     with Connection(endpoint) as connection:
         contract = read_contract(connection, warn_missing)
     say_served(contract)
+    check_tile_extras(kinds, contract)
     console = options.console
     warn_untrained(console, contract)
     if omission := work_list.omission():

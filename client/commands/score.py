@@ -13,16 +13,14 @@ from rich.table import Table
 
 from gigapath_contract.schema import Contract
 
+from ..batch.tile_extras import PATCH_TOKENS, TILE_HEAD_MAPS, check_tile_extras, write_tile_extras
 from ..files import check_folder
-from ..outputs.hdf5 import read_features, stored_attributes
-from ..outputs.layout import StoredSlide
-from ..outputs.patch_tokens import check_patch_tokens, patch_token_bytes, write_patch_tokens
+from ..outputs.patch_tokens import patch_token_bytes
 from ..outputs.records import SlideRecord
-from ..outputs.store import SingleFile, check_free, note_maps, score_to
+from ..outputs.store import SingleFile, check_free, score_to
 from ..scoring.embedding import Throughput
-from ..scoring.score import SlideSource, TilingOptions, find_tissue, plan_slide
+from ..scoring.score import SlideSource, TilingOptions
 from ..scoring.timings import bottleneck
-from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
@@ -55,13 +53,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Score again, also over another export's result.")
     ] = False,
-    patch_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--patch-tokens",
-            help="Store every patch's token too, in OUT/patch_tokens/SLIDE.h5: with ViT-g 0.6 MB per tile.",
-        ),
-    ] = False,
+    patch_tokens: options.PatchTokens = False,
 ) -> None:
     """Score one slide: OUT/SLIDE.h5 and OUT/SLIDE-tiles.png; with a tile head also its map for each class.
 
@@ -73,8 +65,9 @@ def command(
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
         say_served(contract)
-        if patch_tokens:
-            check_patch_tokens(contract)
+        kinds = frozenset([PATCH_TOKENS] if patch_tokens else [])
+        check_tile_extras(kinds, contract)
+        kinds |= {TILE_HEAD_MAPS} if contract.tile_head else set()
         with tile_progress(slide.name) as progress:
             record, _ = score_to(
                 outputs,
@@ -86,57 +79,17 @@ def command(
                 overwrite=overwrite,
                 progress=progress,
             )
-        paths = outputs.paths(source.slide_id)
         if patch_tokens:
-            paths.append(
-                _patch_tokens(
-                    paths[0], source, connection, contract, tiling, throughput, fresh=not record.reused
-                )
+            size = patch_token_bytes(record.tiles, contract)
+            options.console.print(f"patch tokens of {record.tiles} tiles: {size / 1e6:.3g} MB in float16")
+        with tile_progress(f"{slide.name}, patch tokens") as progress:
+            extras = write_tile_extras(
+                kinds, outputs, source, connection, contract, tiling, throughput, progress=progress
             )
-    if contract.tile_head:
-        paths += _tile_maps(out, source, contract.tile_head.classes, fresh=not record.reused)
+    paths = [*outputs.paths(source.slide_id), *extras]
     _report(console, paths[0], contract, record)
     for path in paths:
         console.print(path, highlight=False, soft_wrap=True)
-
-
-def _patch_tokens(
-    h5: Path,
-    source: SlideSource,
-    connection: Connection,
-    contract: Contract,
-    tiling: TilingOptions,
-    throughput: Throughput,
-    *,
-    fresh: bool,
-) -> Path:
-    """The file of patch tokens, written unless it is there and of the stored result."""
-    path = h5.parent / "patch_tokens" / h5.name  # not beside it: every h5 file there is a slide's
-    if fresh or not path.exists():
-        with open_slide(source.path, source.mpp) as slide:
-            plan = plan_slide(slide, source.slide_id, find_tissue(slide, source, tiling), contract, tiling)
-        size = patch_token_bytes(len(plan), contract)
-        options.console.print(f"patch tokens of {len(plan)} tiles: {size / 1e6:.3g} MB in float16")
-        with tile_progress(f"{source.path.name}, patch tokens") as progress:
-            write_patch_tokens(
-                path, plan, connection, contract, throughput, stored_attributes(h5), progress=progress
-            )
-        note_maps(StoredSlide.in_one_file(h5), source.slide_id, [path])
-    return path
-
-
-def _tile_maps(out: Path, source: SlideSource, classes: tuple[str, ...], *, fresh: bool) -> list[Path]:
-    """The maps of the tile head, written unless they are there and of the stored result."""
-    # matplotlib takes long to import: not for exports without a tile head, nor other commands.
-    from ..attribution.render.tile_head import tile_map_path, write_tile_maps
-
-    paths = [tile_map_path(out, source.slide_id, name) for name in classes]
-    if fresh or not all(path.exists() for path in paths):
-        h5 = out / f"{source.slide_id}.h5"
-        with open_slide(source.path, source.mpp) as slide:
-            write_tile_maps(out, source.slide_id, read_features(h5), slide)
-        note_maps(StoredSlide.in_one_file(h5), source.slide_id, paths)
-    return paths
 
 
 def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord) -> None:

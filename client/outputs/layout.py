@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ class Layout:
     def features(self, slide_id: str, suffix: str = ".h5") -> Path:
         """Tile embeddings and coordinates; every export with this tile encoder shares them."""
         return self.job / f"features_{self.encoder}" / f"{slide_id}{suffix}"
+
+    def patch_tokens(self, slide_id: str) -> Path:
+        """Every patch's token, on request."""
+        return self.job / f"patch_tokens_{self.encoder}" / f"{slide_id}.h5"
 
     def slide_features(self, slide_id: str) -> Path:
         """Slide embedding, layers, scores and attributions."""
@@ -264,5 +269,13 @@ def export_name(contract: Contract) -> str:
 
 
 def file_stem(name: str) -> str:
-    """A name as part of a file name: everything but letters, digits, `.`, `_` and `-` becomes `_`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    """A name as part of a file name: all but letters, digits, `.`, `_`, `+` and `-` becomes `_`.
+
+    Where more than spaces were replaced, digits of the name's digest follow: `<1%` and `>1%` differ.
+    """
+    stem = re.sub(r"[^\w.+-]+", "_", name)
+    return (
+        stem
+        if stem == re.sub(r"\s+", "_", name)
+        else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+    )

@@ -13,21 +13,13 @@ import numpy as np
 from gigapath_contract.schema import Contract
 
 from ..arrays import Array
-from ..errors import ContractMismatch, NonFiniteAnswer, OutputError
+from ..errors import DiskFull, NonFiniteAnswer
 from ..files import atomic_path, make_folder
 from ..reading.stream import TileBatch, read_tiles
 from ..scoring.embedding import Progress, Throughput, chunk_size
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
 from ..triton.contract import check_same
-
-
-def check_patch_tokens(contract: Contract) -> None:
-    """Refuse a contract without patch tokens. Raises ContractMismatch."""
-    if contract.patch_tokens is None:
-        raise ContractMismatch(
-            "the served export has no patch tokens: export with PATCH_TOKENS=1, or leave out --patch-tokens"
-        )
 
 
 def patch_token_bytes(tiles: int, contract: Contract) -> int:
@@ -51,7 +43,7 @@ def write_patch_tokens(
     `coords` [N, 2] are those of the tiles that could be decoded, in level-0 pixels.
 
     Raises:
-        OutputError: there is no room for the file.
+        DiskFull: there is no room for the file.
         SlideError, ServerUnavailable, RequestRefused, NonFiniteAnswer: as `embed_tiles` raises.
         ExportChanged: a server serves another export than `contract` meanwhile.
     """
@@ -59,7 +51,7 @@ def write_patch_tokens(
     needed = patch_token_bytes(len(plan), contract)
     make_folder(path.parent)
     if (free := shutil.disk_usage(path.parent).free) < needed:  # HDF5 ends the process on a full disk
-        raise OutputError(
+        raise DiskFull(
             f"cannot write {path}: patch tokens take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
         )
     valid = np.zeros(len(plan), np.bool_)

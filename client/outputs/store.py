@@ -63,6 +63,16 @@ class Outputs(Protocol):
     def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
         """The files that every scored slide has: what decides each, and what writes it."""
 
+    def tile_file(self, slide_id: str) -> Path:
+        """The HDF5 file with the tile embeddings."""
+
+    def patch_tokens(self, slide_id: str) -> Path:
+        """Where a slide's patch tokens go, if they are wanted."""
+
+    @property
+    def tile_maps(self) -> Path:
+        """The folder for maps of a tile head, if they are wanted."""
+
     def features(self, slide_id: str) -> Path | None:
         """The file with the tile embeddings, which other exports use too; None: not kept apart."""
 
@@ -88,9 +98,22 @@ class SingleFile:
     def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
         """The HDF5 file and the picture."""
         return {
-            self.out / f"{slide_id}.h5": ("file", write_slide_h5),
+            self.tile_file(slide_id): ("file", write_slide_h5),
             self.out / f"{slide_id}-tiles.png": ("file", _write_picture),
         }
+
+    def tile_file(self, slide_id: str) -> Path:
+        """The HDF5 file."""
+        return self.out / f"{slide_id}.h5"
+
+    def patch_tokens(self, slide_id: str) -> Path:
+        """OUT/patch_tokens/SLIDE.h5: every HDF5 file beside the scored one is a slide's."""
+        return self.out / "patch_tokens" / f"{slide_id}.h5"
+
+    @property
+    def tile_maps(self) -> Path:
+        """The folder itself."""
+        return self.out
 
     def features(self, slide_id: str) -> None:
         """None: all is in one file."""
@@ -126,6 +149,19 @@ class TridentFiles:
             layout.features(slide_id): ("tiles", write_features_h5),
             layout.slide_features(slide_id): ("result", write_slide_features_h5),
         }
+
+    def tile_file(self, slide_id: str) -> Path:
+        """The same as `features`."""
+        return self.features(slide_id)
+
+    def patch_tokens(self, slide_id: str) -> Path:
+        """In a folder beside that of the embeddings."""
+        return self.layout.patch_tokens(slide_id)
+
+    @property
+    def tile_maps(self) -> Path:
+        """A folder of the export's own."""
+        return self.layout.export / "tile_head_maps"
 
     def features(self, slide_id: str) -> Path:
         """The tile embeddings, one file per tile encoder and precision."""

@@ -209,7 +209,7 @@ def _sets(file: h5py.File, rows: int) -> Iterator[Json]:
         if kind in SETS and target:
             inside = np.flatnonzero(_rows(file, name, rows) > 0)
             about = {key: plain(value) for key, value in file[name].attrs.items()}
-            yield {"kind": kind, "class": target, "rows": inside.tolist(), "about": about}
+            yield {"kind": kind, "class": about.get("class", target), "rows": inside.tolist(), "about": about}
 
 
 def _rows(file: h5py.File, name: str, rows: int) -> Array:

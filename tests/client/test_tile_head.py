@@ -179,7 +179,48 @@ def test_patch_tokens_are_stored_on_request_alone(
     assert run_client(*arguments, "--patch-tokens").code == 0
     assert path.stat().st_mtime_ns == before
     assert run_client(*arguments, "--min-tissue", 0.9).code == 0
-    assert not path.exists(), "of tiles that are not the stored ones any more"
+    assert not path.exists(), "of tiles that are stored no more"
+
+
+def test_a_batch_adds_tokens_and_maps_to_what_is_done_and_keeps_them_true(
+    url: str, slides: Path, run_client: Run, tmp_path: Path, contract: Contract
+) -> None:
+    manifest, out, alone = tmp_path / "slides.csv", tmp_path / "out", tmp_path / "score"
+    manifest.write_text(f"slide_id,image_path\na,{slides / 'a.tif'}\n")
+    batch = ("batch", manifest, "--out", out, "--url", url)
+    extras = ("--patch-tokens", "--tile-head-maps")
+    assert run_client(*batch).code == 0
+    layout = Layout(out, contract)
+    tokens = layout.patch_tokens("a")
+    maps = [layout.export / "tile_head_maps" / f"a-tile-head-{name}.png" for name in CLASSES]
+    assert not tokens.exists()
+    assert run_client("score", slides / "a.tif", "--out", alone, "--url", url, "--patch-tokens").code == 0
+    ended = run_client(*batch, *extras)
+    assert (ended.code, "a  was done" in ended.err) == (0, True)
+    assert [path.read_bytes() for path in maps] == [(alone / path.name).read_bytes() for path in maps]
+    with h5py.File(tokens) as file, h5py.File(alone / "patch_tokens" / "a.h5") as other:
+        np.testing.assert_array_equal(file["patch_tokens"], other["patch_tokens"])
+        np.testing.assert_array_equal(file["coords"], other["coords"])
+    before = [path.stat().st_mtime_ns for path in (tokens, *maps)]
+    assert run_client(*batch, *extras).code == 0
+    assert [path.stat().st_mtime_ns for path in (tokens, *maps)] == before
+    maps[0].unlink()  # as after a run that was killed
+    assert run_client(*batch, *extras).code == 0
+    assert maps[0].read_bytes() == (alone / maps[0].name).read_bytes()
+    assert [path.stat().st_mtime_ns for path in (tokens, *maps[1:])] == [before[0], *before[2:]]
+    assert run_client(*batch, "--min-tissue", 0.9).code == 0
+    assert not any(path.exists() for path in (tokens, *maps)), "of tiles that are stored no more"
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("--patch-tokens", "export has no patch tokens"), ("--tile-head-maps", "export has no tile head")],
+)
+def test_a_batch_names_what_the_export_lacks(
+    triton_url: str, slides: Path, run_client: Run, tmp_path: Path, option: str, reason: str
+) -> None:
+    ended = run_client("batch", slides, "--out", tmp_path / "out", "--url", triton_url, option)
+    assert (ended.code, reason in ended.err) == (1, True), ended.err
 
 
 def test_an_export_without_patch_tokens_is_named(

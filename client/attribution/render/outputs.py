@@ -50,6 +50,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     `..._leaf_size` where the method has them, `..._look` and `..._place` where both were made, and
     `attribution_keep_one`; `sufficient_<class>` and `necessary_<class>`, 1 for its tiles and 0 elsewhere, if
     there is a set; `look_group_<class>`, the number of each tile's group. `provenance` is in the attributes.
+    The class is there as `file_stem` writes it, and in their attribute `class` as it is.
     What an earlier run left is removed.
 
     Raises:
@@ -63,18 +64,24 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     if result.alternative is not None:
         for one in result.groupings:
             datasets[f"attribution_{one.method}_{one.grouping}"] = _rows(explanation, one.values), {}
-    target = file_stem(explanation.target_class)
+    target, named = file_stem(explanation.target_class), {"class": explanation.target_class, **brief}
     earlier = {f"{kind}_{target}" for kind in COLOURS}
     earlier |= {f"attribution_{result.method}_{kind}" for kind in ("look", "place", "stderr", "leaf_size")}
     for kind, (inside, measured) in evidence_arrays(explanation).items():
         datasets[f"{kind}_{target}"] = (
             _rows(explanation, inside),
-            {"method": result.method, **brief, **measured},
+            {"method": result.method, **named, **measured},
         )
     if (groups := explanation.look_groups) is not None:
         datasets[f"look_group_{target}"] = (
             _rows(explanation, (groups.labels + 1).astype(np.float64)),
-            {**brief, "values": groups.values, "stderr": groups.stderr, "tissue": groups.tissue},
+            {
+                "class": explanation.target_class,
+                **brief,
+                "values": groups.values,
+                "stderr": groups.stderr,
+                "tissue": groups.tissue,
+            },
         )
     if explanation.keep_one is not None:
         datasets |= _datasets(explanation, explanation.keep_one, brief)

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from ...files import atomic_path
+from ...files import atomic_path, make_folder
 from ...outputs.hdf5 import StoredFeatures
-from ...outputs.layout import file_stem
 from ...slides.slide import Slide
 from .figures import slide_canvas
 from .overlay import PROBABILITY, draw_map, save_figure, shrunk
 
-
-def tile_map_path(folder: Path, slide_id: str, name: str) -> Path:
-    """Where the map of the class `name` lies."""
-    return folder / f"{slide_id}-tile-head-{file_stem(name)}.png"
+_DRAWING = threading.Lock()  # a batch scores slides in threads, in which matplotlib is not safe
 
 
-def write_tile_maps(folder: Path, slide_id: str, stored: StoredFeatures, slide: Slide) -> list[Path]:
-    """Write a map of the slide for each class of the tile head, and return the files.
+def write_tile_maps(classes: Mapping[Path, str], slide_id: str, stored: StoredFeatures, slide: Slide) -> None:
+    """Write a map of the slide for each of the tile head's `classes`, by the file to write.
 
     Raises:
         OutputError: one can't be written.
+        SlideError: the slide can't be read as a whole.
     """
     assert stored.scale.tile_size is not None
-    canvas, paths = slide_canvas(slide), []
-    for name, scores in stored.tile_scores.items():
+    canvas = slide_canvas(slide)
+    for path, name in classes.items():
+        scores = stored.tile_scores[name]
         colours = 255 * PROBABILITY(scores)[:, :3]
         picture = draw_map(
             canvas, stored.coords, stored.scale.tile_size, scores.astype(np.float64), 1.0, colours=colours
         )
-        paths.append(tile_map_path(folder, slide_id, name))
-        with atomic_path(paths[-1]) as part:
+        make_folder(path.parent)
+        with _DRAWING, atomic_path(path) as part:
             save_figure(
                 part,
                 picture,
@@ -54,4 +54,3 @@ def write_tile_maps(folder: Path, slide_id: str, stored: StoredFeatures, slide: 
                 um_per_px=slide.mpp[0] * canvas.downsample[0] if slide.mpp else None,
                 scale=ScalarMappable(Normalize(0, 1), PROBABILITY),
             )
-    return paths

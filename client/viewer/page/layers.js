@@ -38,13 +38,12 @@ export function drawLayer(id, ctx, view, slide, look) {
     const failed = rows(slide).filter((row) => !slide.valid[row]);
     outline(ctx, view, slide, failed, LINES.failed, 3, true);
   }
-  if (id === "sets") for (const set of slide.sets) if (set.class === fileStem(cls)) outline(ctx, view, slide, set.rows, LINES[set.kind], set.kind === "sufficient" ? 4 : 2);
+  if (id === "sets") for (const set of slide.sets) if (set.class === cls) outline(ctx, view, slide, set.rows, LINES[set.kind], set.kind === "sufficient" ? 4 : 2);
   if (id === "tissue") for (const file of slide.annotations.filter(isTissue)) shapes(ctx, view, file, LINES.tissue);
   if (id === "annotations") for (const file of own(slide)) shapes(ctx, view, file);
 }
 
 const rows = (slide) => Array.from({ length: slide.count }, (_, row) => row);
-const fileStem = (name) => name.replace(/[^A-Za-z0-9._-]+/g, "_");
 
 /** Call `paint` with each visible row that has a value, its pixel rectangle given by `edges`. */
 function visible(view, slide, values, paint) {

@@ -37,6 +37,7 @@ from client.attribution.render.overlay import (
 )
 from client.errors import ClientError, ContractMismatch
 from client.slides.slide import open_slide
+from client.viewer.contents import _sets
 from gigapath_contract.schema import Contract
 
 TILE = (257, 257)
@@ -212,6 +213,15 @@ def test_values_land_in_the_file_s_own_rows(
         write_arrays(path, explanation)
     assert path.read_bytes() == b"no hdf5"
     assert [p.name for p in tmp_path.iterdir()] == ["toy.h5"]
+
+
+def test_a_class_of_any_name_is_shown_by_its_name(explanation: Explanation, tmp_path: Path) -> None:
+    names = ("ER+ / PR+", "ER+ < PR+")
+    odd = replace(explanation, attribution=replace(explanation.attribution, names=names))
+    for number in (0, 1):
+        write_arrays(tmp_path / "toy.h5", replace(odd, target_index=number))
+    with h5py.File(tmp_path / "toy.h5") as file:
+        assert {one["class"] for one in _sets(file, len(file["coords"]))} == set(names)
 
 
 def by_place(slide: EmbeddedSlide, values: Float64) -> dict[tuple[int, int], float]:

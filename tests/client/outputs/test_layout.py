@@ -12,7 +12,7 @@ import pytest
 
 from client.errors import ClientError
 from client.outputs.hdf5 import read_features
-from client.outputs.layout import find_features, stored_slides
+from client.outputs.layout import file_stem, find_features, stored_slides
 
 Run = Callable[..., Any]
 
@@ -104,3 +104,12 @@ def test_the_chain_of_the_readme_from_batch_to_attribute_and_counterfactual(
     assert "choose one with --slide-id" in done.err
     with pytest.raises(ClientError, match="tile features"):
         read_features(stored)
+
+
+def test_classes_of_alike_names_have_files_of_their_own() -> None:
+    names = ("<1%", ">1%", "ER+", "ER-", "G2/G3", "G2-G3", "Läsion (G2)", "Kein Tumor", "..")
+    stems = [file_stem(name) for name in names]
+    assert len(set(stems)) == len(names)
+    assert stems[2:4] + stems[7:8] == ["ER+", "ER-", "Kein_Tumor"]
+    assert stems[6].startswith("Läsion_G2_-"), "letters of any language"
+    assert not any(set(stem) & set("<>%/ ()") for stem in stems)
