@@ -60,7 +60,8 @@ def options(
             "-v",
             count=True,
             show_default=False,
-            help="Log retries and how slides are read; twice, also the traceback of an error.",
+            help="Log retries and how slides are read, and print every figure of `attribute`; twice, also "
+            "the traceback of an error.",
         ),
     ] = 0,
 ) -> None:

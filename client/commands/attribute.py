@@ -31,7 +31,7 @@ from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 from .attribute_slide import Request, TileMaps, attribute_slide
-from .display import say_next, say_served, warn, warn_missing
+from .display import say_next, say_served, warn, warn_missing, warn_untrained
 
 _method, _inside = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -172,7 +172,7 @@ def command(
 
     Mask scores are stored in OUT/SLIDE-masks.sqlite, from which an interrupted run resumes. With many slides,
     attributions.csv lists what the maps say and attributions.pdf shows them; slides that are in it are passed
-    over when the command runs again.
+    over when the command runs again. `gigapath-client -v attribute …` prints every figure and file.
 
     Examples:
 
@@ -186,6 +186,7 @@ def command(
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)
         say_served(contract)
+        warn_untrained(options.console, contract)
         if bank:
             replacements, unknown = read_bank(bank, contract)
             settings = replace(settings, occluder=replacements)
@@ -255,7 +256,7 @@ def _attribute_many(
     layout: Layout,
     folder: Path,
     decides: tuple[object, ...],
-    one: Callable[[str, Path | None, str], list[SummaryRow]],
+    one: Callable[[str, Path | None, str, str], list[SummaryRow]],
 ) -> int:
     """Attribute slides one after the other, with table and sheet; returns how many failed."""
     done: dict[str, list[SummaryRow]] = {}
@@ -269,9 +270,8 @@ def _attribute_many(
         if earlier and all(row.key == key and (folder / row.map).exists() for row in earlier):
             options.console.print(f"{number}/{len(slides)} {name}: was done", markup=False, highlight=False)
             continue
-        options.console.print(f"{number}/{len(slides)} {name}", markup=False, highlight=False)
         try:
-            done[name] = one(name, path, key)
+            done[name] = one(name, path, key, f"{number}/{len(slides)} ")
         except (ServerUnavailable, ExportChanged, OutputError, Cancelled):
             raise  # of no use to try the next
         except ClientError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,10 @@ from ..slides.slide import Slide, open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same
 from . import options
-from .display import tile_progress, warn, warn_untrained
-from .display_attribution import MaskProgress, explanation_table
+from .display import tile_progress, warn
+from .display_attribution import MaskProgress, explanation_line, explanation_table
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,11 @@ def attribute_slide(
     slide_id: str | None,
     image: Path | None,
     key: str = "",
+    number: str = "",
 ) -> list[SummaryRow]:
     """Attribute a slide, which is scored first where `source` is its image; returns a row per target.
 
-    image: the slide's file to draw the maps on. key: of the rows.
+    image: the slide's file to draw the maps on. key: of the rows. number: printed before the slide's name.
 
     Raises:
         ClientError: the slide or its embeddings can't be read, or don't fit the served model.
@@ -130,7 +134,7 @@ def attribute_slide(
         cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         ready = _Explained(stored, embedded, opened, outlines, folder, cache)
         targets = request.targets or (None,)
-        return [_explain(request, connection, contract, ready, target, key) for target in targets]
+        return [_explain(request, connection, contract, ready, target, key, number) for target in targets]
 
 
 def _score(request: Request, connection: Connection, contract: Contract, image: Path) -> Path:
@@ -150,6 +154,7 @@ def _explain(
     slide: _Explained,
     target: str | None,
     key: str,
+    number: str,
 ) -> SummaryRow:
     """Explain one class of a slide; writes and prints the results."""
     # matplotlib takes long to import: not for `--help`, errors and other commands.
@@ -183,23 +188,27 @@ def _explain(
                 explanation, slide.folder, slide.image, encode, maps.count, maps.score, maps.fill
             )
     note_maps(slide.stored, embedded.slide_id, written)
-    results = Console()
-    warn_untrained(results, contract)
-    warn(results, explanation.doubt)
-    results.print(explanation_table(explanation, forward.bytes_sent))
-    _print_findings(results, explanation)
-    for path in written:
-        results.print(str(path), highlight=False, soft_wrap=True, markup=False)
-    return summary_row(explanation, next(path for path in written if path.suffix == ".png"), key)
+    picture = next(path for path in written if path.suffix == ".png")
+    _print(number, explanation, forward.bytes_sent, written, picture)
+    return summary_row(explanation, picture, key)
 
 
-def _print_findings(results: Console, explanation: Explanation) -> None:
-    lines = [*evidence_lines(explanation)]
-    lines += explanation.look_groups.lines() if explanation.look_groups else []
-    for line in lines:
-        results.print(line, markup=False, highlight=False)
-    for warning in explanation.reliability.warnings() if explanation.reliability else []:
-        results.print(warning, style="yellow", markup=False)
+def _print(
+    number: str, explanation: Explanation, bytes_sent: int, written: list[Path], picture: Path
+) -> None:
+    """Print what was found in two or three lines; with `gigapath-client -v` every figure and file."""
+    results = Console(soft_wrap=True, highlight=False, markup=False)
+    warnings = [explanation.doubt, *(explanation.reliability.warnings() if explanation.reliability else [])]
+    detailed = logger.isEnabledFor(logging.INFO)
+    results.print(number + explanation_line(explanation))
+    if detailed:
+        results.print(explanation_table(explanation, bytes_sent))
+    for line in evidence_lines(explanation) if detailed else []:
+        results.print(line)
+    for line in explanation.look_groups.lines() if explanation.look_groups else []:
+        results.print(line)
+    warn(results, ("\n" if detailed else "; ").join(filter(None, warnings)))
+    results.print(*(written if detailed else [f"{picture} (and {len(written) - 1} more files)"]), sep="\n")
 
 
 def settings_key(settings: Settings) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ..attribution.explain import ExplainProgress, Explanation
 from ..attribution.methods.result import Attribution
+from ..attribution.render.evidence import sets
 from . import options
 
 
@@ -40,15 +41,26 @@ class MaskProgress(Progress):
         )
 
 
+def explanation_line(explanation: Explanation) -> str:
+    """The class that is explained, its score, and how many tiles suffice for it and are necessary."""
+    result, target = explanation.attribution, explanation.target_index
+    found = sets(explanation.evidence) if explanation.evidence else {}
+    counts = "".join(
+        f"; {name}: {len(tiles)} tile{'s' * (len(tiles) != 1)}" for name, (tiles, _) in found.items()
+    )
+    return (
+        f"{explanation.slide.slide_id}: {explanation.score} of {explanation.target_class} "
+        f"{result.full[target]:+.4g}, empty slide {result.base[target]:+.4g}{counts}"
+    )
+
+
 def explanation_table(explanation: Explanation, bytes_sent: int) -> Table:
     """The figures of an explanation and its cost."""
     result, trust, target = explanation.attribution, explanation.reliability, explanation.target_index
     table = Table(show_header=False, box=None)
-    table.add_row("explained", f"{explanation.score} of {explanation.target_class}, {result.method}")
+    table.add_row("method", str(result.method))
     if result.grouping is not None:
         table.add_row("grouped by", ", not ".join(_grouping(one) for one in result.groupings))
-    table.add_row("full slide", f"{result.full[target]:+.4g}")
-    table.add_row("empty slide", f"{result.base[target]:+.4g}")
     if result.additive:
         table.add_row("completeness gap", f"{result.completeness_gap[target]:.1e}")
     if trust is not None:

@@ -113,7 +113,7 @@ def test_a_slide_over_the_budget_is_refused_before_anything_is_sent(
 def test_from_embeddings_on_disk_with_no_slide_and_again_without_a_forward(
     run_client: Run, triton_url: str, h5: Path
 ) -> None:
-    arguments = ("attribute", h5, "--url", triton_url, "--max-evals", 64, "--target", "lesion")
+    arguments = ("-v", "attribute", h5, "--url", triton_url, "--max-evals", 64, "--target", "lesion")
     first = run_client(*arguments)
     assert first.code == 0, first.err
     assert "completeness gap" in first.out
@@ -131,6 +131,13 @@ def test_from_embeddings_on_disk_with_no_slide_and_again_without_a_forward(
     assert "0, all from the cache, 0.0 MB sent" in " ".join(again.out.split())
     for path in h5.parent.iterdir():
         assert path.read_bytes() == before[path.name], path.name
+    short = run_client(*arguments[1:])
+    served, line, *warnings, picture, onward = short.out.splitlines()
+    assert line == first.out.splitlines()[1], "the same line as above the figures"
+    assert line.startswith(f"{h5.stem}: log_odds of lesion {about['full'][1]:+.4g}, empty slide ")
+    assert len(warnings) <= 1
+    assert picture.startswith(f"{h5.parent / stem}.png (and ")
+    assert (served[:7], onward[:5]) == ("served:", "next:")
 
 
 def test_from_a_slide_to_every_picture(
@@ -138,8 +145,8 @@ def test_from_a_slide_to_every_picture(
 ) -> None:
     out = tmp_path / "out"
     ran = run_client(
-        "attribute", real_slide, "--out", out, "--url", triton_url, "--method", "occlusion", "--region", 2,
-        "--stride", 1, "--no-checks", "--tile-maps", 1, "--tile-score", "embedding",
+        "-v", "attribute", real_slide, "--out", out, "--url", triton_url, "--method", "occlusion", "--region",
+        2, "--stride", 1, "--no-checks", "--tile-maps", 1, "--tile-score", "embedding",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     written = [Path(line) for line in ran.out.splitlines() if line.startswith(str(out))]
