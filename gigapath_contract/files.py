@@ -12,6 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NO_SUCH = "no such file or folder: check the path"
+
+
+def why_unreadable(path: Path, error: OSError) -> str:
+    """The line for a file that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: {NO_SUCH}"
+    return f"cannot read {path}: {error.strerror}"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

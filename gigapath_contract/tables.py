@@ -46,6 +46,11 @@ class Table:
         """The header in lower case; a nameless column, such as an index that pandas wrote, is ""."""
         return tuple("" if _NAMELESS.fullmatch(name) else name.lower() for name in self.header)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of `columns` as they are written, without the nameless."""
+        return tuple(name for name, column in zip(self.header, self.columns, strict=True) if column)
+
     def values(self, row: Row) -> dict[str, str]:
         """The cells of `row` by column in lower case; nameless columns and surplus cells are left out."""
         return {name: cell for name, cell in zip(self.columns, row.cells, strict=False) if name}
@@ -93,6 +98,11 @@ def _records(reader: Any) -> Iterator[list[str]]:
             reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
             raise TableError(f"line {began}: {reason}") from error
         yield record
+
+
+def is_missing(label: str) -> bool:
+    """Whether a cell has no label: it is empty, or has what pandas makes of a missing value in a text."""
+    return label.lower() in ("", "nan", "<na>")
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
     try:
         return files.parse_json(path.read_bytes())
     except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+        raise TrainingError(files.why_unreadable(path, error)) from error
     except ValueError as error:
         raise TrainingError(f"{path} is damaged ({error}): make it again") from error
 
@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+        raise TrainingError(files.why_unreadable(path, error)) from error
     if len(data) > _MOST_YAML_BYTES:
         raise TrainingError(f"{path} is no configuration: it has over {_MOST_YAML_BYTES >> 10} KiB")
     return parse_yaml(data, str(path))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gigapath_contract.tables import LABEL_COLUMNS
+from gigapath_contract.tables import LABEL_COLUMNS, is_missing
 from training.config import DataSection, RunConfig, read_config
 from training.data.folds import Fold, check_fold, make_folds, read_split_column
 from training.data.h5_features import read_bag
@@ -97,7 +97,7 @@ def plan_recipe(
 
 def _classes(table: Table, column: str) -> tuple[str, ...]:
     """The values of the label column, numbers by size, others by name."""
-    found = {row[column] for row in table.rows} - {""}
+    found = {row[column] for row in table.rows if not is_missing(row[column])}
     if not 2 <= len(found) <= MOST_CLASSES:
         raise TrainingError(
             f"{table.path}: column {column} has {len(found)} different values, and a class column has 2 to "

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.errors import TableError
+from gigapath_contract.files import NO_SUCH
 from gigapath_contract.slides import LONGEST_ID, SLIDE_SUFFIXES, is_file_name
 from gigapath_contract.tables import (
     ID_COLUMNS,
+    LABEL_COLUMNS,
     MASK_COLUMNS,
     MPP_COLUMNS,
     PATH_COLUMNS,
     find_column,
     id_in,
+    is_missing,
     read_table,
 )
 
@@ -170,7 +173,7 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
     try:
         table = read_table(manifest)
     except FileNotFoundError:
-        raise ManifestError(f"{manifest}: no such file or folder: check the path") from None
+        raise ManifestError(f"{manifest}: {NO_SUCH}") from None
     except (OSError, TableError) as error:
         raise ManifestError(
             f"{manifest}: not a readable CSV or TSV file ({error}): save it as UTF-8 CSV"
@@ -182,11 +185,18 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
     ]
     if id_name is None and path_name is None:
         raise ManifestError(
-            f"{manifest}: no column names the slides (has {', '.join(filter(None, table.columns))}): "
+            f"{manifest}: no column names the slides (has {', '.join(table.names)}): "
             f"call one {', '.join(ID_COLUMNS)} or {', '.join(PATH_COLUMNS)}"
         )
     for name, why in _unread(table.columns, used):
         logger.warning("%s: column %s is not read: %s", manifest, name, why)
+    label = find_column(table.columns, LABEL_COLUMNS)
+    missing = [row.line for row in table.rows if label and is_missing(table.values(row).get(label, ""))]
+    if 0 < len(missing) < len(table.rows):
+        logger.warning(
+            "%s: %d of %d rows have no %s (line %d): training will refuse the table",
+            *(manifest, len(missing), len(table.rows), label, missing[0]),
+        )
     by_name: dict[str, set[Path]] = {}
     for path in [] if path_name else _find(folder).slides:
         for key in (path.stem, path.name):

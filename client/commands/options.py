@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gigapath_contract.files import NO_SUCH
+
 from ..errors import ClientError
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
@@ -35,7 +37,7 @@ def finite(value: float | None) -> float | None:
 def existing(path: Path | None) -> Path | None:
     """A file or folder from the command line to read from, which must exist."""
     if path is not None and not path.exists():
-        raise typer.BadParameter(f"{path}: no such file or folder: check the path")
+        raise typer.BadParameter(f"{path}: {NO_SUCH}")
     return path
 
 

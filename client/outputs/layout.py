@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from gigapath_contract.files import NO_SUCH
 from gigapath_contract.schema import Contract
 
 from ..errors import ClientError
@@ -222,7 +223,7 @@ def find_features(target: Path, slide_id: str | None = None, contract: Contract 
         target, slide_id = target.absolute().parents[2], target.stem
     if not target.is_dir():
         if not target.exists():
-            raise ClientError(f"{target}: no such file or folder: check the path")
+            raise ClientError(f"{target}: {NO_SUCH}")
         if slide_id is not None:
             raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
         return target

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gigapath_contract.files import NO_SUCH
 from training.errors import TrainingError
 from training.files import make_folder, write_csv, write_json, write_text
 
@@ -41,4 +42,4 @@ def test_the_command_line_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> 
     )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.strip() and "drawing" not in line]
-    assert line == f"error: cannot read {tmp_path / 'none.svs'}: No such file or directory"
+    assert line == f"error: {tmp_path / 'none.svs'}: {NO_SUCH}"

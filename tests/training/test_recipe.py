@@ -137,7 +137,7 @@ def test_names_that_mean_something_in_yaml_stay_what_they_are(tmp_path: Path) ->
         ),
         ("slide_id,label", ["s0,a", "s1,a"], "column label has 1 different values.*--label-column"),
         ("slide_id,label", [f"s{k},{k / 7}" for k in range(30)], "column label has 30 different values"),
-        ("slide_id,label", ["s0,a", "s1,", "s2,b"], "line 3: slide s1 has no label in column label"),
+        ("slide_id,label", ["s0,a", "s1,nan", "s2,b"], "line 3: slide s1 has no label in column label"),
         (
             "slide_id,pat_id,label",
             [f"s{k},p{k},{'rare' if k < 2 else 'usual'}" for k in range(4)],

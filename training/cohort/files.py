@@ -16,7 +16,7 @@ import numpy as np
 import openslide
 import shapely
 
-from gigapath_contract.files import file_sha256
+from gigapath_contract.files import file_sha256, why_unreadable
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
 from training.cohort.pyramid import halvings, write_pyramid
 from training.errors import TrainingError
@@ -163,4 +163,4 @@ def _sha256(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+        raise TrainingError(why_unreadable(path, error)) from error

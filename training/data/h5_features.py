@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gigapath_contract.coordinates import CoordinateRule, grid_coordinates
 from gigapath_contract.errors import CoordinateError, FeatureFileError
 from gigapath_contract.features import TileFeatures, read_tile_features
-from gigapath_contract.files import file_sha256
+from gigapath_contract.files import NO_SUCH, file_sha256
 from training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def _read(path: Path, rule: CoordinateRule) -> tuple[Bag, TileFeatures]:
         with h5py.File(path, "r") as file:
             stored = read_tile_features(file)
     except OSError as error:
-        reason = "no such file" if not path.exists() else "not a readable HDF5 file"
-        raise TrainingError(f"{path}: {reason}: embed the slide, or take it out of the splits") from error
+        reason = "not a readable HDF5 file" if path.exists() else NO_SUCH
+        raise TrainingError(f"{path}: {reason}; embed the slide, or take it out of the splits") from error
     except (FeatureFileError, CoordinateError) as error:
         raise TrainingError(f"{path}: {error}: embed the slide again") from error
     features, coords = stored.embeddings[stored.valid].astype(np.float32), stored.coords[stored.valid]

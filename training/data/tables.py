@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gigapath_contract.errors import TableError
+from gigapath_contract.files import why_unreadable
 from gigapath_contract.tables import (
     ID_COLUMNS,
     LABEL_COLUMNS,
@@ -17,6 +18,7 @@ from gigapath_contract.tables import (
     PATIENT_COLUMNS,
     find_column,
     id_in,
+    is_missing,
     read_table,
 )
 from training.errors import TrainingError
@@ -49,12 +51,12 @@ class Table:
         try:
             table = read_table(path)
         except OSError as error:
-            raise TrainingError(f"cannot read {path}: {error.strerror}") from error
+            raise TrainingError(why_unreadable(path, error)) from error
         except TableError as error:
-            raise TrainingError(f"{path} is not a CSV file in UTF-8: {error}") from error
+            raise TrainingError(f"{path} is not a CSV file in UTF-8 ({error}): save it as one") from error
         if not table.rows:
             raise TrainingError(f"{path} has no rows: it needs a header and a row for each slide")
-        self.columns = table.columns
+        self.columns, self.names = table.columns, table.names
         for row in table.rows:
             if len(row.cells) != len(self.columns):
                 raise TrainingError(
@@ -71,7 +73,7 @@ class Table:
         """The first of `names` that is a column; a TrainingError has the `remedy` and lists the columns."""
         found = find_column(self.columns, names)
         if found is None:
-            present = ", ".join(filter(None, self.columns))
+            present = ", ".join(self.names)
             raise TrainingError(
                 f"{self.path} has no column {' or '.join(names)}: {remedy} (its columns: {present})"
             )
@@ -108,15 +110,12 @@ def read_slides(
         _warn_without_patients(table, {*columns, *map(str.lower, task.classes)}, option)
     allowed: Sequence[str] = ("0", "1") if task.kind == "multilabel" else task.values
     slides: dict[str, LabelledSlide] = {}
-    for index, (slide_id, row) in enumerate(zip(table.slide_ids(), table.rows, strict=True)):
+    ids = table.slide_ids()
+    _check_labels(table, ids, columns)
+    for index, (slide_id, row) in enumerate(zip(ids, table.rows, strict=True)):
         if slide_id in slides:
             raise TrainingError(f"{table.at(index)} repeats slide {slide_id}: keep one row per slide")
         for column in columns:
-            if not row[column]:
-                raise TrainingError(
-                    f"{table.at(index)}: slide {slide_id} has no label in column {column}: fill it in or "
-                    "remove the row"
-                )
             if row[column] not in allowed:
                 raise TrainingError(
                     f"{table.at(index)}: slide {slide_id} has {column} {row[column]!r}, which is none of "
@@ -127,6 +126,19 @@ def read_slides(
         target = found if task.kind == "multilabel" else found[0]
         slides[slide_id] = LabelledSlide(slide_id, (row[patient] if patient else "") or slide_id, target)
     return slides
+
+
+def _check_labels(table: Table, ids: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse rows without a label, all at once."""
+    missing = [(i, c) for i, row in enumerate(table.rows) for c in columns if is_missing(row[c])]
+    if missing:
+        index, column = missing[0]
+        rows = len({i for i, _ in missing})
+        others = f" (so have {rows} of {len(ids)} rows)" if rows > 1 else ""
+        raise TrainingError(
+            f"{table.at(index)}: slide {ids[index]} has no label in column {column}{others}: fill it in or "
+            "remove the row"
+        )
 
 
 def patient_in(table: Table, named: str | None, option: str) -> str | None:

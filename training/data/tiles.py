@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gigapath_contract.tables import is_missing
 from training.data.tables import SPLITS, Table
 from training.errors import TrainingError
 from training.models.tile_encoder import TILE_SIZE, centre_crop
@@ -76,7 +77,7 @@ def _in_table(table: Table) -> list[Tile]:
     placed = {"x", "y", "size"} <= set(table.columns)
     tiles = []
     for index, row in enumerate(table.rows):
-        if not row[label] or row[split] not in SPLITS:
+        if is_missing(row[label]) or row[split] not in SPLITS:
             raise TrainingError(f"{table.at(index)} needs a label, and a split out of {', '.join(SPLITS)}")
         try:
             place = (int(row["x"]), int(row["y"]), int(row["size"])) if placed else None

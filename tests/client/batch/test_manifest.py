@@ -203,12 +203,21 @@ def test_an_id_that_cannot_name_files_is_found_before_any_work(folder: Path, nam
         ("", "is empty"),
         ("slide_id,mpp,MPP\ns1,0.5,0.25\n", "column mpp is there twice: rename one"),
         ("slide_id,path\n", "holds no slides"),
-        ("name,age\na,1\n", "no column names the slides .has name, age."),
+        ("Name,age\na,1\n", "no column names the slides .has Name, age."),
     ],
 )
 def test_tables_that_are_no_manifest(folder: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_work_list(manifest(folder, text))
+
+
+def test_rows_without_a_label_are_named_and_scored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = "slide_id,path,label\na,s1.svs,lesion\nb,s1.svs,\nc,s1.svs,nan\n"
+    assert len(read_work_list(manifest(folder, rows)).slides) == 3
+    assert "2 of 3 rows have no label (line 3): training will refuse the table" in caplog.text
+    caplog.clear()
+    read_work_list(manifest(folder, "slide_id,path,label\na,s1.svs,\n"))  # not labelled at all
+    assert not caplog.text
 
 
 def test_what_is_not_there_or_not_text(folder: Path) -> None:

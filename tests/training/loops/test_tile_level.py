@@ -174,6 +174,7 @@ def test_images_of_other_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
     [
         ("image,label,split\na.png,x,train\nb.png,x,val\n", "has no test tiles"),
         ("image,label,split\na.png,x,train\nb.png,x,val\nc.png,y,test\n", "class y has no training tile"),
+        ("image,label,split\na.png,nan,train\n", "line 2 needs a label, and a split"),
         ("image,label,split\na.png,x,dev\n", "line 2 needs a label, and a split"),
         ("image,label\na.png,x\n", "has no column split"),
         ("image,label,split,x,y,size\na.svs,x,train,1.5,2,256\n", "x, y and size must be whole pixels"),
