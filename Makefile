@@ -7,6 +7,10 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Python keeps compiled modules: without them PyTorch, Lightning and scikit-learn take twice as long to import, and the
+# tests start some hundred interpreters. Some containers' settings say otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What .venv holds: all, or client (no PyTorch). Without ROOMS it stays as it was set up.
 ROOMS ?= $(if $(wildcard $(VENV)/.ready-client),client,all)
 ifeq ($(ROOMS),client)
