@@ -155,6 +155,9 @@ def _tiles(
 
 def take(picture: Pixels, x: int, y: int, side: int) -> Pixels:
     """A square of the endlessly repeated picture."""
+    inside = picture[y : y + side, x : x + side]
+    if inside.shape[:2] == (side, side):
+        return np.ascontiguousarray(inside)
     rows = np.arange(y, y + side) % picture.shape[0]
     columns = np.arange(x, x + side) % picture.shape[1]
     return np.ascontiguousarray(picture[rows][:, columns])
