@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir
 import pytest
 
+from export import build_graphs
 from export.export import export_preset
 from export.repository import copy_configs
 from gigapath_contract.schema import MODELS
@@ -68,6 +70,17 @@ def _two_versions_exported(
 def two_versions(_two_versions_exported: Path, tmp_path: Path) -> Path:
     """A test's own copy of `tiny` as version 1 (fp32) and 2 (fp16, for 80 GiB of GPU), which is served."""
     return Path(shutil.copytree(_two_versions_exported, tmp_path / "two" / "repository", symlinks=True))
+
+
+@pytest.fixture
+def slide_graphs_traced(_two_versions_exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-precision exports of `tiny` take the slide encoder's graphs from an earlier one.
+
+    Tracing these takes most of an export's time.
+    """
+    for model, function in (("slide_encoder", "slide_graph"), ("slide_occlusion", "occlusion_graph")):
+        path = _two_versions_exported / model / "2" / "model.onnx"
+        monkeypatch.setattr(build_graphs, function, lambda _, path=path: onnx_ir.load(path))
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def test_without_arguments_there_is_help_and_no_export() -> None:
     assert sorted((ROOT / "model_repository").rglob("*")) == before
 
 
+@pytest.mark.usefixtures("slide_graphs_traced")
 def test_run_exports_or_says_that_nothing_has_changed(
     run_export: Run, tiny: Preset, tiny_repository: Path, real_slide: Path
 ) -> None:
