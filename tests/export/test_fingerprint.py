@@ -35,6 +35,12 @@ def test_the_source_files_are_those_that_python_imports() -> None:
     assert sorted(source_files()) == sorted(done.stdout.split())
 
 
+@pytest.fixture(scope="module")
+def digest() -> str:
+    """That of this checkout."""
+    return code_digest()
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the Python files and weights of this repository's rooms."""
@@ -63,10 +69,9 @@ def append(path: Path, text: str = "# a comment\n") -> None:
         "training/pretrained/demo/tile_encoder.safetensors",
     ],
 )
-def test_what_takes_part_makes_another_export(checkout: Path, name: str) -> None:
-    before = code_digest(checkout)
+def test_what_takes_part_makes_another_export(checkout: Path, digest: str, name: str) -> None:
     append(checkout / name)
-    assert code_digest(checkout) != before
+    assert code_digest(checkout) != digest
 
 
 @pytest.mark.parametrize(
@@ -81,11 +86,9 @@ def test_what_takes_part_makes_another_export(checkout: Path, name: str) -> None
         "client/cli.py",
     ],
 )
-def test_what_takes_no_part_does_not(checkout: Path, name: str) -> None:
-    before = code_digest(checkout)
-    assert before == code_digest(), "equal files, equal digest, wherever they lie"
+def test_what_takes_no_part_does_not(checkout: Path, digest: str, name: str) -> None:
     append(checkout / name)
-    assert code_digest(checkout) == before
+    assert code_digest(checkout) == digest, "equal files, equal digest, wherever they lie"
 
 
 def test_every_way_of_importing_counts(tmp_path: Path) -> None:
