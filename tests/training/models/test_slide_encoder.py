@@ -79,7 +79,6 @@ def seeded(config: SlideEncoderConfig) -> LongNetSlideEncoder:
 
 @pytest.mark.parametrize("tiles", [1, 15, 37, 1023, 1024, 1068, 3000])
 def test_agrees_with_the_published_outputs(golden_model: LongNetSlideEncoder, tiles: int) -> None:
-    torch.set_num_threads(2)
     with torch.inference_mode(), np.load(GOLDEN) as golden:
         output = golden_model(*slide(tiles, 384))
         want = {name: torch.from_numpy(golden[f"n{tiles}.{name}"]) for name in (
@@ -249,10 +248,9 @@ def test_gradients_reach_every_weight_that_the_vector_depends_on(tiny: LongNetSl
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_step_lowers_the_loss_at_3000_tiles() -> None:
+def test_a_step_lowers_the_loss_of_a_slide_longer_than_a_segment() -> None:
     """The demo encoder as fine-tuning has it: dropout off here, so that two losses can be compared."""
-    torch.set_num_threads(2)
-    model, (embeddings, coords) = seeded(get_preset("demo").slide), slide(3000, 96)
+    model, (embeddings, coords) = seeded(get_preset("demo").slide), slide(1100, 96)
     head = nn.Linear(96, 2)
     optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
     losses = []
