@@ -235,9 +235,10 @@ def test_a_model_swapped_meanwhile_is_refused_before_the_work_and_once(
 
 
 def test_a_server_that_is_down_at_the_start_is_named_at_once(
-    server: RunningServer, three: Path, run_client: Run, tmp_path: Path
+    server: RunningServer, three: Path, run_client: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retrying it would be silent for 300 seconds; a server that accepts and says nothing is down as well."""
+    monkeypatch.setattr("client.triton.connection._PROBE_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = f"127.0.0.1:{mute.getsockname()[1]}"
         urls = ",".join([server.url, "127.0.0.1:1", silent])
