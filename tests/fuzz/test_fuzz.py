@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.readers import KEPT, READERS, ROOT
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "16"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "11"))
 SEED = int(time.time()) if "FUZZ_SECONDS" in os.environ else 0
 
 
