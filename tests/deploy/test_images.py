@@ -188,6 +188,10 @@ def test_the_client_image_runs_the_installed_wheel(
     version = "import importlib.metadata; print(importlib.metadata.version('gigapath-triton'))"
     assert builder(*run, "gigapath-client", "--version") == f"gigapath-client {client.__version__}"
     assert builder(*run, "python", "-c", version) == client.__version__
+    kept = "import gigapath_client.commands.batch as one; print(one.__cached__)"
+    compiled = builder(*run, "python", "-c", kept).removeprefix("/")
+    assert (Path(builder("mount", containers["client"])) / compiled).exists(), "compiled at each start"
+    builder("umount", containers["client"])
 
 
 def test_a_slide_is_scored_from_image_to_image(
