@@ -97,6 +97,8 @@ def _records(reader: Any) -> Iterator[list[str]]:
         except csv.Error as error:
             reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
             raise TableError(f"line {began}: {reason}") from error
+        if any("\0" in cell for cell in record):
+            raise TableError(f"line {began}: a zero byte, which no text holds")
         yield record
 
 

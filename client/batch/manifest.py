@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -9,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from gigapath_contract.errors import TableError
 from gigapath_contract.files import NO_SUCH
@@ -200,18 +202,19 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
     by_name: dict[str, set[Path]] = {}
     for path in [] if path_name else _find(folder).slides:
         for key in (path.stem, path.name):
-            by_name.setdefault(key, set()).add(path)
+            by_name.setdefault(normalize("NFC", key), set()).add(path)
     for row in table.rows:
         values, where = table.values(row), f"line {row.line} of {manifest}"
         if values.get("process") in ("0", "0.0"):  # CLAM's process_list: leave this slide out
             continue
-        named = values.get(path_name or "", "") or values.get(id_name or "", "")
+        named = _given(values, path_name) or values.get(id_name or "", "")
         slide_id = id_in(values, id_name, path_name)
         if len(row.cells) != len(table.header):
             yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
             continue
         try:
-            candidates = sorted(by_name.get(named) or by_name.get(slide_id) or {slide_path(named, folder)})
+            known = by_name.get(normalize("NFC", named)) or by_name.get(normalize("NFC", slide_id))
+            candidates = sorted(known or {_as_on_disk(slide_path(named, folder))})
         except SlideError as error:
             yield slide_id, {}, BadRow(slide_id, named, f"{where}: {error}")
             continue
@@ -221,7 +224,7 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
             yield slide_id, {}, BadRow(slide_id, named, reason)
             continue
         path = candidates[0]
-        mpp, mask = values.get(mpp_name or "", ""), values.get(mask_name or "", "")
+        mpp, mask = _given(values, mpp_name), _given(values, mask_name)
         further = {
             name: values[key]
             for name, key in zip(table.header, table.columns, strict=True)
@@ -234,7 +237,28 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
             reason = f"{where}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
             yield slide_id, further, BadRow(slide_id, named, reason)
             continue
-        yield slide_id, further, SlideSource(path, slide_id, scale, folder / mask if mask else None)
+        yield (
+            slide_id,
+            further,
+            SlideSource(path, slide_id, scale, _as_on_disk(folder / mask) if mask else None),
+        )
+
+
+def _given(values: Mapping[str, str], column: str | None) -> str:
+    """A cell, empty where it has what R, pandas or people write for nothing."""
+    cell = values.get(column or "", "")
+    return "" if is_missing(cell) or cell.lower() in ("na", "n/a", "none", "null") else cell
+
+
+def _as_on_disk(path: Path) -> Path:
+    """A path as the disk spells it: a Mac's files have é as e and an accent, tables seldom."""
+    if isinstance(path, RemotePath) or str(path).isascii():
+        return path
+    with contextlib.suppress(OSError):
+        if not path.exists() and path != path.parent:
+            folder, name = _as_on_disk(path.parent), normalize("NFC", path.name)
+            return next((other for other in folder.iterdir() if normalize("NFC", other.name) == name), path)
+    return path
 
 
 def _unread(columns: Sequence[str], used: Sequence[str | None]) -> Iterator[tuple[str, str]]:

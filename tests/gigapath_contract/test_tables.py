@@ -72,7 +72,7 @@ def test_rows_know_their_line(tmp_path: Path) -> None:
 
 def test_what_is_no_table_is_one_line_on_both_sides(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    for content in (b"slide_id\n\xff\n", b"slide_id\n" + b"x" * 200_000):
+    for content in (b"slide_id\n\xff\n", b"slide_id\n" + b"x" * 200_000, b"slide_id\na\0\n"):
         path.write_bytes(content)
         with pytest.raises(TableError):
             read_table(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import pytest
 
@@ -171,14 +173,36 @@ def test_masks_scales_and_further_columns(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "<NA>", "None", "n/a", "NULL"])
+def test_what_stands_for_nothing_is_nothing(folder: Path, word: str) -> None:
+    text = f"slide_id,path,mpp,mask_path\ns1,s1.svs,{word},{word}\ns2.tiff,{word},,\n"
+    slides = read_work_list(manifest(folder, text), folder).slides
+    assert [(slide.path.name, slide.mpp, slide.mask) for slide in slides] == [
+        ("s1.svs", None, None),
+        ("s2.tiff", None, None),
+    ]
+
+
+@pytest.mark.parametrize("text", ["slide_id\nFälle\n", "path\nGröße/Fälle.svs\n"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_is_an_accent_however_it_is_stored(
+    folder: Path, text: str, form: Literal["NFC", "NFD"]
+) -> None:
+    stored = folder / normalize("NFD", "Größe") / normalize("NFD", "Fälle.svs")
+    stored.parent.mkdir()
+    stored.touch()
+    work_list = read_work_list(manifest(folder, normalize(form, text)), folder)
+    assert [slide.path for slide in work_list.slides] == [stored]
+
+
 def test_bad_rows_leave_the_others_alone(folder: Path) -> None:
     text = (
         "slide_id,path,mpp\ns1,s1.svs,half\ns1,s1.svs,0.5\ns1,s2.tiff,0.5\nx/y,s2.tiff,0.5\ns2,s2.tiff,-1\n"
-        "s2,s2.tiff,nan\ns3,s2.tiff\ns4,s2.tiff,0.5,more\ns5,s2.tiff,0.5\n"
+        "s2,s2.tiff,inf\ns3,s2.tiff\ns4,s2.tiff,0.5,more\ns5,s2.tiff,0.5\n"
     )
     work_list = read_work_list(manifest(folder, text), folder)
     assert [slide.slide_id for slide in work_list.slides] == ["s1", "s5"]
-    parts = ["line 2 .*'half'", "already", "can't name", "'-1'", "'nan'", "line 8 .*cells", "line 9 .*cells"]
+    parts = ["line 2 .*'half'", "already", "can't name", "'-1'", "'inf'", "line 8 .*cells", "line 9 .*cells"]
     assert len(work_list.bad) == len(parts)
     for bad, part in zip(work_list.bad, parts, strict=True):
         assert re.search(part, bad.reason), bad
