@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def _read_header(
     from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.filereader import read_partial
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # else it warns of odd values
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    warnings.filterwarnings("ignore", module="pydicom")  # odd values, that others write
     damage = (
         *(InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError),
         *(OSError, EOFError, NotImplementedError, MemoryError),  # a length may claim gigabytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from .stored_tiles import OME_TIFF, TileGrid
 from .tiff import DAMAGE, LARGEST_TILE
 
 CACHE_BYTES = 32 << 20  # of decoded tiles, per handle
+_SIZES = re.compile(r'<(?:\w+:)?Pixels\b[^>]*?\bSize[XY]="(\d{1,9})"[^>]*?\bSize[XY]="(\d{1,9})"')
 _UNITS = {int(RESUNIT.INCH): "inch", int(RESUNIT.CENTIMETER): "centimeter"}
 
 
@@ -30,7 +32,8 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
     `stream` is what the pixels are read through, by default the file itself.
 
     Raises:
-        SlideError: each of its pages is one channel, of which OpenSlide would show the first alone.
+        SlideError: each of its pages is one channel, of which OpenSlide would show the first alone, or it
+            holds more than one slide.
     """
     if openslide.OpenSlide.detect_format(path) != "generic-tiff":
         return None
@@ -40,6 +43,10 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
         return None
     try:
         first = file.pages.first
+        areas = [int(x) * int(y) for x, y in _SIZES.findall(first.description)] if first.is_ome else []
+        if any(area > areas[0] / 2 for area in areas[1:]):  # a label or an overview is smaller
+            file.close()
+            raise SlideError(f"{path}: an OME-TIFF of {len(areas)} large images: export the slide alone")
         below = (first.pages or ()) if first.is_ome else ()
         levels = [page for page in (first, *(page.aspage() for page in below)) if _is_rgb(page)]
         if len(levels) > 1 and max(levels, key=lambda page: page.imagewidth) is first:

@@ -256,6 +256,9 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
     except MppError as error:
         reader.close()
         raise MppError(f"{path}: {error}") from None
+    if 0 in slide.bounds[2:]:
+        slide.close()
+        raise SlideError(f"{path}: holds no tile of its full resolution: copy it again")
     slide.notes += contradictions(properties, slide.mpp)
     return slide
 

@@ -17,7 +17,7 @@ from ..errors import SlideError
 from .address import RemotePath
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff
-from .detect import loses_frames
+from .detect import first_bytes, is_dicom, loses_frames
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
 from .stored_tiles import VENDORS, StoredTiles
@@ -92,7 +92,7 @@ def _open_openslide(path: Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
-        if is_truncated_tiff(path):
+        if is_truncated_tiff(path) and not is_dicom(first_bytes(path)):  # which may begin as a TIFF does
             raise SlideError(f"{path}: cut off, its directory is missing: copy it again") from None
         raise SlideError(
             f"{path}: no slide that OpenSlide knows, or damaged: copy it again or convert it to tiled TIFF "

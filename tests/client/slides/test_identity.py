@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate_extended, generate_frames
 
 from client.arrays import Pixels
@@ -91,9 +93,7 @@ def test_dicom_without_the_places_of_its_frames_is_refused(tmp_path: Path, pictu
     with pytest.raises(SlideError, match=r"a-4\.dcm: does not say where its frames lie"):
         open_slide(tmp_path / "a-1.dcm")
     content = path.read_bytes()
-    table = (
-        content.index(b"\xe0\x7f\x01\x00OV") + 4
-    )  # a sequence without an end: no matter to what came before
+    table = content.index(b"\xe0\x7f\x01\x00OV") + 4  # a sequence without an end hides nothing before it
     path.write_bytes(content[:table] + b"SQ\0\0\xff\xff\xff\xff" + content[table + 8 :])
     assert loses_frames(path)
 
@@ -114,3 +114,14 @@ def test_dicom_that_misplaces_frames_is_refused(tmp_path: Path, picture: Pixels,
     data.save_as(path, enforce_file_format=True)
     with pytest.raises(SlideError, match=r"a-1\.dcm: does not say where its frames lie"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "SC_rgb_jpeg.dcm"])
+def test_another_kind_of_dicom_is_called_so_without_a_warning(name: str) -> None:
+    """The first begins as a TIFF does, and pydicom warns of the second's odd value."""
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        pytest.raises(SlideError, match="no slide that"),
+    ):
+        open_slide(Path(str(get_testdata_file(name))))
+    assert not warned

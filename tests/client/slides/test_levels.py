@@ -105,6 +105,16 @@ def test_a_level_that_cannot_be_decoded_is_not_used(tmp_path: Path, picture: Pix
         assert slide.notes == ["level 1 (512x512 px) is not used: it can't be decoded"]
 
 
+def test_a_slide_without_its_full_resolution_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    path = write_pyramid(tmp_path / "a.tif", picture[1000:2024, 700:1724], levels=(1, 4))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = file.pages.first.tags[name]
+            tag.overwrite([0] * len(tag.value))
+    with pytest.raises(SlideError, match="holds no tile of its full resolution: copy it again"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize(
     ("page", "tag", "value", "said"),
     [

@@ -147,3 +147,18 @@ def test_a_channel_per_page_is_refused(tmp_path: Path, picture: Pixels) -> None:
         assert np.array_equal(shown, np.repeat(picture[:600, :600, :1], 3, axis=2))
     with pytest.raises(SlideError, match="a channel per page: export it with RGB in each page"):
         open_slide(tmp_path / "a.ome.tif", 0.5)
+
+
+def test_of_several_slides_none_is_dropped_in_silence(tmp_path: Path, picture: Pixels) -> None:
+    path, small, large = tmp_path / "a.ome.tif", picture[:300, :400], picture[:600, :800]
+    for images in ([small, large], [large, large], [large, small]):
+        with tifffile.TiffWriter(path, ome=True) as file:
+            for pixels in images:
+                size = {f"PhysicalSize{axis}": MPP for axis in "XY"}
+                file.write(pixels, photometric="rgb", tile=(128, 128), metadata={"axes": "YXS", **size})
+        if images[0] is large and images[1] is small:
+            with open_slide(path) as slide:
+                assert slide.dimensions == (800, 600)
+        else:
+            with pytest.raises(SlideError, match="an OME-TIFF of 2 large images: export the slide alone"):
+                open_slide(path)
