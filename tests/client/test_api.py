@@ -29,6 +29,16 @@ def test_the_import_is_cheap_and_every_public_name_is_there() -> None:
         _ = client.nothing
 
 
+def test_a_command_does_not_wait_for_the_modules_of_others() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['batch', 'slides']\n"
+        "import client.cli\n"
+        "assert [command.name for command in client.cli.app.registered_commands] == ['batch']\n"
+        "assert not {'client.attribution', 'client.viewer', 'starlette'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_example_runs_and_is_the_one_of_the_documentation(
     real_slide: Path, triton_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
