@@ -22,7 +22,16 @@ from sklearn import metrics
 
 from gigapath_contract.probabilities import HeadKind
 from training.files import atomic_path, make_folder, read_json, write_csv, write_json
-from training.loops.metrics import LEAST_GROUPS, LEAST_WIDTH, Array, evaluate, indicator, intervals, resamples
+from training.loops.metrics import (
+    LEAST_GROUPS,
+    LEAST_WIDTH,
+    Array,
+    confusion,
+    evaluate,
+    indicator,
+    intervals,
+    resamples,
+)
 from training.runs.layout import PREDICTIONS, REPORT
 
 PICTURE, NUMBERS, ROC, PRECISION_RECALL = "report.png", "report.json", "roc.csv", "precision_recall.csv"
@@ -191,10 +200,9 @@ def _counts(found: Predictions, chosen: Array | slice = slice(None)) -> Array:
     """
     truth, scores = found.truth[chosen], found.scores[chosen]
     if found.kind == "multiclass":
-        every = range(len(found.classes))
-        return np.asarray(metrics.confusion_matrix(truth, scores.argmax(axis=1), labels=every))
-    pairs = zip(truth.T, scores.T >= 0.5, strict=True)
-    return np.concatenate([metrics.confusion_matrix(*pair, labels=[1, 0]) for pair in pairs])
+        return confusion(truth, scores.argmax(axis=1), len(found.classes))
+    pairs = zip(1 - truth.T, scores.T < 0.5, strict=True)
+    return np.concatenate([confusion(*pair, 2) for pair in pairs])
 
 
 def _confusion(found: Predictions, draws: Sequence[Array]) -> dict[str, Any]:

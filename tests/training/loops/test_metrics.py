@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn import metrics
 
 from training.loops.metrics import evaluate, intervals
 
@@ -35,6 +36,21 @@ def test_auroc_is_the_share_of_ordered_pairs_and_kappa_its_formula() -> None:
     observed = np.histogram2d(truth, predicted, bins=(3, 3), range=((0, 3), (0, 3)))[0]
     expected = np.outer(np.bincount(truth, minlength=3), np.bincount(predicted, minlength=3)) / 80
     kappa = 1 - (distance * observed).sum() / (distance * expected).sum()
+    assert found["quadratic_kappa"] == pytest.approx(kappa)
+
+
+@pytest.mark.parametrize("absent", [None, 2])
+def test_what_is_counted_is_scikit_learns(absent: int | None) -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, 4, 60), rng.dirichlet(np.ones(4), 60)
+    truth[truth == absent] = 3
+    predicted = scores.argmax(axis=1)
+    found = evaluate(truth, scores, (*CLASSES, "d"), "multiclass")
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(metrics.recall_score(
+        truth, predicted, average="macro", labels=np.unique(truth)
+    ))  # fmt: skip
+    kappa = metrics.cohen_kappa_score(truth, predicted, weights="quadratic", labels=range(4))
     assert found["quadratic_kappa"] == pytest.approx(kappa)
 
 
