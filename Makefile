@@ -112,7 +112,7 @@ check-engines: $(ALL)  ## build engines without a GPU, to test the graphs
 bench: $(if $(NAME),$(ALL) $(FETCHED),$(READY))  ## measure, and write docs/benchmarks/NAME.md [NAME=, none: list them; ARGS=]
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-screenshots: $(READY) $(VIEWER)  ## pictures for README and docs, from what make demo left in out/
+screenshots: $(READY) $(VIEWER)  ## pictures for README and docs, from what make demo left in out/, and of a small training run (two minutes)
 	@$(BIN)/python -m demo.screenshots
 
 ##@ Deployment and release

@@ -15,9 +15,13 @@ from PIL import Image
 from benchmarks.browser import SETTLED, open_browser
 from benchmarks.common import run_driver
 from client.errors import ClientError
+from demo.__main__ import REPOSITORY, run
+from server.local import run_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 SLIDE = "test-24B"
+REAL_SLIDE = "CMU-1-Small-Region"
+STUDY = ROOT / "build" / "screenshots"
 SLIDE_FILE = ROOT / "build" / "demo-cohort" / "slides" / f"{SLIDE}.tiff"
 LONGEST_PX = 1200
 """Of a picture: no file is larger than 150 kB."""
@@ -27,7 +31,7 @@ def screenshots(
     out: Annotated[list[Path] | None, typer.Option(help="Folders of results [default: the demo's].")] = None,
     images: Annotated[Path, typer.Option(help="Folder for the pictures.")] = ROOT / "docs" / "images",
 ) -> None:
-    """Take pictures of a map, its strongest tiles, the tissue and the viewer."""
+    """Take pictures of maps, the strongest tiles, the tissue, the viewer and a training run's report."""
     folders = out or [Path("out"), Path("out", "cohort")]
     images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
@@ -36,6 +40,7 @@ def screenshots(
             raise ClientError("there is nothing to show: run make demo first")
         pictures = {
             "map.jpg": folders[0] / f"{SLIDE}-partition_shap-lesion.png",
+            "map-benign.jpg": folders[0] / f"{REAL_SLIDE}-partition_shap-benign.png",
             "strongest.jpg": folders[0] / f"{SLIDE}-partition_shap-lesion-strongest.png",
             "tissue.jpg": Path(made, "thumbnails", f"{SLIDE}.jpg"),
         }
@@ -43,6 +48,28 @@ def screenshots(
             with Image.open(path) as picture:
                 save(picture.convert("RGB"), images / name)
     show_viewer(folders, images)
+    show_report(images)
+
+
+def show_report(images: Path) -> None:
+    """Take the picture of the report of a model that errs: trained for three epochs from random weights."""
+    report = STUDY / "run" / "report" / "report.png"
+    if not report.exists():
+        run("training", "make-cohort", "--out", str(STUDY), "--patients", "6", "2", "4", "--seed", "7")
+        table = [line.split(",")[:4] for line in (STUDY / "labels.csv").read_text().splitlines()]
+        labels = STUDY / "own.csv"  # without the splits, as in the tutorial
+        labels.write_text("".join(",".join(row) + "\n" for row in table))
+        with run_triton(REPOSITORY, log=STUDY / "triton.log") as server:
+            run("client", "batch", str(labels), "--out", str(STUDY / "results"), "--url", server.url)
+        features, recipe = STUDY / "results", STUDY / "own.yaml"
+        recipe.unlink(missing_ok=True)
+        run("training", "init-recipe", str(labels), "--features", str(features), "--out", str(recipe))
+        about = ("--config", str(recipe), "--out", str(STUDY / "run"), "--quiet")
+        changes = ("--set", "optim.epochs=3", "--set", "slide_weights=random_init")
+        run("training", "finetune", *about, *changes)
+    with Image.open(report) as picture:
+        small = picture.convert("RGB").resize((picture.width * 2 // 3, picture.height * 2 // 3))
+        small.quantize(64).save(images / "report.png", optimize=True)
 
 
 def show_viewer(folders: list[Path], images: Path) -> None:

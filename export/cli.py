@@ -16,6 +16,7 @@ from export.fingerprint import ROOT
 from export.parity import ParityError, Report
 from export.repository import list_versions, remove_version, serve_version
 from gigapath_contract.command_line import call, run
+from gigapath_contract.reference import ParityRow
 from gigapath_contract.schema import Contract
 from training.errors import TrainingError
 
@@ -117,12 +118,18 @@ def show(result: ExportResult) -> None:
 
 
 def parity_table(report: Report) -> Table:
-    """The parity report for a terminal."""
-    table = Table(title=f"Parity with PyTorch float32 ({report.precision})")
+    """The parity report for a terminal: of every output the worst comparison, and all that failed."""
+    worst: dict[tuple[str, str], ParityRow] = {}
+    for row in sorted(report.rows, key=lambda row: row.max_relative):
+        worst[row.model, row.output] = row
+    title = f"Parity with PyTorch float32 ({report.precision}): the worst of {len(report.rows)} comparisons"
+    table = Table(title=title)
     numbers = ("max-abs", "relative", "min cosine")
     for title in ("model", "input", "output", *numbers, ""):
         table.add_column(title, justify="right" if title in numbers else "left")
     for row in report.rows:
+        if row.passed and worst[row.model, row.output] is not row:
+            continue
         verdict = "[green]ok[/]" if row.passed else "[red]FAILED[/]"
         measures = f"{row.max_abs:.1e}", f"{row.max_relative:.1e}", f"{row.min_cosine:.7f}"
         table.add_row(row.model, row.case, row.output, *measures, verdict)

@@ -96,7 +96,13 @@ def finetune_command(
     with _bar(quiet) as bar:
         task = bar.add_task("checking the data", total=None)
         plan = plan_runs(settings, lambda done, total: bar.update(task, completed=done, total=total))
-    if run(plan, out, bar=not quiet):  # not in the other processes of several
+    began, notes = time.monotonic(), Console(stderr=True)
+
+    def begin(fold: int, folds: int) -> None:
+        spent = f", {(time.monotonic() - began) / 60:.1f} minutes so far" if fold else ""
+        notes.print(f"fold {fold + 1} of {folds}{spent}", highlight=False)
+
+    if run(plan, out, bar=not quiet, begin=begin):  # not in the other processes of several
         _print_report(out)
         folders = plan.folders(out)
         if len(folders) > 1:
@@ -157,10 +163,15 @@ def _print_report(out: Path) -> None:
 
     picture, report = read_report(out)
     pooled = f", pooled over {report['folds']} folds" if report["folds"] > 1 else ""
-    table = Table("metric", f"held out{pooled}", "95 % interval")
-    for name, value in report["metrics"].items():
-        table.add_row(name, _number(value), interval_text(value, *report["intervals_95"][name]))
+    metrics, limits = report["metrics"], report["intervals_95"]
+    intervals = [interval_text(value, *limits[name]) for name, value in metrics.items()]
+    alike = len(set(intervals)) == 1
+    table = Table("metric", f"held out{pooled}", *([] if alike else ["95 % interval"]))
+    for (name, value), interval in zip(metrics.items(), intervals, strict=True):
+        table.add_row(name, _number(value), *([] if alike else [interval]))
     console.print(table)
+    if alike:
+        console.print(f"95 % intervals: {intervals[0]}", highlight=False)
     if doubt := chance_text(report):
         console.print(doubt, soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {out}\nreport: {picture}", soft_wrap=True, highlight=False, markup=False)

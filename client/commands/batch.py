@@ -130,6 +130,7 @@ def command(
         console.print(advice, soft_wrap=True)
     typer.echo(shown.status)
     if contract.head is not None:
+        typer.echo(shown.scores)
         say_next("attribute", out, "--all", endpoint=endpoint)
     labels = source if source.is_file() else "LABELS.csv"
     typer.echo(f"to train on them, in a checkout: python -m training init-recipe {labels} --features {out}")

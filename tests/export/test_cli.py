@@ -73,6 +73,9 @@ def test_run_exports_or_says_that_nothing_has_changed(
     first = run_export(*command, "--precision", "fp16")
     assert first.code == 0
     assert "Parity with PyTorch float32 (fp16)" in first.out
+    assert first.out.count(" EMBEDDINGS ") == first.out.count(" LAYERS ") == 1, (
+        "each output once, at its worst"
+    )
     assert "exported: tiny fp16" in first.out
     assert "is version 2" in first.out
     assert "untrained" in first.out

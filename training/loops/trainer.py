@@ -39,7 +39,7 @@ def build_trainer(
     if precision == "auto":
         on_gpu = resources.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "16-mixed" if on_gpu else "32-true"
-    callbacks: list[Callback] = [RichProgressBar()] if bar else []
+    callbacks: list[Callback] = [_Bar()] if bar else []
     if select.patience:
         callbacks.append(_Patience(monitor, mode="max", patience=select.patience, check_finite=False))
     if select.epoch == "best":
@@ -127,6 +127,13 @@ def _checkpoint(folder: Path, name: str, monitor: str | None = None) -> ModelChe
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+
+
+class _Bar(RichProgressBar):
+    """The bar without the logger's version, which is the same in every run."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
 class _Patience(EarlyStopping):

@@ -92,9 +92,12 @@ def plan_runs(
     return Plan(config, task, tuple(folds), *checked)
 
 
-def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
+def run(
+    plan: Plan, out: Path, *, bar: bool = False, begin: Callable[[int, int], None] = lambda fold, folds: None
+) -> dict[str, Any]:
     """Train and evaluate every fold in its folder; returns the metrics (several folds: a summary).
 
+    `begin` is called before each of several folds, with its number from 0 and how many there are.
     `report/` has the held-out predictions of all folds as curves.
 
     A finished fold is kept, an interrupted one resumes after its last whole epoch. Raises TrainingError where
@@ -106,6 +109,8 @@ def run(plan: Plan, out: Path, *, bar: bool = False) -> dict[str, Any]:
         if main:
             open_record(folder, plan.config, _data(plan, number, fold))
             warn_misplaced(folder, rule)
+            if len(plan.folds) > 1:
+                begin(number, len(plan.folds))
         if not (folder / METRICS).exists():
             _run_fold(plan, fold, folder, bar)
     if not main:

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn import metrics
 
 from gigapath_contract.probabilities import HeadKind
+from training.cli import _print_report
 from training.runs.record import interval_text, record_predictions
 from training.runs.report import chance_text, read_report, write_report
 
@@ -148,6 +149,20 @@ def test_the_title_says_which_intervals_there_are_and_chance_is_named(
     said = chance_text(read_report(tmp_path / "run")[1])
     assert said in titles[0]
     assert doubt in said if doubt else not said
+
+
+@pytest.mark.parametrize(("patients", "reason"), [(4, "none: fewer than 10 patients"), (12, "")])
+def test_a_reason_for_no_intervals_at_all_is_printed_once(
+    patients: int, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = [k % 2 for k in range(2 * patients)]
+    scores = [[0.4 + 0.2 * (k % 3 == 0), 0.6 - 0.2 * (k % 3 == 0)] for k in range(2 * patients)]
+    write_predictions(tmp_path / "run", truth, scores, "multiclass")
+    write_report(tmp_path / "run", [tmp_path / "run"], ("a", "b"), "multiclass", bootstrap=20, seed=0)
+    _print_report(tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert shown.count("none: ") == (1 if reason else 0)
+    assert ("95 % interval " in shown.splitlines()[1]) == (not reason), "a column of intervals"
 
 
 def test_a_missing_interval_says_why() -> None:

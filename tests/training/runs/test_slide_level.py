@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule
+from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.config import TrainingConfig, read_config
+from training.config import ResourceSection, SelectSection, TrainingConfig, read_config
 from training.data.h5_features import read_bag
 from training.errors import TrainingError
 from training.loops.metrics import LEAST_GROUPS
+from training.loops.trainer import build_trainer
 from training.models.build import build_models
 from training.runs.checkpoint import load_run, published_state
 from training.runs.record import NO_INTERVAL
@@ -144,9 +147,21 @@ def test_two_processes_learn_what_one_learns(config_text: str, tmp_path: Path) -
     assert len(predictions(tmp_path / "both" / "predictions_val.csv")) == 4
 
 
+def test_the_bar_leaves_out_what_is_the_same_in_every_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda self, *_: {"v_num": "oard", "loss": 0.5})
+    resources, select = ResourceSection(accelerator="cpu"), SelectSection()
+    trainer = build_trainer(tmp_path, resources, select, epochs=1, log_every=1, bar=True)
+    (bar,) = [one for one in trainer.callbacks if isinstance(one, RichProgressBar)]  # type: ignore[attr-defined]
+    assert bar.get_metrics(trainer, LightningModule()) == {"loss": 0.5}
+
+
 def test_seeded_folds_hold_each_slide_out_once_and_are_summed_up(config_text: str, tmp_path: Path) -> None:
     config = config_of(config_text, tmp_path, data__folds=2, optim__epochs=1, data__val_share=0.4)
-    summary = run(plan_runs(config), tmp_path / "run")
+    begun: list[tuple[int, int]] = []
+    summary = run(plan_runs(config), tmp_path / "run", begin=lambda fold, folds: begun.append((fold, folds)))
+    assert begun == [(0, 2), (1, 2)]
     held_out = [predictions(tmp_path / "run" / f"fold_{k}" / "predictions_test.csv") for k in range(2)]
     assert sorted(row["slide_id"] for rows in held_out for row in rows) == [f"s{k:02d}" for k in range(24)]
     each = [json.loads((tmp_path / "run" / f"fold_{k}" / "metrics.json").read_text()) for k in range(2)]
