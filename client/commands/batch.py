@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,7 @@ def command(
             markup=False,
             highlight=False,
         )
+    began = time.monotonic()
     with exclusive_output(out), BatchView(console, work_list.slides) as view:
         pool: Pool = RayPool(job, slides, ray) if ray else LocalPool(job, slides or 8, view.progress_for)
         try:
@@ -126,7 +128,7 @@ def command(
     counts = collections.Counter(record.status for record in records)
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
     measured = total([record.stages for record in records if not record.reused])
-    if advice := bottleneck(measured, at_least=WORTH_ADVICE_S):
+    if advice := bottleneck(measured, time.monotonic() - began, at_least=WORTH_ADVICE_S):
         console.print(advice, soft_wrap=True)
     typer.echo(shown.status)
     if contract.head is not None:

@@ -114,4 +114,4 @@ def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord)
     for name, stage in record.stages.items():
         table.add_row(f"  {name}", f"{stage['seconds']:.2f}")
     console.print(table)
-    console.print(bottleneck(record.stages))
+    console.print(bottleneck(record.stages, record.seconds))

@@ -42,7 +42,7 @@ def command(
         "add up to it, those below run at the same time",
         soft_wrap=True,
     )
-    console.print(bottleneck(stages), soft_wrap=True)
+    console.print(bottleneck(stages, seconds if len(records) == 1 else 0.0), soft_wrap=True)
 
 
 def _details(name: str, stages: dict[str, dict[str, float]]) -> tuple[str, str, str]:

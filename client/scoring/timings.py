@@ -101,9 +101,11 @@ def shares(stages: dict[str, dict[str, float]], seconds: float) -> dict[str, tup
     return {name: (spent, spent / max(seconds, 1e-9)) for name, spent in serial.items()}
 
 
-def bottleneck(stages: dict[str, dict[str, float]], *, at_least: float = 0.0) -> str:
+def bottleneck(stages: dict[str, dict[str, float]], elapsed: float = 0.0, *, at_least: float = 0.0) -> str:
     """One sentence: the stage that took most of the time, and what would help; `stages` as by `as_dict`.
 
+    `elapsed` are the seconds of the clock in which all of it was done, of slides side by side less than their
+    sum; 0 where they are not known, and then it is not said how busy the encoder was.
     Empty where the stages that follow one another took less than `at_least` seconds.
     """
 
@@ -121,10 +123,10 @@ def bottleneck(stages: dict[str, dict[str, float]], *, at_least: float = 0.0) ->
     if "compute" not in stages:
         return f"bottleneck: the server ({share}); its statistics are not readable, so the cause is unknown"
     # Requests overlap, so their sums do not compare with elapsed time; the encoder's executions do.
-    inside = {name: seconds(name) for name in ("compute", "send")}
-    busy = seconds("compute") / max(1e-9, seconds("wait-read") + seconds("wait-server"))
-    part = "compute" if busy >= 0.7 or inside["compute"] >= inside["send"] else "send"
-    return f"bottleneck: {_ADVICE[part][0]} ({share}, encoder busy {min(busy, 1):.0%}): {_ADVICE[part][1]}"
+    busy = min(1.0, seconds("compute") / elapsed) if elapsed else 0.0
+    part = "compute" if busy >= 0.7 or seconds("compute") >= seconds("send") else "send"
+    share += f", encoder busy {busy:.0%}" if elapsed else ""
+    return f"bottleneck: {_ADVICE[part][0]} ({share}): {_ADVICE[part][1]}"
 
 
 _ADVICE = {

@@ -29,7 +29,13 @@ def stages(**seconds: float) -> dict[str, dict[str, float]]:
     ],
 )
 def test_the_bottleneck(seconds: dict[str, float], blamed: str) -> None:
-    assert blamed in bottleneck(stages(**seconds))
+    assert blamed in bottleneck(stages(**seconds), 10)
+
+
+def test_how_busy_the_encoder_was_is_a_share_of_the_clock_and_not_of_slides_side_by_side() -> None:
+    eight = stages(wait_server=72, wait_read=8, compute=9, send=2)  # slides at a time, in 10 seconds
+    assert "(90% of the time, encoder busy 90%)" in bottleneck(eight, 10)
+    assert "on the server (90% of the time):" in bottleneck(eight)
 
 
 def test_no_bottleneck_is_named_where_little_was_done() -> None:
