@@ -67,7 +67,7 @@ def read_annotations(
 
 
 def read_features(path: Path) -> list[Feature]:
-    """The features of a FeatureCollection, of a bare list of them, or of one alone, as they are.
+    """The features of a FeatureCollection, of a bare list of them, of one alone, or of a bare geometry.
 
     Raises:
         MaskError: not readable, or not GeoJSON.
@@ -82,6 +82,8 @@ def read_features(path: Path) -> list[Feature]:
         raise MaskError(f"{path}: not JSON ({error}): export it again") from None
     except OSError as error:
         raise MaskError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+    if isinstance(content, dict) and ("coordinates" in content or "geometries" in content):
+        content = {"type": "Feature", "geometry": content, "properties": None}
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
         raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gigapath_contract.errors import one_line
 
@@ -17,6 +17,7 @@ from .detect import first_bytes
 from .tiff import DAMAGE
 
 LARGEST = 1 << 28  # pixels of an image that is decoded as a whole
+_CMYK = "in CMYK, whose 0 is white"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -57,7 +58,10 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
 
 
 def _read_picture(path: Path) -> tuple[Array, Array | None]:
-    with Image.open(path) as image:
+    with Image.open(path) as stored:
+        if stored.mode == "CMYK":
+            raise ValueError(_CMYK)
+        image = ImageOps.exif_transpose(stored)  # as viewers show it
         if image.mode in ("P", "PA") or image.has_transparency_data:
             pixels = np.asarray(image.convert("RGBA"))
             return pixels[..., :3], pixels[..., 3]
@@ -71,6 +75,8 @@ def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
         page = min(enough or pages[:1], key=lambda page: page.imagewidth)
         if page.imagewidth * page.imagelength > LARGEST:
             raise ValueError(f"{page.imagewidth}x{page.imagelength} px are too many")
+        if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+            raise ValueError(_CMYK)
         pixels = page.asarray()
         if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)

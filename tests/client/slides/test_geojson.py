@@ -46,6 +46,8 @@ def test_names() -> None:
         {"type": "FeatureCollection", "features": [SQUARE]},
         [SQUARE],  # QuPath before 0.3
         SQUARE,
+        SQUARE["geometry"],
+        {"type": "GeometryCollection", "geometries": [SQUARE["geometry"]]},
         {"type": "FeatureCollection", "features": [SQUARE, SQUARE]},
         {"type": "FeatureCollection", "features": [{**SQUARE, "properties": None}]},
         [SQUARE, {"type": "Feature", "geometry": None, "properties": {}}],  # allowed by RFC 7946

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from client.errors import MaskError
 from client.slides.mask_image import read_mask_image
@@ -52,6 +52,13 @@ def probabilities(path: Path) -> None:
     tifffile.imwrite(path, values)
 
 
+def turned(path: Path) -> None:
+    """Upside down, with the orientation by which viewers turn it back."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.fromarray(DRAWN[::-1, ::-1].astype(np.uint8)).save(path, "png", exif=exif)
+
+
 WRITE: dict[str, Write] = {
     "labels": labels,
     "overlay": overlay,
@@ -62,6 +69,7 @@ WRITE: dict[str, Write] = {
     "32-bit labels": lambda path: tifffile.imwrite(path, DRAWN.astype(np.int32)),
     "probabilities": probabilities,
     "planar": planar_tiff,
+    "turned": turned,
     "overlay TIFF": overlay_tiff,
 }
 
@@ -70,6 +78,13 @@ WRITE: dict[str, Write] = {
 def test_what_is_drawn(tmp_path: Path, kind: str) -> None:
     WRITE[kind](tmp_path / "mask")
     assert np.array_equal(read_mask_image(tmp_path / "mask", (80, 60), 4096), DRAWN)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "tiff"])
+def test_inks_are_refused(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(DRAWN).convert("RGB").convert("CMYK").save(tmp_path / "mask", kind)
+    with pytest.raises(MaskError, match="in CMYK, whose 0 is white"):
+        read_mask_image(tmp_path / "mask", (80, 60), 4096)
 
 
 def test_of_a_pyramid_the_level_that_is_needed_is_read(tmp_path: Path) -> None:
