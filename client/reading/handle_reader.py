@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..arrays import Pixels
 from ..errors import SlideError
 from ..slides.handles import RegionReaders, SlideHandle
+from ..slides.regions import LevelRegions
 from ..slides.slide_file import OPENSLIDE
 from ..slides.tiling import TilePlan
 
@@ -13,14 +14,14 @@ class HandleReader:
     """Reads a plan's regions with one handle per thread; a handle that met an error is replaced.
 
     OpenSlide's handle refuses everything after one failed read, so a shared one would fail good tiles too.
-    `name` is the library's, `reason` says why no faster reader was taken.
+    `name` is the library's, `reason` says why no faster reader was taken; `level` gives any region.
     """
 
     def __init__(self, plan: TilePlan) -> None:
         self.name, self.reason = OPENSLIDE, ""
-        self._plan = plan
-        self._corners = plan.level_positions()
+        self._corners, self._size = plan.level_positions(), plan.read_size
         self._readers = RegionReaders(plan.file)
+        self.level = LevelRegions(self._readers, plan.level, plan.downsample)
 
     def handle(self) -> SlideHandle:
         """This thread's handle.
@@ -39,19 +40,10 @@ class HandleReader:
         self.handle()
         x, y = self._corners[index].tolist()
         try:
-            out[:] = self.region((x, y), self._plan.read_size)
+            out[:] = self.level.read((x, y), self._size)
         except SlideError:
             return False
         return True
-
-    def region(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
-        """RGB uint8 [h, w, 3] at `corner` (x, y), both in pixels of the plan's level.
-
-        Raises:
-            SlideError: the slide cannot be opened, or the region not decoded.
-        """
-        position = (round(corner[0] * self._plan.downsample), round(corner[1] * self._plan.downsample))
-        return self._readers.read(position, self._plan.level, size)
 
     def close(self) -> None:
         """Close every handle; no thread may be reading."""

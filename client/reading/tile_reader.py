@@ -82,7 +82,7 @@ def _confirmed(plan: TilePlan, start: int, reference: HandleReader) -> StoredTil
     corners = [(x, y) for x, y in plan.level_positions()[chosen[chosen < len(plan)]].tolist()]
     size = (plan.read_size[0], min(plan.read_size[1], PROBE_ROWS))
     with closing(StoredLevel(plan.path, plan.stored)) as direct:
-        agrees = direct.agrees(reference.region, corners, size)
+        agrees = direct.agrees(reference.level.read, corners, size)
     if agrees is None:
         return "no stored tile to compare with OpenSlide's"
     return plan.stored if agrees else "its stored tiles don't give OpenSlide's pixels"

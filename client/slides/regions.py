@@ -21,7 +21,7 @@ class LevelRegions:
         reader: RegionReader | RegionReaders,
         level: int,
         downsample: float,
-        direct: StoredLevel | None,
+        direct: StoredLevel | None = None,
     ) -> None:
         self._reader, self._level, self._downsample, self._direct = reader, level, downsample, direct
 
