@@ -39,6 +39,7 @@ FOR_TESTS := $(FETCHED) $(if $(filter all,$(ROOMS)),$(ONNX_RUNTIMES))
 ##@ The first five
 .PHONY: setup demo test export serve
 setup: $(READY) $(LAUNCHER) $(VIEWER)  ## the Python environment, .venv [ROOMS=client: without PyTorch; PYTHON=]
+	@echo "ready; in every terminal that you open: . $(BIN)/activate"
 
 demo: $(ALL) $(FETCHED) $(LAUNCHER)  ## export, serve, score and attribute one real slide; results in out/
 	@$(BIN)/python -m demo

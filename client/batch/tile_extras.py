@@ -49,7 +49,7 @@ def write_tile_extras(
     The slide must be scored into `outputs`, and the contract pass `check_tile_extras`. Returns the files.
 
     Raises:
-        ClientError: the slide can't be read, or as `write_patch_tokens` and `write_tile_map` raise.
+        ClientError: the slide can't be read, or as `write_patch_tokens` and `write_tile_maps` raise.
     """
     slide_id = source.slide_id
     noted, h5 = FileKeys(outputs.out, slide_id), outputs.tile_file(slide_id)
