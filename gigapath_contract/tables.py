@@ -102,9 +102,9 @@ def _records(reader: Any) -> Iterator[list[str]]:
         yield record
 
 
-def is_missing(label: str) -> bool:
-    """Whether a cell has no label: it is empty, or has what pandas makes of a missing value in a text."""
-    return label.lower() in ("", "nan", "<na>")
+def is_missing(cell: str) -> bool:
+    """Whether a cell has no value: it is empty, or has what pandas makes of a missing one in a text."""
+    return cell.lower() in ("", "nan", "<na>")
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:

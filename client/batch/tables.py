@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gigapath_contract.schema import Contract
-from gigapath_contract.tables import PATIENT_COLUMNS, find_column
+from gigapath_contract.tables import PATIENT_COLUMNS, find_column, is_missing
 
 from ..arrays import Float32
 from ..files import atomic_path, write_csv
@@ -101,7 +101,8 @@ def _score_columns(contract: Contract, scores: Sequence[Float32]) -> dict[str, p
 def _patient(columns: Mapping[str, str]) -> str:
     """The patient of a slide, by the manifest's columns; empty where they don't say."""
     name = find_column([column.lower() for column in columns], PATIENT_COLUMNS)
-    return next((value for column, value in columns.items() if column.lower() == name), "")
+    found = next((value for column, value in columns.items() if column.lower() == name), "")
+    return "" if is_missing(found) else found
 
 
 def _by_patient(

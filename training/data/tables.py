@@ -124,7 +124,8 @@ def read_slides(
                 )
         found = tuple(allowed.index(row[column]) for column in columns)
         target = found if task.kind == "multilabel" else found[0]
-        slides[slide_id] = LabelledSlide(slide_id, (row[patient] if patient else "") or slide_id, target)
+        named = row[patient] if patient else ""
+        slides[slide_id] = LabelledSlide(slide_id, slide_id if is_missing(named) else named, target)
     return slides
 
 

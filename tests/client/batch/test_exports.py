@@ -201,6 +201,7 @@ def test_the_scores_have_every_slide_with_its_status_and_every_patient(
         f"p2,c,{slides / 'c'}.tif,mine",
         f"p2,blank,{tmp_path / 'blank.tif'},mine",
         "p3,gone,gone.tif,mine",
+        f"nan,unknown,{tmp_path / 'blank.tif'},mine",  # pandas' way to say that the patient is not known
     ]
     (tmp_path / "cohort.csv").write_text("\n".join(["Case_ID,slide_id,path,status", *rows]))
     out = tmp_path / "out"
@@ -209,7 +210,7 @@ def test_the_scores_have_every_slide_with_its_status_and_every_patient(
     scores = {row["slide_id"]: row for row in rows_of(layout.scores)}
     assert {name: row["status"] for name, row in scores.items()} == {
         **dict.fromkeys("abc", "ok"),
-        "blank": "degraded",
+        **dict.fromkeys(("blank", "unknown"), "degraded"),
         "gone": "failed",
     }
     assert {row["manifest_status"] for row in scores.values()} == {"mine"}  # its own column is kept

@@ -34,8 +34,8 @@ def test_the_field_s_label_files_are_read(text: str, tmp_path: Path) -> None:
 
 
 def test_a_slide_without_a_patient_is_a_patient(tmp_path: Path) -> None:
-    slides = read_slides(table(tmp_path / "l.csv", "slide_id,pat_id,label\na,,0\nb,,1\n"), GRADES)
-    assert [slide.patient_id for slide in slides.values()] == ["a", "b"]
+    slides = read_slides(table(tmp_path / "l.csv", "slide_id,pat_id,label\na,,0\nb,nan,1\nc,nan,1\n"), GRADES)
+    assert [slide.patient_id for slide in slides.values()] == ["a", "b", "c"]
 
 
 def test_multilabel_has_a_column_for_each_class(tmp_path: Path) -> None:
