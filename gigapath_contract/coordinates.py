@@ -42,7 +42,7 @@ def read_scale(attributes: Mapping[str, Any]) -> LevelZeroScale:
     try:
         if size is not None:
             width, height = np.broadcast_to(np.asarray(size, np.float64), 2).tolist()
-            if not (width.is_integer() and height.is_integer() and min(width, height) >= 1):
+            if not all(side.is_integer() and 1 <= side < 1e9 for side in (width, height)):
                 raise ValueError(f"tile size {size} px")
             size = (int(width), int(height))
         mpp = None if x is None or y is None else (float(x), float(y))

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from gigapath_contract.coordinates import LevelZeroScale, read_scale
 from gigapath_contract.errors import CoordinateError
 
+_MICRONS = ("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers")  # both signs for micro
+_PIXELS = ("px", "pixel", "pixels")
+
 
 @dataclass(frozen=True, eq=False)
 class TilePositions:
@@ -46,7 +49,7 @@ def level0_positions(
         _agreed(stored.tile_size or _clam_tile_size(attributes), tile_size, "--tile-size"),
         _agreed(stored.mpp, mpp, "--mpp"),
     )
-    if str(attributes.get("unit", "um" if "tile_size_um" in attributes else "px")) == "um":
+    if _in_microns(attributes):
         if scale.mpp is None:
             raise CoordinateError("its coordinates are in µm: level-0 pixels need the slide's mpp (--mpp)")
         side = _number(attributes, "tile_size_um", "tile_size")
@@ -81,6 +84,15 @@ def _agreed(stored: tuple[Any, Any] | None, given: float | None, option: str) ->
     if any(abs(one / given - 1) > 0.01 for one in stored):
         raise CoordinateError(f"the file says {stored[0]:g}, which contradicts {option} {given:g}")
     return stored
+
+
+def _in_microns(attributes: Mapping[str, Any]) -> bool:
+    """Whether coordinates are in µm rather than pixels."""
+    unit = attributes.get("unit", "um" if "tile_size_um" in attributes else "px")
+    name = (unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)).strip().lower()
+    if name not in (*_MICRONS, *_PIXELS):
+        raise CoordinateError(f"the unit of its coordinates is {name!r}, neither µm nor px: convert them")
+    return name in _MICRONS
 
 
 def _number(attributes: Mapping[str, Any], *names: str) -> float:

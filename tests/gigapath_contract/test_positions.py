@@ -132,8 +132,16 @@ def test_training_refuses_micrometres(tmp_path: Path) -> None:
         {"patch_level": 1, "patch_size": "wide", "downsample": [4.0, 4.0]},
         {"patch_level": 1, "patch_size": 256, "downsample": "four"},
         {"unit": "um", "mpp_level0_x": 0.5, "mpp_level0_y": 0.5},
+        {"unit": "mm", "patch_size_level0": 256},
+        {"patch_size_level0": 2**62},
     ],
 )
 def test_attributes_that_make_no_sense(attributes: dict[str, Any]) -> None:
     with pytest.raises(CoordinateError):
         level0_positions(COORDS, attributes)
+
+
+@pytest.mark.parametrize("unit", ["um", b"um", np.bytes_(b"um"), "\u00b5m", "\u03bcm", "Microns"])
+def test_micrometres_have_many_names(unit: Any) -> None:
+    found = level0_positions(COORDS * MPP, {"unit": unit, "tile_size_um": SIDE * MPP}, mpp=MPP)
+    np.testing.assert_array_equal(found.coords, COORDS)
