@@ -91,7 +91,7 @@ class BatchView(Progress):
         )
         self._sizes = {s.slide_id: s.path.stat().st_size if s.path.is_file() else 1 for s in slides}
         self._parts = dict.fromkeys(self._sizes, 0.0)
-        self._ended = 0
+        self._done, self._ended = 0.0, 0  # bytes, slides
         self._batch = self.add_task("batch", total=sum(self._sizes.values()), count=f"0/{len(slides)} slides")
         self._parts_lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
@@ -154,6 +154,6 @@ class BatchView(Progress):
 
     def _move(self, slide_id: str, part: float) -> None:
         with self._parts_lock:
+            self._done += self._sizes[slide_id] * (part - self._parts[slide_id])
             self._parts[slide_id] = part
-            done = sum(self._sizes[name] * part for name, part in self._parts.items())
-        self.update(self._batch, completed=done, count=f"{self._ended}/{len(self._sizes)} slides")
+        self.update(self._batch, completed=self._done, count=f"{self._ended}/{len(self._sizes)} slides")
