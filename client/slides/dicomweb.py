@@ -260,6 +260,13 @@ def _claimed(frame: bytes) -> tuple[int, int]:
     Raises:
         ValueError, struct.error, IndexError: it has none.
     """
+    if frame[4:8] == b"jP  ":  # the boxes of a JP2 file, which some servers put round the stream
+        place = 0
+        while frame[place + 4 : place + 8] != b"jp2c":
+            if (length := int.from_bytes(frame[place : place + 4])) < 8:
+                raise ValueError("a frame without a size")
+            place += length
+        frame = frame[place + 8 :]
     if frame[:4] == b"\xff\x4f\xff\x51":
         width, height = struct.unpack_from(">II", frame, 8)
         return width, height

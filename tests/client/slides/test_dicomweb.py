@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
 
+import imagecodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -215,6 +216,20 @@ def test_a_header_that_claims_much_is_refused(
     with tampered(orthanc, change) as host:
         monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
         assert _refused(series["jpeg"][0].replace(orthanc.host, host)).startswith(said)
+
+
+def test_jpeg_2000_may_come_in_its_files_boxes(
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = imagecodecs.jpeg2k_encode(np.zeros((256, 256, 3), np.uint8), reversible=True, codecformat="jp2")
+    stream = b"\xff\x4f\xff\x51"
+    boxes = file[: file.index(stream) - 8] + b"\0\0\0\0jp2c"  # a length of 0: to the end
+    with tampered(orthanc, lambda data: data.replace(stream, boxes + stream)) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        address, path = series["lossless"]
+        with open_slide(slide_path(address.replace(orthanc.host, host))) as slide, open_slide(path) as same:
+            part = slide.read(0, (200, 300), (500, 400))
+            np.testing.assert_array_equal(part, same.read(0, (200, 300), (500, 400)))
 
 
 def test_frames_whose_size_cannot_be_checked_are_refused(
