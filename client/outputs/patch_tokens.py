@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,12 +67,17 @@ def write_patch_tokens(
             raise error.at(str(plan.path)) from error
         return batch, answer["PATCH_TOKENS"].astype(np.float16)
 
-    with atomic_path(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    with (
+        contextlib.closing(
+            read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract))
+        ) as batches,
+        atomic_path(path) as part,
+        h5py.File(part, "w", libver=("earliest", "v110")) as file,
+    ):
         tokens = file.create_dataset(
             "patch_tokens", (len(plan), *shape), np.float16, chunks=(1, *shape), maxshape=(None, *shape)
         )
         done = 0
-        batches = read_tiles(plan, workers=throughput.workers, batch=chunk_size(throughput, contract))
         for batch, answer in connection.map_ordered(ask, batches):
             end = batch.start + len(batch.valid)
             valid[batch.start : end] = batch.valid

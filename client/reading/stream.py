@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class TileBatch:
     reader: str  # `TileReader.name`
 
 
-def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int = 0) -> Iterator[TileBatch]:
+def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int = 0) -> Generator[TileBatch]:
     """Yield a plan's tiles in its order, in batches.
 
     A few batches are decoded ahead of what was taken. Closing the generator, or an exception such as Ctrl-C

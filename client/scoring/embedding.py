@@ -96,9 +96,12 @@ def embed_tiles(
         return connection.infer_rows(model, "TILES", pixels, outputs, version=version, most_rows=most_rows)
 
     before, began = available_statistics(connection, model, version), time.perf_counter()
-    tiles = read_tiles(plan, workers=throughput.workers, batch=most_rows, start=start)
     with (
         connection.room(math.ceil((len(plan) - start) / most_rows)),
+        # Closed here: an error keeps this frame, and the reader's threads, until the interpreter ends.
+        contextlib.closing(
+            read_tiles(plan, workers=throughput.workers, batch=most_rows, start=start)
+        ) as tiles,
         contextlib.closing(_timed(tiles, request_timer)) as batches,
         contextlib.closing(connection.in_order((batch, send(batch)) for batch in batches)) as in_flight,
     ):
