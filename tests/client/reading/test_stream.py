@@ -8,11 +8,9 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ import pytest
 from client.arrays import Pixels
 from client.errors import SlideError
 from client.reading.jpeg_reader import JpegReader
-from client.reading.stream import TileBatch, read_tiles
+from client.reading.stream import read_tiles
 from training.cohort.pyramid import write_pyramid
 
 
@@ -100,7 +98,7 @@ def test_closing_stops_threads_and_closes_files(
         write_pyramid(path, picture[:1024, :1024], size=(20_480, 20_480))
     else:
         reading.write_deflate(path, picture)
-    batches = cast(Generator[TileBatch], read_tiles(reading.plan(path), workers=3))
+    batches = read_tiles(reading.plan(path), workers=3)
     next(batches)
     assert readers_running()
     assert layout != "jpeg" or str(path) in open_files()  # OpenSlide opens a file when it needs it
@@ -113,7 +111,7 @@ def test_closing_stops_threads_and_closes_files(
 
 def test_an_error_in_the_loop_stops_threads(real_slide: Path, reading: SimpleNamespace) -> None:
     def use() -> None:
-        with closing(cast(Generator[TileBatch], read_tiles(reading.plan(real_slide), batch=4))) as batches:
+        with closing(read_tiles(reading.plan(real_slide), batch=4)) as batches:
             for _ in batches:
                 raise KeyboardInterrupt
 
