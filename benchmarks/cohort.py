@@ -85,11 +85,12 @@ def main(
         tiles, pixels = sum(record.tiles for record in read_records(OUT)), full_requests(folder)
         works: dict[str, Callable[[], None]] = {
             ALONE: lambda: encode(connection, pixels, tiles),
-            BATCH: lambda: batch(server, folder, fresh=True),
+            BATCH: partial(batch, server, folder),
         }
         runs: dict[str, list[Run]] = {name: [] for name in works}
 
         def timed(name: str) -> float:
+            fresh_folder(OUT)
             runs[name].append(measure(server, connection, works[name]))
             return runs[name][-1].seconds
 
@@ -125,10 +126,9 @@ def on_glass(piece: Pixels, shape: tuple[int, int]) -> Pixels:
     return glass
 
 
-def batch(server: RunningServer, slides: Path, *, fresh: bool = False) -> None:
-    """Score the slides with the command line; `fresh`: into an empty folder."""
-    out = fresh_folder(OUT) if fresh else OUT
-    command = [sys.executable, "-m", "client", "batch", str(slides), "--out", str(out), "--url", server.url]
+def batch(server: RunningServer, slides: Path) -> None:
+    """Score the slides with the command line."""
+    command = [sys.executable, "-m", "client", "batch", str(slides), "--out", str(OUT), "--url", server.url]
     done = subprocess.run(command, cwd=ROOT, env=compiled(), capture_output=True, text=True)
     if done.returncode:
         raise ClientError(f"the batch failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from gigapath_contract.schema import Contract
 
@@ -88,6 +89,7 @@ class BatchView(Progress):
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,  # else every slide that begins draws it for nobody
         )
         self._sizes = {s.slide_id: s.path.stat().st_size if s.path.is_file() else 1 for s in slides}
         self._parts = dict.fromkeys(self._sizes, 0.0)
@@ -149,8 +151,8 @@ class BatchView(Progress):
             self.update(self._bars.pop(slide_id), visible=False)
 
     def _print(self, colour: str, word: str, text: str) -> None:
-        self.console.print(f"[{colour}]{word:8}[/]", highlight=False, end=" ")
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line = Text.assemble((f"{word:8}", colour), " ", text)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _move(self, slide_id: str, part: float) -> None:
         with self._parts_lock:
