@@ -94,13 +94,17 @@ class RegionReader:
     def __init__(self, file: SlideFile) -> None:
         self._file = file
         self._handle: SlideHandle | None = None
+        self._closed = False
 
     def handle(self) -> SlideHandle:
         """The handle.
 
         Raises:
             SlideError: the slide cannot be opened.
+            ValueError: this is closed.
         """
+        if self._closed:
+            raise ValueError(f"{self._file.path}: closed")
         if self._handle is None:
             self._handle = open_handle(self._file)
         return self._handle
@@ -114,13 +118,17 @@ class RegionReader:
         try:
             return flatten_alpha(np.asarray(self.handle().read_region(position, level, size)))
         except (SlideError, openslide.OpenSlideError) as error:
-            self.close()
+            self._drop()
             if isinstance(error, SlideError):
                 raise
             raise SlideError(f"cannot decode level {level} at {position} ({one_line(error)})") from None
 
     def close(self) -> None:
-        """Close the handle; no thread may be reading."""
+        """Close the handle for good; no thread may be reading."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         if self._handle is not None:
             self._handle.close()
             self._handle = None

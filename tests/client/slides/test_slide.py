@@ -323,6 +323,13 @@ def test_no_permission(real_slide: Path) -> None:
             os.seteuid(user)
 
 
+def test_a_closed_slide_is_not_opened_again(real_slide: Path) -> None:
+    with open_slide(real_slide) as slide:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        slide.read(0, (0, 0), (8, 8))
+
+
 def test_closed_slides_leave_no_file_open(real_slide: Path) -> None:
     def open_files() -> int:
         links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
