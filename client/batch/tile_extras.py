@@ -52,10 +52,12 @@ def write_tile_extras(
         ClientError: the slide can't be read, or as `write_patch_tokens` and `write_tile_maps` raise.
     """
     slide_id = source.slide_id
-    noted, h5 = FileKeys(outputs.out, slide_id), outputs.tile_file(slide_id)
     tokens = [outputs.patch_tokens(slide_id)] if PATCH_TOKENS in kinds else []
     classes = contract.tile_head.classes if contract.tile_head and TILE_HEAD_MAPS in kinds else ()
     maps = {outputs.tile_maps / f"{slide_id}-tile-head-{file_stem(name)}.png": name for name in classes}
+    if not tokens and not maps:
+        return []
+    noted, h5 = FileKeys(outputs.out, slide_id), outputs.tile_file(slide_id)
     keys = dict.fromkeys([*tokens, *maps], noted.of(h5) or "")
     stale = {path: keys[path] for path in noted.stale(keys)}
     if not stale:
