@@ -53,7 +53,7 @@ def measure(plan: Plan, names: Sequence[str], gpu_memory: int | None) -> Iterato
     found = Found()
     began = time.monotonic()
     wanted = {precision for name in names for precision in SECTIONS[name][1]}
-    share = (max(1, CORES // len(PRECISIONS)),)  # more threads than cores made them ten times slower
+    share = (max(1, CORES // len(PRECISIONS)),)  # more threads than cores made them several times slower
     exporters = ProcessPoolExecutor(4, spawn, torch.set_num_threads, share)
     with exporters as pool, console.status("exporting"):
         made: dict[str, Future[Any]] = {
