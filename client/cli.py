@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from gigapath_contract.command_line import call, fail
 from gigapath_contract.errors import ContractError
@@ -19,14 +19,6 @@ from .errors import ClientError
 from .version import __version__
 
 logger = logging.getLogger(__name__)
-app = typer.Typer(
-    name="client",
-    help="Whole slides in, tile embeddings, slide embeddings, scores and occlusion maps out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
 COMMANDS = (
     *("convert", "tissue", "score", "batch", "attribute", "counterfactual", "timings", "doctor"),
     *("benchmark", "verify", "view"),
@@ -35,10 +27,32 @@ COMMANDS = (
 PROGRAM = "gigapath-client"
 """What a user types, in a checkout (`make setup`) as where the wheel is installed."""
 
-# A command does not wait for the modules of the others; the help, for one, needs them all.
-for name in [name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS:
-    module = importlib.import_module(f".commands.{name}", __package__)
-    app.command(name, help=module.command.__doc__)(module.command)
+
+class Commands(TyperGroup):
+    """Imports a command's module when the command is asked for: none waits for the modules of the others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:  # all: one of them may have been meant
+            if name not in self.commands:
+                function = importlib.import_module(f".commands.{name}", __package__).command
+                single = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
+                single.command(name, help=function.__doc__)(function)
+                self.commands[name] = typer.main.get_command(single)
+        return self.commands.get(cmd_name)
+
+
+app = typer.Typer(
+    name="client",
+    cls=Commands,
+    help="Whole slides in, tile embeddings, slide embeddings, scores and occlusion maps out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 
 def _print_version(wanted: bool) -> None:

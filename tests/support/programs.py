@@ -34,8 +34,10 @@ def programs() -> Iterator[tuple[str, typer.Typer]]:
 def commands(app: typer.Typer) -> dict[str, Any]:
     """The commands of an app by name; an app of one command has it under the name `""`."""
     group: Any = typer.main.get_command(app)
-    found: dict[str, Any] = getattr(group, "commands", {"": group})
-    return found
+    if not hasattr(group, "list_commands"):
+        return {"": group}
+    context = typer.Context(group)
+    return {name: group.get_command(context, name) for name in group.list_commands(context)}
 
 
 def one_command(function: Any) -> typer.Typer:
