@@ -29,7 +29,6 @@ from benchmarks.common import (
     fresh_folder,
     median_ratio,
     peak_bytes,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -307,7 +306,3 @@ one), and with ours. Alternately, {len(halves[0].kept)} trials; the difference i
 
 The default map of {LARGE:,} tiles takes {large.seconds / 60:.1f} minutes ({large.masks} masks).
 """
-
-
-if __name__ == "__main__":
-    run_driver(main)

@@ -34,7 +34,6 @@ from benchmarks.common import (
     exported,
     fresh_folder,
     median_ratio,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -230,7 +229,3 @@ _COLUMNS: dict[str, tuple[Callable[[Run], float], int]] = {
     "tiles per request": (lambda run: run.encoder.rows / run.encoder.requests, 1),
     "tiles per execution": (lambda run: run.encoder.rows / run.encoder.executions, 1),
 }
-
-
-if __name__ == "__main__":
-    run_driver(main)

@@ -7,7 +7,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -22,6 +22,7 @@ from client.errors import ClientError
 from client.slides.slide import open_slide
 from export.errors import ExportError
 from gigapath_contract.command_line import call, run
+from gigapath_contract.files import file_sha256
 from server.errors import ServerError
 from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
@@ -122,6 +123,14 @@ def resident_mib(pid: int) -> float:
     """Resident memory of a process and its children in MiB, such as tritonserver and its backends."""
     parent = psutil.Process(pid)
     return float(sum(process.memory_info().rss for process in (parent, *parent.children())) / 2**20)
+
+
+def digests(out: Path, apart: Set[str]) -> dict[str, str]:
+    """SHA-256 of every file below `out` but those called, or in a folder called, as one of `apart`."""
+    files = {path.relative_to(out): path for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): file_sha256(path) for name, path in files.items() if apart.isdisjoint(name.parts)
+    }
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

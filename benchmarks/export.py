@@ -31,7 +31,6 @@ from benchmarks.common import (
     fresh_folder,
     in_own_process,
     peak_bytes,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -209,7 +208,3 @@ Tiles/s of one thread in batches of 8 (`gigapath`: 2), measured alternately by p
 
 {table("preset | written | traced | ratio | all trials | embeddings differ by", graph_rows)}
 """
-
-
-if __name__ == "__main__":
-    run_driver(main)

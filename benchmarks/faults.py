@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -42,9 +41,9 @@ from benchmarks.common import (
     WORK,
     Pages,
     console,
+    digests,
     exported,
     resident_mib,
-    run_driver,
     table,
     write_page,
 )
@@ -70,8 +69,8 @@ GROWTH = 1.2
 LONGEST_S = 20 * 60
 """When a batch that does not end is killed."""
 STATE = WORK / "faults.json"
-CHANGING = ("status.csv", ".lock")
-"""What depends on when and how fast the work was done, besides the records."""
+CHANGING = {"records", "status.csv", ".lock"}
+"""What depends on when and how fast the work was done."""
 
 
 class Supervised:
@@ -222,7 +221,7 @@ def measure(slides: int, faults: int, seed: int) -> Findings:
         calm = Batch(work / "slides", work / "undisturbed", urls)
         stack.callback(calm.close)
         watch(calm, "undisturbed", servers, found)
-        undisturbed = digests(calm.seen)
+        undisturbed = digests(calm.seen, CHANGING)
         found.files = len(undisturbed)
         batch = Batch(work / "slides", work / "disturbed", urls)
         stack.callback(batch.close)
@@ -237,7 +236,9 @@ def measure(slides: int, faults: int, seed: int) -> Findings:
         rows = status(batch.seen)
         found.lost = slides - len({row["slide_id"] for row in rows})
         found.failed = [f"{row['slide_id']}: {row['reason']}" for row in rows if row["status"] == FAILED]
-        found.different = sorted({name for name, _ in undisturbed.items() ^ digests(batch.seen).items()})
+        found.different = sorted(
+            {name for name, _ in undisturbed.items() ^ digests(batch.seen, CHANGING).items()}
+        )
         found.keep()
     return found
 
@@ -438,16 +439,6 @@ def status(out: Path) -> list[dict[str, str]]:
     return rows
 
 
-def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of every output, less what depends on when it was made."""
-    files = [path for path in out.rglob("*") if path.is_file() and path.name not in CHANGING]
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if path.parent.name != "records"
-    }
-
-
 def make_slides(folder: Path, count: int, seed: int) -> None:
     """Slides of 768 x 512 px, each another piece of the real slide's tissue."""
     folder.mkdir()
@@ -519,7 +510,3 @@ is not among the hostile ones: only a front stops it (`docs/security.md`).
 
 def _count(names: list[str] | None) -> int | None:
     return None if names is None else len(names)
-
-
-if __name__ == "__main__":
-    run_driver(main)

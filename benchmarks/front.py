@@ -26,7 +26,6 @@ from benchmarks.common import (
     alternate,
     exported,
     median_ratio,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -116,7 +115,3 @@ of its own, that bounds what it passes on.
 {table(header, rows)}
 """
     write_page(pages / "front.md", page)
-
-
-if __name__ == "__main__":
-    run_driver(main)

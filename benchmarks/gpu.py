@@ -27,7 +27,6 @@ from benchmarks.common import (
     PAGES,
     console,
     export_into,
-    run_driver,
     slide_of,
     table,
     write_page,
@@ -156,7 +155,3 @@ def main(
         result = {"about": about, "plan": dataclasses.asdict(plan), **dataclasses.asdict(found)}
         (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
     write_page(folder / "gpu.md", page(about, found), passed=not found.failed)
-
-
-if __name__ == "__main__":
-    run_driver(main)

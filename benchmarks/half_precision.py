@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, Pages, console, run_driver, table, write_page
+from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, Pages, console, table, write_page
 from client.arrays import Float32, Int64, KeepMask
 from client.attribution.attribute import Method, Settings, attribute
 from client.attribution.curves import spearman
@@ -182,7 +182,3 @@ A value of `partition_shap` is a difference between large groups: half precision
 the noise floor at most. The effect of leaving one tile out of many comes close to half precision's own
 rounding: there `fp16` changes values by more than the noise floor, so float32 is the default.
 """
-
-
-if __name__ == "__main__":
-    run_driver(main)

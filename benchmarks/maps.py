@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks import captum_estimators
 from benchmarks.abmil import TrainedAbmil, train
-from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, WORK, Pages, console, run_driver, table, write_page
+from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, WORK, Pages, console, table, write_page
 from benchmarks.planted_slides import (
     STEP,
     CohortTiles,
@@ -282,15 +282,21 @@ def _page(
     def cell(results: list[Found] | None, what: Callable[[Found], float], form: str) -> str:
         return "" if not results else format(mean(what(one) for one in results), form)
 
-    def by_method(
-        what: Callable[[Found], float], form: str, kinds: Callable[[str], bool] = lambda title: True
+    def by_case(
+        results: Mapping[str, Mapping[Any, list[Found]]],
+        columns: Sequence[str | int],
+        what: Callable[[Found], float],
+        form: str,
+        kinds: Callable[[str], bool] = lambda title: True,
     ) -> str:
         rows = [
-            " | ".join([title, *(cell(results.get(name), what, form) for name in names)])
-            for title, results in found.items()
+            " | ".join([title, *(cell(each.get(column), what, form) for column in columns)])
+            for title, each in results.items()
             if kinds(title)
         ]
-        return table("lesion | tiles | planted | " + " | ".join(names), rows)
+        return table(f"lesion | tiles | planted | {' | '.join(map(str, columns))}", rows)
+
+    by_method, by_budget = partial(by_case, found, names), partial(by_case, budgets, BUDGETS)
 
     def by_size(what: Callable[[Found], float], form: str) -> str:
         """Means over all slides of a size, of what has masks."""
@@ -300,16 +306,6 @@ def _page(
             results = {name: [one for each in of_size for one in each.get(name, [])] for name in METHODS}
             rows.append(" | ".join([f"{size:,}", *(cell(results[name], what, form) for name in METHODS)]))
         return table("tiles | " + " | ".join(METHODS), rows)
-
-    def by_budget(
-        what: Callable[[Found], float], form: str, kinds: Callable[[str], bool] = lambda title: True
-    ) -> str:
-        rows = [
-            " | ".join([title, *(cell(all_of, what, form) for all_of in each.values())])
-            for title, each in budgets.items()
-            if kinds(title)
-        ]
-        return table("lesion | tiles | planted | " + " | ".join(map(str, BUDGETS)), rows)
 
     def learnt(title: str) -> bool:
         return "place" not in title
@@ -387,7 +383,3 @@ mask in addition:
 
 {by_size(lambda one: one.seconds, ".2f")}
 """
-
-
-if __name__ == "__main__":
-    run_driver(main)

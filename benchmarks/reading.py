@@ -35,7 +35,6 @@ from benchmarks.common import (
     in_own_process,
     median_ratio,
     peak_bytes,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -479,7 +478,3 @@ def peak_of_reading(case: Case, count: int) -> int:
     for _ in read_tiles(case.plan(count)):
         pass
     return peak_bytes()
-
-
-if __name__ == "__main__":
-    run_driver(main)

@@ -26,7 +26,6 @@ from benchmarks.common import (
     exported,
     fresh_folder,
     median_ratio,
-    run_driver,
     seconds_of,
     slide_of,
     table,
@@ -287,7 +286,3 @@ def main(
     repository = exported("demo")
     write_serving(repository, seconds, pages)
     write_tuning(repository, seconds, pages)
-
-
-if __name__ == "__main__":
-    run_driver(main)

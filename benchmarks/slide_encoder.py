@@ -19,7 +19,6 @@ from benchmarks.common import (
     console,
     in_own_process,
     peak_bytes,
-    run_driver,
     seconds_of,
     table,
     write_page,
@@ -86,7 +85,3 @@ Plain is matmul and softmax with score matrices in memory. At {plain_at:,} tiles
 the pooled states differ by at most {difference:.1e}.
 """
     return page
-
-
-if __name__ == "__main__":
-    run_driver(main)

@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.common import MACHINE, PAGES, Pages, exported, resident_mib, run_driver, table, write_page
+from benchmarks.common import MACHINE, PAGES, Pages, exported, resident_mib, table, write_page
 from benchmarks.serving import bounded_queue, edited
 from client.arrays import Array
 from client.benchmark.workloads import tiles_workload
@@ -125,7 +125,3 @@ Written by `make bench NAME=soak` (demo preset, loopback; server and clients sha
 {table("|", rows)}
 """
     write_page(pages / "soak.md", page, passed=all(passed for *_, passed in checks))
-
-
-if __name__ == "__main__":
-    run_driver(main)

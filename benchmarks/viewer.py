@@ -67,17 +67,8 @@ def main(
     """Measure the viewer on a large slide."""
     out = large_results()
     browser = open_browser((1500, 950))
-    command = [
-        sys.executable,
-        "-m",
-        "client",
-        "view",
-        str(out),
-        "--slide",
-        str(out / "large.tif"),
-        "--port",
-        "0",
-    ]
+    slide = ("--slide", str(out / "large.tif"), "--port", "0")
+    command = [sys.executable, "-m", "client", "view", str(out), *slide]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
