@@ -64,6 +64,6 @@ def command(
             warn(options.console, str(error))
         else:
             written.add(target)
-            typer.echo(f"{target}  {scale:.4g} mpp, {levels} levels")
+            typer.echo(f"{target}  {scale[0]:.4g} mpp, {levels} levels")
     if failed:
         raise typer.Exit(1)

@@ -7,22 +7,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gigapath_contract.errors import one_line
 
-from ..arrays import Pixels
+from ..arrays import Array, Pixels
 from ..errors import MppError, SlideError
 from ..files import atomic_path
 from .damage import LONGEST_SIDE
-from .mpp import MICRONS_PER_UNIT, PLAUSIBLE
+from .detect import first_bytes
+from .mpp import PLAUSIBLE
+from .tiff import DAMAGE, ORIENTATION, SIGNATURES, all_pages, page_mpp
 
 PICTURES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})
 _TILE, _QUALITY, _SMALLEST = 256, 90, 1024
 
 
-def convert_picture(source: Path, target: Path, mpp: float | None = None) -> tuple[float, int]:
-    """Write a picture as a slide, JPEG tiles of 256 px, each level half as fine; returns its mpp and levels.
+def convert_picture(source: Path, target: Path, mpp: float | None = None) -> tuple[tuple[float, float], int]:
+    """Write a picture as a slide, JPEG tiles of 256 px, each level half as fine.
+
+    Returns its mpp (x, y) and its number of levels. What an orientation tag turns is turned.
 
     The picture is held in memory, 3 bytes per pixel and a third more.
 
@@ -37,10 +41,10 @@ def convert_picture(source: Path, target: Path, mpp: float | None = None) -> tup
         OutputError: the slide can't be written.
     """
     pixels, stored = _read(source)
-    scale = mpp or stored
-    if scale is None or not PLAUSIBLE[0] <= scale <= PLAUSIBLE[1]:
+    scale = (mpp, mpp) if mpp else stored
+    if scale is None or not all(PLAUSIBLE[0] <= side <= PLAUSIBLE[1] for side in scale):
         raise MppError(f"{source}: no plausible microns per pixel: give --mpp, or a table with a column mpp")
-    resolution = (10_000 / scale, 10_000 / scale)
+    resolution = (10_000 / scale[0], 10_000 / scale[1])
     levels = 0
     with atomic_path(target) as part, tifffile.TiffWriter(part, bigtiff=pixels.nbytes > 2**31) as file:
         while levels == 0 or max(pixels.shape[:2]) * 2 > _SMALLEST:
@@ -67,22 +71,23 @@ def convert_picture(source: Path, target: Path, mpp: float | None = None) -> tup
     return scale, levels
 
 
-def _read(source: Path) -> tuple[Pixels, float | None]:
-    """Pixels RGB uint8 [h, w, 3], and the mpp that a TIFF's tags give."""
+def _read(source: Path) -> tuple[Pixels, tuple[float, float] | None]:
+    """Pixels RGB uint8 [h, w, 3] of the largest page as viewers turn it, and the mpp by a TIFF's tags."""
     scale = None
     try:
-        if source.suffix.lower() in (".tif", ".tiff"):
+        if first_bytes(source).startswith(SIGNATURES):
             with tifffile.TiffFile(source) as file:
-                page = file.pages.first
+                page = max(all_pages(file), key=lambda page: page.imagewidth * page.imagelength)
                 _check_size(source, page.imagewidth, page.imagelength)
-                image, scale = page.asarray(), _resolution(page)
+                image, scale = _upright(page)
         else:
-            with Image.open(source) as picture:
-                _check_size(source, *picture.size)
+            with Image.open(source) as stored:
+                _check_size(source, *stored.size)
+                picture = ImageOps.exif_transpose(stored)
                 image = np.asarray(
                     picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
                 )
-    except (OSError, ValueError, RuntimeError, tifffile.TiffFileError, Image.DecompressionBombError) as error:
+    except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
         raise SlideError(
             f"{source}: no readable TIFF, PNG or JPEG ({one_line(error)}): check the file"
         ) from error
@@ -108,11 +113,12 @@ def _check_size(source: Path, width: int, height: int) -> None:
         )
 
 
-def _resolution(page: tifffile.TiffPage) -> float | None:
-    unit = page.tags.get("ResolutionUnit")
-    value = page.tags.get("XResolution")
-    names = {2: "inch", 3: "centimeter"}
-    if unit is None or value is None or int(unit.value) not in names or not value.value[0]:
-        return None
-    micron = MICRONS_PER_UNIT[names[int(unit.value)]] * value.value[1] / value.value[0]
-    return micron if PLAUSIBLE[0] <= micron <= PLAUSIBLE[1] else None
+def _upright(page: tifffile.TiffPage) -> tuple[Array, tuple[float, float] | None]:
+    """A page's pixels and mpp, turned and mirrored as its orientation says."""
+    image, scale = page.asarray(), page_mpp(page)
+    turned = page.tags.get(ORIENTATION)
+    orientation = turned.value if turned else 1
+    if orientation > 4:
+        image, scale = image.swapaxes(0, 1), scale and (scale[1], scale[0])
+    flipped = (*([0] if orientation in (3, 4, 7, 8) else []), *([1] if orientation in (2, 3, 6, 7) else []))
+    return np.flip(image, flipped), scale

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ import openslide
 
 from gigapath_contract.slides import SLIDE_SUFFIXES
 
-# TIFF and BigTIFF in both byte orders, Zeiss CZI, Hamamatsu's two indices.
+from .tiff import SIGNATURES
+
+# TIFF, Zeiss CZI, Hamamatsu's two indices.
 _MAGIC = (
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"ZISRAWFILE"),
-    *(b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]"),
+    *(*SIGNATURES, b"ZISRAWFILE", b"[Virtual Microscope Specimen]"),
+    b"[Uncompressed Virtual Microscope Specimen]",
 )
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
@@ -131,9 +135,11 @@ def _read_header(
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     warnings.filterwarnings("ignore", module="pydicom")  # odd values, that others write
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     damage = (
         *(InvalidDicomError, BytesLengthException, ValueError, LookupError, TypeError, AttributeError),
-        *(OSError, EOFError, NotImplementedError, MemoryError),  # a length may claim gigabytes
+        *(OSError, EOFError, struct.error, NotImplementedError),
+        MemoryError,  # a length may claim gigabytes
     )
     try:
         with path.open("rb") as file:

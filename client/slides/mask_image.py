@@ -14,11 +14,10 @@ from gigapath_contract.errors import one_line
 from ..arrays import Array, BinaryMask
 from ..errors import MaskError
 from .detect import first_bytes
-from .tiff import DAMAGE
+from .tiff import DAMAGE, SIGNATURES
 
 LARGEST = 1 << 28  # pixels of an image that is decoded as a whole
 _CMYK = "in CMYK, whose 0 is white"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMask:
@@ -36,7 +35,7 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
         MaskError: no readable image, or larger than `LARGEST`.
     """
     try:
-        is_tiff = first_bytes(path).startswith(_TIFF)
+        is_tiff = first_bytes(path).startswith(SIGNATURES)
         values, alpha = _read_tiff(path, size) if is_tiff else _read_picture(path)
         if not values.size or values.ndim not in (2, 3):
             raise ValueError(f"it is of shape {values.shape}")

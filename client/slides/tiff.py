@@ -13,10 +13,13 @@ from ..arrays import Int64
 from ..errors import SlideError
 from .stored_tiles import StoredTiles, find_tiles
 
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How TIFF and BigTIFF begin in both byte orders."""
 VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
 """OpenSlide's formats of tiled TIFF pages; Hamamatsu's NDPI holds one JPEG stream per page."""
 LARGEST_TILE = 1 << 28  # bytes of a decoded tile: 8,192 px a side in RGBA
-_TILE_OFFSETS, _TILE_BYTE_COUNTS, _ORIENTATION, _SUBFILE = 324, 325, 274, 254
+ORIENTATION = 274
+_TILE_OFFSETS, _TILE_BYTE_COUNTS, _SUBFILE = 324, 325, 254
 _AS_STORED = (
     7,
     33003,
@@ -80,7 +83,7 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
     end = int((starts + lengths)[lengths > 0].max(initial=0))
     if end > file_size or lengths.max(initial=0) > file_size or min(starts.min(), lengths.min()) < 0:
         raise SlideError(f"{path}: cut off, {file_size} of at least {end} bytes are there: copy it again")
-    turned = page.tags.get(_ORIENTATION)
+    turned = page.tags.get(ORIENTATION)
     if turned and turned.value != 1 and page.compression not in _AS_STORED:
         raise SlideError(
             f"{path}: turned or mirrored by TIFF's orientation {turned.value}: convert it upright"
@@ -91,7 +94,7 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
         layout=(page.samplesperpixel, page.bitspersample),
         subfile=(int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0)
         | (len(page.treeindex) > 1),  # a SubIFD is a reduced image
-        mpp=_mpp(page),
+        mpp=page_mpp(page),
         first=page.treeindex == (0,),
         ome=page.is_ome,
         stored=_stored(page, starts, lengths),
@@ -105,7 +108,8 @@ def _stored(page: tifffile.TiffPage, offsets: Int64, counts: Int64) -> StoredTil
         return f"tifffile: {error}"
 
 
-def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+def page_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    """Microns per pixel (x, y) by a page's resolution; None where it has none, or no unit."""
     unit = page.tags.get("ResolutionUnit")
     if not unit or unit.value not in (2, 3):  # inch, centimetre
         return None

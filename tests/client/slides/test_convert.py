@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from client.reading.stream import read_tiles
+from client.slides.convert import convert_picture
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 
 Run = Callable[..., Any]
+# How a picture is stored so that an orientation turns it back.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 @pytest.mark.parametrize("kind", ["tif", "png", "jpg"])
@@ -62,3 +73,33 @@ def test_a_table_gives_each_picture_its_mpp(run_client: Run, tmp_path: Path) -> 
     again = run_client("convert", tmp_path / "grey.png", "--out", tmp_path / "slides", "--mpp", 0.5)
     assert again.code == 0
     assert "exists" in run_client("convert", tmp_path / "grey.png", "--out", tmp_path / "slides").err
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["tif", "png"])
+def test_a_picture_is_turned_as_viewers_show_it(orientation: int, kind: str, tmp_path: Path) -> None:
+    """Of a TIFF that is the largest page, not the label before it; its scale is turned too."""
+    shown = Image.fromarray(np.kron(np.array([[0, 40, 80], [120, 160, 200]]), np.ones((60, 50))).astype("u1"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = shown if orientation == 1 else shown.transpose(STORED[orientation])
+    source, target = tmp_path / f"scan.{kind}", tmp_path / "slide.tiff"
+    if kind == "png":
+        stored.save(source, exif=exif)
+    else:
+        fine_x = 20_000, 10_000
+        options: dict[str, Any] = {"photometric": "minisblack", "metadata": None}
+        with tifffile.TiffWriter(source) as file:
+            file.write(np.full((50, 60), 255, np.uint8), **options)
+            file.write(
+                np.asarray(stored),
+                extratags=[(274, "H", 1, orientation, True)],
+                resolution=fine_x if orientation < 5 else fine_x[::-1],
+                resolutionunit="CENTIMETER",
+                **options,
+            )
+    scale, _ = convert_picture(source, target, 0.5 if kind == "png" else None)
+    assert scale == ((0.5, 0.5) if kind == "png" else (0.5, 1.0))
+    again = tifffile.imread(target, level=0)[..., 0]
+    assert again.shape == (120, 150)
+    assert np.abs(again.astype(int) - np.asarray(shown)).mean() < 3
