@@ -85,11 +85,10 @@ class EmbeddingCheckpoint:
                 size = rows * (1 + 4 * self._dim)
                 # A damaged count may claim terabytes, which would be allocated before they are missed.
                 payload = self._file.read(min(size, length))
-                if len(payload) < size or zlib.crc32(payload) != checksum:
+                # No rows: the zeros that a power failure leaves at a file's end, of which 0 is the checksum.
+                if not rows or len(payload) < size or zlib.crc32(payload) != checksum:
                     break
                 valid.append(np.frombuffer(payload, np.bool_, rows))
-                embeddings.append(
-                    np.frombuffer(payload, np.float32, rows * self._dim, rows).reshape(rows, -1)
-                )
+                embeddings.append(np.frombuffer(payload, np.float32, offset=rows).reshape(rows, self._dim))
                 end += _RECORD.size + size
         return np.concatenate(embeddings), np.concatenate(valid), end

@@ -55,6 +55,16 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     assert kept(path) == 10
 
 
+@pytest.mark.parametrize("zeros", [8, 11, 4096])
+def test_the_zeros_that_a_power_failure_leaves_are_no_rows(tmp_path: Path, zeros: int) -> None:
+    path = tmp_path / "a.part"
+    fill(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(zeros))
+    assert kept(path) == 10
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(("fingerprint", "dim"), [("another", 3), ("key", 4)])
 def test_rows_of_something_else_are_dropped(tmp_path: Path, fingerprint: str, dim: int) -> None:
     path = tmp_path / "a.part"

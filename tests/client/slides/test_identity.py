@@ -116,6 +116,15 @@ def test_dicom_that_misplaces_frames_is_refused(tmp_path: Path, picture: Pixels,
         open_slide(path)
 
 
+def test_a_dicom_file_may_be_cut_off_anywhere_in_its_header(tmp_path: Path, picture: Pixels) -> None:
+    whole = write_series(tmp_path, "a", picture[:256, :256], levels=(1,))[0].read_bytes()
+    path = tmp_path / "cut"
+    for size in range(132, 600):
+        path.write_bytes(whole[:size])
+        read_instance(path)  # none of the cuts ends a batch
+        loses_frames(path)
+
+
 @pytest.mark.parametrize("name", ["CT_small.dcm", "SC_rgb_jpeg.dcm"])
 def test_another_kind_of_dicom_is_called_so_without_a_warning(name: str) -> None:
     """The first begins as a TIFF does, and pydicom warns of the second's odd value."""
