@@ -15,6 +15,7 @@ from unicodedata import normalize
 from gigapath_contract.errors import TableError
 from gigapath_contract.files import NO_SUCH
 from gigapath_contract.slides import LONGEST_ID, SLIDE_SUFFIXES, is_file_name
+from gigapath_contract.slides import slide_id as id_of
 from gigapath_contract.tables import (
     ID_COLUMNS,
     LABEL_COLUMNS,
@@ -76,14 +77,14 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
         ManifestError: it is missing, unreadable or empty, or no column names slides.
     """
     if isinstance(source, RemotePath):
-        return _checked([(source.stem, {}, SlideSource(source, source.stem))], source)
+        return _checked([_row(source)], source)
     if source.is_dir():
         found = _find(source)
-        rows: list[ManifestRow] = [(p.stem, {}, SlideSource(p, p.stem)) for p in found.slides]
+        rows = [_row(path) for path in found.slides]
         rows += [(p.stem, {}, BadRow(_shown(p.stem), _shown(p), _dead_link(p))) for p in found.dead]
         return dataclasses.replace(_checked(rows, source), left_out=found.others)
     if is_slide(source):
-        return _checked([(source.stem, {}, SlideSource(source, source.stem))], source)
+        return _checked([_row(source)], source)
     return _checked(_manifest_rows(source, slides or source.parent), source)
 
 
@@ -91,9 +92,18 @@ ManifestRow = tuple[str, Mapping[str, str], SlideSource | BadRow]
 """A slide id, its further columns, and the slide or what is wrong with it."""
 
 
+def _row(path: Path) -> ManifestRow:
+    slide = SlideSource(path)
+    return slide.slide_id, {}, slide
+
+
 def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> WorkList:
-    """Sort the rows into good and bad: an id has to be a valid file name, and unique."""
+    """Sort the rows into good and bad: an id has to be a valid file name, and unique.
+
+    Of a DICOM series two rows may not name different files.
+    """
     slides: dict[str, SlideSource] = {}
+    series: dict[object, Path] = {}
     bad: list[BadRow] = []
     columns: dict[str, Mapping[str, str]] = {}
     for slide_id, further, row in rows:
@@ -111,11 +121,21 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
             bad.append(
                 BadRow(ascii(slide_id)[1:-1], _shown(row.path), f"{shown!a} can't name files{why}: rename it")
             )
+        elif (other := series.setdefault(_series(row.path), row.path)) != row.path:
+            bad.append(
+                BadRow(slide_id, str(row.path), f"of the DICOM series of {other}: name each slide once")
+            )
         else:
             slides[slide_id], columns[slide_id] = row, further
     if not slides and not bad:
         raise ManifestError(f"{source}: holds no slides (looked for {' '.join(sorted(SLIDE_SUFFIXES))})")
     return WorkList(list(slides.values()), bad, columns)
+
+
+def _series(path: Path) -> object:
+    """What is the same for all files of a DICOM slide, and for no other file."""
+    instance = read_instance(path)
+    return (path.parent, instance.series) if instance else path
 
 
 @dataclass(frozen=True)
@@ -139,7 +159,7 @@ def _find(folder: Path) -> _Found:
                 dead.append(path)
         elif instance := read_instance(path):
             if instance.is_level:
-                slides.setdefault((path.parent, instance.series), path)
+                slides.setdefault(_series(path), path)
             else:
                 others.append(path)
         elif suffix in SLIDE_SUFFIXES or has_slide_content(path):
@@ -201,7 +221,9 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         )
     by_name: dict[str, set[Path]] = {}
     for path in [] if path_name else _find(folder).slides:
-        for key in (path.stem, path.name):
+        instance = read_instance(path)
+        of_series = (path.parent.name, instance.series) if instance else ()
+        for key in (id_of(path.name), path.name, *of_series):
             by_name.setdefault(normalize("NFC", key), set()).add(path)
     for row in table.rows:
         values, where = table.values(row), f"line {row.line} of {manifest}"

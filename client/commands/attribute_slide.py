@@ -139,12 +139,11 @@ def attribute_slide(
 
 def _score(request: Request, connection: Connection, contract: Contract, image: Path) -> Path:
     """Score a slide; returns its HDF5 file."""
-    outputs = SingleFile(request.out or Path("out"))
-    check_free(outputs.out, SlideSource(image))
+    outputs, source = SingleFile(request.out or Path("out")), SlideSource(image, mpp=request.mpp)
+    check_free(outputs.out, source)
     with tile_progress(image.name) as progress:
-        source = SlideSource(image, image.stem, request.mpp)
         score_to(outputs, source, connection, contract, request.tiling, request.throughput, progress=progress)
-    return outputs.paths(image.stem)[0]
+    return outputs.paths(source.slide_id)[0]
 
 
 def _explain(

@@ -60,7 +60,7 @@ def command(
     Example: `gigapath-client score CMU-1-Small-Region.svs --out out --url 127.0.0.1:8001`
     """
     check_folder(out)
-    console, outputs, source = Console(), SingleFile(out), SlideSource(slide, slide.stem, mpp, mask)
+    console, outputs, source = Console(), SingleFile(out), SlideSource(slide, mpp=mpp, mask=mask)
     check_free(out, source)
     with Connection(endpoint, in_flight=throughput.in_flight) as connection:
         contract = read_contract(connection, warn_missing)

@@ -13,6 +13,7 @@ from shapely.geometry import Polygon
 from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.features import TileFeatures
 from gigapath_contract.schema import Contract
+from gigapath_contract.slides import slide_id as id_of
 
 from ..arrays import Array, Bool, Float32, Int64, Pixels
 from ..errors import NonFiniteAnswer, SlideError
@@ -46,7 +47,7 @@ class SlideSource:
 
     def __post_init__(self) -> None:
         if not self.slide_id:
-            object.__setattr__(self, "slide_id", self.path.stem)
+            object.__setattr__(self, "slide_id", id_of(self.path.name))
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,6 @@ class RemotePath(PosixPath):
         return self
 
     @property
-    def stem(self) -> str:
-        """The name without its suffix; a series is named by its UID, which has none."""
-        return self.name if self.series else super().stem
-
-    @property
     def scheme(self) -> str:
         """The part before `://`."""
         return urlsplit(str(self)).scheme

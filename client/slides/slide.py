@@ -15,6 +15,8 @@ from typing import Self
 import cv2
 import numpy as np
 
+from gigapath_contract.slides import slide_id as id_of
+
 from ..arrays import Bool, Pixels
 from ..errors import MppError, SlideError
 from .handles import RegionReader, RegionReaders, SlideHandle, check_slide
@@ -68,7 +70,7 @@ class Slide:
         properties = handle.properties
         self.file = file
         self.path = file.path
-        self.slide_id = file.path.stem
+        self.slide_id = id_of(file.path.name)
         self.dimensions: tuple[int, int] = handle.dimensions
         self.level_dimensions: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = handle.level_downsamples

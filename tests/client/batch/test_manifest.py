@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
 
+import pydicom
 import pytest
 
 from client.arrays import Pixels
@@ -71,6 +72,26 @@ def test_every_dicom_series_of_a_folder_is_a_slide(tmp_path: Path, picture: Pixe
     work_list = read_work_list(tmp_path)
     assert [slide.slide_id for slide in work_list.slides] == ["b-1", "c-1"]
     assert [path.name for path in work_list.left_out] == ["a.dcm", "aa-1.dcm"]
+
+
+def test_a_manifest_names_a_dicom_slide_by_its_folder_or_its_uid(tmp_path: Path, picture: Pixels) -> None:
+    for number, name in enumerate(("case1", "case2", "case3")):
+        (tmp_path / name).mkdir()
+        for level, path in enumerate(
+            write_series(tmp_path / name, name, picture[number * 512 :][:512, :512])
+        ):
+            path.rename(path.with_name(f"1.2.840.{level}"))  # as archives store them
+    write_pyramid(tmp_path / "case3.tif", picture[:256, :256])
+    uid = str(pydicom.dcmread(tmp_path / "case2" / "1.2.840.0").SeriesInstanceUID)
+    work_list = read_work_list(manifest(tmp_path / "x", f"slide_id\ncase1\n{uid}\ncase3\n"))
+    assert [(slide.slide_id, slide.path.parent.name) for slide in work_list.slides] == [
+        ("case1", "case1"),
+        (uid, "case2"),
+    ]
+    assert "case3 is the name of 2 slides" in work_list.bad[0].reason
+    work_list = read_work_list(manifest(tmp_path / "x", "path\ncase1/1.2.840.0\ncase1/1.2.840.1\n"))
+    assert [slide.slide_id for slide in work_list.slides] == ["1.2.840.0"]
+    assert re.search(r"of the DICOM series of .*case1/1\.2\.840\.0: name", work_list.bad[0].reason)
 
 
 def test_links_are_followed_and_content_is_looked_at(tmp_path: Path, picture: Pixels) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from client.batch.manifest import read_work_list
 from client.errors import ClientError, SlideServerError
 from client.reading.stream import read_tiles
+from client.scoring.score import SlideSource
 from client.slides.address import TOKENS, RemotePath, slide_path
 from client.slides.fingerprint import file_fingerprint, slide_sha256
 from client.slides.mirror import CACHE, CACHE_GB, open_mirror
@@ -129,7 +130,7 @@ def test_a_name_of_an_address_is_a_path_that_keeps_its_slashes(tmp_path: Path) -
     assert slide_path("S.svs", tmp_path) == tmp_path / "S.svs"
     series = slide_path("https://pacs.example.org/dicom-web/studies/1.2.3/series/1.2.40")
     assert isinstance(series, RemotePath)
-    assert (series.stem, series.series) == (
+    assert (SlideSource(series).slide_id, series.series) == (
         "1.2.40",
         ("https://pacs.example.org/dicom-web", "1.2.3", "1.2.40"),
     )
