@@ -30,7 +30,7 @@ from gigapath_contract.tables import (
 
 from ..errors import ManifestError, SlideError
 from ..scoring.score import SlideSource
-from ..slides.address import RemotePath, slide_path
+from ..slides.address import RemotePath, slide_path, without_secret
 from ..slides.detect import has_slide_content, is_slide, read_instance
 from ..slides.mpp import PLAUSIBLE
 
@@ -232,13 +232,13 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         named = _given(values, path_name) or values.get(id_name or "", "")
         slide_id = id_in(values, id_name, path_name)
         if len(row.cells) != len(table.header):
-            yield slide_id, {}, BadRow(slide_id, named, f"{where} has too many or too few cells")
+            yield _refused(values, id_name, path_name, f"{where} has too many or too few cells")
             continue
         try:
             known = by_name.get(normalize("NFC", named)) or by_name.get(normalize("NFC", slide_id))
             candidates = sorted(known or {_as_on_disk(slide_path(named, folder))})
         except SlideError as error:
-            yield slide_id, {}, BadRow(slide_id, named, f"{where}: {error}")
+            yield _refused(values, id_name, path_name, f"{where}: {error}")
             continue
         if len(candidates) > 1:
             some = ", ".join(map(str, candidates[:3]))
@@ -264,6 +264,15 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
             further,
             SlideSource(path, slide_id, scale, _as_on_disk(folder / mask) if mask else None),
         )
+
+
+def _refused(
+    values: Mapping[str, str], id_name: str | None, path_name: str | None, reason: str
+) -> ManifestRow:
+    """A row that may name an address with a login or query, which nothing must show."""
+    shown = {name: without_secret(cell) for name, cell in values.items()}
+    slide_id = id_in(shown, id_name, path_name)
+    return slide_id, {}, BadRow(slide_id, _given(shown, path_name) or shown.get(id_name or "", ""), reason)
 
 
 def _given(values: Mapping[str, str], column: str | None) -> str:

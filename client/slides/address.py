@@ -17,6 +17,9 @@ TOKENS = "GIGAPATH_SLIDE_TOKENS"
 SCHEMES = ("https", "s3", "http")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _SERIES = re.compile(r"(?P<root>/.*)?/studies/(?P<study>[0-9.]+)/series/(?P<series>[0-9.]+)")
+_SECRET = re.compile(r"(?<=/)[^/@]*@|[?#].*", re.DOTALL)
+_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -49,7 +52,9 @@ class RemotePath(PosixPath):
 
     @property
     def key(self) -> str:
-        """The file on that server, without percent-encoding."""
+        """The file on that server, without percent-encoding; keys of s3:// have none."""
+        if self.scheme == "s3":
+            return "/".join(self.parts[2:])
         return unquote(urlsplit(str(self)).path.lstrip("/"))
 
     @property
@@ -67,15 +72,19 @@ class RemotePath(PosixPath):
         user, colon, password = (secret or "").partition(":")
         return (user, password) if colon else secret
 
-    def refusal(self, code: int) -> SlideServerError:
-        """What to do about an answer of 401 or 403."""
+    def refusal(self, reason: str) -> SlideServerError:
+        """What to do where a login is wrong or missing."""
         if self.scheme == "s3":
-            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true"
+            remedy = (
+                "set or renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (a profile's: "
+                "aws configure export-credentials), or for a public bucket "
+                "AWS_SKIP_SIGNATURE=true"
+            )
         elif self.login():
             remedy = f"check what {TOKENS} holds for {self.host}"
         else:
             remedy = f"set {TOKENS}={self.host}=TOKEN, or {self.host}=USER:PASSWORD"
-        return SlideServerError(f"{self}: the server refuses access ({code}): {remedy}")
+        return SlideServerError(f"{self}: the server refuses access ({reason}): {remedy}")
 
     def unreachable(self, reason: str) -> SlideServerError:
         """What to do where there is no answer that can be used."""
@@ -95,24 +104,34 @@ def slide_path(text: str | Path, folder: Path = Path()) -> Path:
     if not found:
         return folder / text
     path = RemotePath(text)
-    parts = urlsplit(str(path))
+    try:
+        parts = urlsplit(str(path))
+        is_whole = bool(_HOST.fullmatch(path.host)) and (parts.port or 0) >= 0
+    except ValueError:
+        raise SlideError(f"an address of {found[1]}:// that names no server: correct it") from None
+    if parts.username or (path.scheme != "s3" and (parts.query or parts.fragment)):
+        raise SlideError(
+            f"{path.scheme}://{parts.hostname}: a query or login in an address shows in outputs: give it "
+            f"without (logins: {TOKENS}; ? and # of a file's name: %3F and %23)"
+        )
     if path.scheme not in SCHEMES:
         raise SlideError(
             f"{path}: {path.scheme}:// is not read: give a file's path, https://, s3:// or download it"
-        )
-    if parts.query or parts.fragment or parts.username:
-        raise SlideError(
-            f"{path.scheme}://{parts.hostname}: a query or login in an address shows in outputs: give it "
-            f"without (logins: {TOKENS})"
         )
     if path.scheme == "http" and parts.hostname not in _LOOPBACK:
         raise SlideError(
             f"{path}: http:// would show slide and login on the network: give https://, or a tunnel to it on "
             "this machine (http://localhost:PORT)"
         )
-    if not path.host or not path.key:
-        raise SlideError(f"{path}: names no file on a server: give all of its address")
+    named = path.key.split("/")
+    if not (is_whole and path.key) or {".", ".."} & set(named) or _CONTROL.search(path.key):
+        raise SlideError(f"{_CONTROL.sub('?', str(path))}: names no file on a server: correct the address")
     return path
+
+
+def without_secret(text: str) -> str:
+    """A text that may be an address, without a login or query in it."""
+    return _SECRET.sub("", text) if _ADDRESS.match(text) else text
 
 
 @contextmanager

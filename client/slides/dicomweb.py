@@ -225,7 +225,7 @@ def _server_errors(path: RemotePath) -> Iterator[None]:
     except requests.HTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         if code in (401, 403):
-            raise path.refusal(code) from None
+            raise path.refusal(str(code)) from None
         raise SlideServerError(
             f"{path}: the server answers {code}: check the address and the server's log"
         ) from None

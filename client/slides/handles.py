@@ -65,9 +65,9 @@ def check_slide(path: Path) -> SlideFile:
     if path.series:
         return SlideFile(path)
     with extra_of(path):
-        from .remote_file import RemoteFile
+        from .remote_file import check_remote
 
-        return SlideFile(path, RemoteFile(path).pages)
+        return check_remote(path)
 
 
 def open_handle(file: SlideFile) -> SlideHandle:
@@ -80,9 +80,10 @@ def open_handle(file: SlideFile) -> SlideHandle:
             from .dicomweb import open_series
 
             return open_series(path)
-        from .remote_file import RemoteFile
+        from .remote_file import RemoteFile, RemoteSlide
 
-        return RemoteFile(path)
+        assert isinstance(file, RemoteSlide)  # as `check_slide` makes them
+        return RemoteFile(file)
 
 
 class RegionReader:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ from ..errors import SlideServerError
 from .address import RemotePath
 
 if TYPE_CHECKING:  # what exists in obstore's stubs alone
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 CACHE, CACHE_GB = "GIGAPATH_SLIDE_CACHE", "GIGAPATH_SLIDE_CACHE_GB"
@@ -40,6 +43,8 @@ CACHE, CACHE_GB = "GIGAPATH_SLIDE_CACHE", "GIGAPATH_SLIDE_CACHE_GB"
 _CACHE_GB = 20.0
 _BLOCK = 1 << 16  # what is fetched at least: some stored tiles that follow each other in the file
 _BLOCKS = ".blocks"
+_MIRRORS = re.compile(rf"[0-9a-f]{{64}}{re.escape(_BLOCKS)}")  # in a folder that may hold other things
+_STATUS = re.compile(r"status code: (\d{3})")
 _REQUEST = 1 << 22  # ... and at most in one request
 _ROOM = 1 << 26  # bytes that are fetched at most, before the cache's size is looked at again
 _RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
@@ -67,13 +72,17 @@ def find_version(path: RemotePath) -> Version:
         SlideServerError: there is none, or the server refuses it, can't be reached or names no version.
     """
     with _errors(path):
-        found = obstore.head(_store(path.scheme, path.host, path.login()), path.key)
-    changed = found["last_modified"]
-    mark = found["e_tag"] or (changed.isoformat() if changed.timestamp() > 0 else "")
-    if not mark:
+        version = _version(path, obstore.head(_store(path), path.key))
+    if not version.mark:
         raise SlideServerError(
             f"{path}: its server sends neither ETag nor Last-Modified, so no change would show: download it"
         )
+    return version
+
+
+def _version(path: RemotePath, found: ObjectMeta) -> Version:
+    changed = found["last_modified"]
+    mark = found["e_tag"] or (changed.isoformat() if changed.timestamp() > 0 else "")
     return Version(path, found["size"], mark)
 
 
@@ -90,16 +99,14 @@ class Mirror:
         folder = _cache_folder() / version.sha256
         self.path, blocks = folder / version.path.name, folder.with_suffix(_BLOCKS)
         with _disk_errors(folder.parent):
-            lock = _lock(blocks)
-            finalize(self, os.close, lock)
+            self._sums = _lock(blocks)  # a checksum of every block that was fetched
+            finalize(self, os.close, self._sums)
             folder.mkdir(0o700, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             finalize(self, os.close, self._file)
             os.truncate(self._file, self.size)
-            count = 1 + self.size // _BLOCK
-            os.truncate(lock, count)
-            os.utime(lock)
-            self._there = np.memmap(blocks, np.uint8, "r+", shape=(count,))  # 1 where a block was fetched
+            os.utime(self._sums)
+            self._there = np.zeros(1 + self.size // _BLOCK, np.bool_)  # as this process knows
 
     def fetch(self, starts: Iterable[int], lengths: Iterable[int]) -> None:
         """Have the bytes of all ranges in the sparse file.
@@ -111,7 +118,7 @@ class Mirror:
             block
             for start, length in zip(starts, lengths, strict=True)
             for block in range(start // _BLOCK, -(-min(start + length, self.size) // _BLOCK))
-            if not self._there[block]
+            if not (self._there[block] or self._was_fetched(block))
         }
         for first, last in _runs(sorted(wanted)):
             self._download(first, last)
@@ -128,22 +135,30 @@ class Mirror:
         """The whole file for reading; what is read is fetched."""
         return io.BufferedReader(_Reader(self), _BLOCK)
 
+    def _was_fetched(self, block: int) -> bool:
+        """Whether the block is there since another process or run; what a crash left behind is not."""
+        kept = os.pread(self._sums, 4, 4 * block)
+        self._there[block] = any(kept) and kept == _sum(os.pread(self._file, _BLOCK, block * _BLOCK))
+        return bool(self._there[block])
+
     def _download(self, first: int, last: int) -> None:
         path, begin, end = self.version.path, first * _BLOCK, min(last * _BLOCK, self.size)
         options: GetOptions = {"range": (begin, end)}
-        if self.version.mark.startswith('"'):  # a weak ETag, W/"…", matches nothing
-            options["if_match"] = self.version.mark
         with _room_in(self.path.parents[1]).reserved(self.path.parent, end - begin):
             with _errors(path):
-                store = _store(path.scheme, path.host, path.login())
-                data = bytes(obstore.get(store, path.key, options=options).bytes())
+                answer = obstore.get(_store(path), path.key, options=options)
+                if _version(path, answer.meta) != self.version:
+                    raise SlideServerError(f"{path}: was replaced while it was read: run again")
+                data = bytes(answer.bytes())
             if len(data) != end - begin:
                 raise SlideServerError(
                     f"{path}: the server sent {len(data)} of {end - begin} bytes: try again"
                 )
             with _disk_errors(self.path.parents[1]):
-                os.pwrite(self._file, data, begin)
-        self._there[first:last] = 1
+                _write(self._file, data, begin)
+                sums = [_sum(data[start : start + _BLOCK]) for start in range(0, len(data), _BLOCK)]
+                _write(self._sums, b"".join(sums), 4 * first)
+        self._there[first:last] = True
 
 
 class _Reader(io.RawIOBase):
@@ -190,8 +205,22 @@ def open_mirror(path: RemotePath) -> Mirror:
         return mirror
 
 
+def _sum(block: bytes) -> bytes:
+    """Four bytes, not all 0."""
+    return (zlib.crc32(block) or 1).to_bytes(4)
+
+
+def _write(file: int, data: bytes, place: int) -> None:
+    if os.pwrite(file, data, place) < len(data):  # the rest did not fit
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _store(path: RemotePath) -> HTTPStore | S3Store:
+    return _opened(path.scheme, path.host, path.login())
+
+
 @lru_cache(64)
-def _store(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
+def _opened(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
     if scheme == "s3":
         plain = os.environ.get("AWS_ALLOW_HTTP") == "true"  # for a store in a closed network
         return S3Store(host, client_options={**_TIMEOUTS, "allow_http": plain}, retry_config=_RETRIES)
@@ -211,15 +240,28 @@ def _errors(path: RemotePath) -> Iterator[None]:
     except FileNotFoundError:
         raise SlideServerError(f"{path}: no such file on the server: check the address") from None
     except exceptions.UnauthenticatedError:
-        raise path.refusal(401) from None
+        raise path.refusal("401") from None
     except exceptions.PermissionDeniedError:
-        raise path.refusal(403) from None
-    except exceptions.PreconditionError:
-        raise SlideServerError(f"{path}: was replaced while it was read: run again") from None
+        raise path.refusal("403") from None
     except exceptions.NotSupportedError:
         raise SlideServerError(f"{path}: its server does not send parts of files: download it") from None
     except exceptions.BaseError as error:
-        raise path.unreachable(str(error).partition("\n")[0].strip()) from None
+        raise _explained(path, str(error)) from None
+
+
+def _explained(path: RemotePath, message: str) -> SlideServerError:
+    """What to do about another message of obstore's, without an answer's body: S3's may hold a token."""
+    if path.scheme == "s3" and "/latest/api/token" in message:  # as a virtual machine would ask for them
+        return path.refusal("no credentials found")
+    if path.scheme == "s3" and "<Code>ExpiredToken" in message:
+        return path.refusal("expired token")
+    if path.scheme == "s3" and "builder error" in message:
+        return SlideServerError(
+            f"{path}: an endpoint of http:// would show slides on the network: set it to https://, or in a "
+            "closed network AWS_ALLOW_HTTP=true"
+        )
+    status = _STATUS.search(message)
+    return path.unreachable(f"answer {status[1]}" if status else message.partition("\n")[0].strip())
 
 
 @contextmanager
@@ -302,14 +344,17 @@ _room_in = lru_cache(_Room)
 def _make_room(keep: Path, needed: int) -> int:
     """Remove mirrors that nobody reads, the oldest first, until `needed` bytes fit; how many more then do."""
     limit = _limit()
-    sizes = {folder: _used(folder) for folder in keep.parent.iterdir() if folder.is_dir()}
+    sizes = {
+        blocks: _used(blocks.with_suffix(""))
+        for blocks in keep.parent.iterdir()
+        if _MIRRORS.fullmatch(blocks.name)
+    }
     total = sum(sizes.values()) + needed
-    locks = {folder: folder.with_suffix(_BLOCKS) for folder in sizes if folder != keep}
-    for folder, blocks in sorted(locks.items(), key=lambda pair: _time(pair[1])):
+    for blocks in sorted(sizes, key=_time):
         if total <= limit:
             break
-        if _remove(folder, blocks):
-            total -= sizes[folder]
+        if blocks.with_suffix("") != keep and _remove(blocks):
+            total -= sizes[blocks]
     if total > limit:
         raise SlideServerError(
             f"{keep.parent}: {limit / 1e9:g} GB do not hold what is read at once: set {CACHE_GB} higher, or "
@@ -318,15 +363,18 @@ def _make_room(keep: Path, needed: int) -> int:
     return int(min(limit - total, _ROOM))
 
 
-def _remove(folder: Path, blocks: Path) -> bool:
+def _remove(blocks: Path) -> bool:
     """Remove a mirror, unless it is in use."""
-    with blocks.open("ab") as lock:
-        try:
+    try:
+        with blocks.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-        blocks.unlink(missing_ok=True)
+            if os.fstat(lock.fileno()).st_nlink:  # else another process did, and may have begun a new one
+                shutil.rmtree(blocks.with_suffix(""), ignore_errors=True)
+                blocks.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
     return True
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import openslide
@@ -24,7 +23,7 @@ from .detect import is_dicom
 from .mirror import Mirror, open_mirror
 from .slide_file import SlideFile, check_content, library_of, open_file
 from .stored_tiles import VENDORS
-from .tiff import DAMAGE, Page, all_pages
+from .tiff import DAMAGE, all_pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +34,17 @@ class _Tiles:
     counts: Int64
     tile: tuple[int, int]
     grid: tuple[int, int]  # columns, rows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RemoteSlide(SlideFile):
+    """One version of a slide at https:// or s3://, as it was when it was checked.
+
+    `tiles` are the levels' by their size (w, h); none where the file was fetched whole.
+    """
+
+    mirror: Mirror
+    tiles: dict[tuple[int, int], _Tiles]
 
 
 class RemoteFile:
@@ -48,24 +58,20 @@ class RemoteFile:
         SlideError: it is damaged or no slide.
     """
 
-    def __init__(self, path: RemotePath) -> None:
-        self._mirror = open_mirror(path)
-        with _naming(path, self._mirror.path):
-            if self._mirror not in _pages:
-                _pages[self._mirror], _tiles[self._mirror] = _prepare(path, self._mirror)
-            self.pages = _pages[self._mirror]
+    def __init__(self, slide: RemoteSlide) -> None:
+        self._mirror = slide.mirror
+        with _naming(slide.path, self._mirror.path):
             # tifffile keeps what it read around a tile, which may not have been fetched; OpenSlide does not.
-            self._handle = open_file(SlideFile(self._mirror.path, self.pages), self._mirror.open())
+            self._handle = open_file(SlideFile(self._mirror.path, slide.pages), self._mirror.open())
         self.library = library_of(self._handle)
         self.dimensions = self._handle.dimensions
         self.level_dimensions = self._handle.level_dimensions
         self.level_downsamples = self._handle.level_downsamples
         self.properties = self._handle.properties
-        found = _tiles[self._mirror]
-        if found is not None and not all(size in found for size in self.level_dimensions):
+        self._levels = [slide.tiles[size] for size in self.level_dimensions if size in slide.tiles]
+        if len(self._levels) < len(self.level_dimensions):
             self._mirror.fetch_all()
-            found = _tiles[self._mirror] = None
-        self._levels = found and [found[size] for size in self.level_dimensions]
+            self._levels = []
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
         """See `SlideHandle`."""
@@ -100,19 +106,22 @@ class RemoteFile:
             self._fetch((left, top), level - 1, (width + 1, height + 1))
 
 
-_pages: WeakKeyDictionary[Mirror, Sequence[Page]] = WeakKeyDictionary()
-_tiles: WeakKeyDictionary[Mirror, dict[tuple[int, int], _Tiles] | None] = WeakKeyDictionary()
+def check_remote(path: RemotePath) -> RemoteSlide:
+    """Fetch what OpenSlide opens a slide by, and check it; raises as `RemoteFile`."""
+    mirror = open_mirror(path)
+    with _naming(path, mirror.path):
+        tiles = _fetch_directories(path, mirror)
+        return RemoteSlide(path, check_content(mirror.path).pages, mirror=mirror, tiles=tiles)
 
 
-def _prepare(path: RemotePath, mirror: Mirror) -> tuple[Sequence[Page], dict[tuple[int, int], _Tiles] | None]:
-    """Fetch what OpenSlide opens a file by; its pages and, by size, their tiles, None if fetched whole."""
+def _fetch_directories(path: RemotePath, mirror: Mirror) -> dict[tuple[int, int], _Tiles]:
     with mirror.open() as file:
         head = file.read(132)
     if is_dicom(head):
         raise SlideError(
             f"{path}: one file of a DICOM series: download its folder, or give a DICOMweb series"
         )
-    tiles = None
+    tiles = {}
     if head[:2] in (b"II", b"MM"):
         try:
             tiles = _read_directories(mirror)
@@ -122,8 +131,8 @@ def _prepare(path: RemotePath, mirror: Mirror) -> tuple[Sequence[Page], dict[tup
         raise SlideError(f"{path}: of a kind that is not read from a server, or no slide: download it")
     if openslide.OpenSlide.detect_format(mirror.path) not in VENDORS:
         mirror.fetch_all()
-        tiles = None
-    return check_content(mirror.path).pages, tiles
+        return {}
+    return tiles
 
 
 def _read_directories(mirror: Mirror) -> dict[tuple[int, int], _Tiles]:
@@ -147,7 +156,7 @@ def _tiles_of(page: tifffile.TiffPage, size: tuple[int, int], tile: tuple[int, i
 
 
 @contextmanager
-def _naming(path: RemotePath, local: Path) -> Iterator[None]:
+def _naming(path: Path, local: Path) -> Iterator[None]:
     """Have errors about the mirror name the slide's address."""
     try:
         yield

@@ -21,6 +21,7 @@ class Files:
     etag: str = '"first"'
     elsewhere: dict[str, str] = field(default_factory=dict)  # paths that another address is given for
     ranges: bool = True
+    failure: bytes = b""  # the body of an answer of 400 to whoever asks for content
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent: int = 0  # bytes of content
 
@@ -41,17 +42,17 @@ def serve_files(content: Mapping[str, bytes], tls: ssl.SSLContext | None = None)
                 self.answer(302, b"")
             elif not headers.get("authorization", "").startswith(files.authorization):
                 self.answer(401, b"")
+            elif files.failure and self.command == "GET":
+                self.answer(400, files.failure)
             elif data is None:
                 self.answer(404, b"")
-            elif headers.get("if-match", files.etag) != files.etag:
-                self.answer(412, b"")
             elif files.ranges and (part := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("range", ""))):
                 first, last = int(part[1]), min(int(part[2]), len(data) - 1)
                 self.answer(206, data[first : last + 1], f"bytes {first}-{last}/{len(data)}")
             else:
                 self.answer(200, data)
 
-        do_HEAD = do_GET
+        do_HEAD = do_PUT = do_GET
 
         def answer(self, status: int, data: bytes, part: str = "") -> None:
             self.send_response(status)

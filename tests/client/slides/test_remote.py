@@ -128,6 +128,11 @@ def test_a_name_of_an_address_is_a_path_that_keeps_its_slashes(tmp_path: Path) -
     assert (path.host, path.key, path.exists()) == ("bucket", "a b/S.1.svs", False)
     assert slide_path(Path("s3://bucket/a b/S.1.svs")) == path == pickle.loads(pickle.dumps(path))
     assert slide_path("S.svs", tmp_path) == tmp_path / "S.svs"
+    keys = {"s3://bucket/a%20b/S#1?.svs": "a%20b/S#1?.svs", "HTTPS://host/a%20b/S%231.svs": "a b/S#1.svs"}
+    for address, key in keys.items():
+        named = slide_path(address)
+        assert isinstance(named, RemotePath)
+        assert (str(named), named.key) == (address, key)
     series = slide_path("https://pacs.example.org/dicom-web/studies/1.2.3/series/1.2.40")
     assert isinstance(series, RemotePath)
     assert (SlideSource(series).slide_id, series.series) == (
@@ -145,7 +150,16 @@ def test_a_name_of_an_address_is_a_path_that_keeps_its_slashes(tmp_path: Path) -
         ("https://host/S.svs?token=hush", "a query or login in an address shows in outputs"),
         ("https://me:hush@host/S.svs", "a query or login in an address shows in outputs"),
         ("http://pacs.example.org/S.svs", "http:// would show slide and login on the network"),
+        ("gs://host/S.svs?token=hush", "a query or login in an address shows in outputs"),
+        ("s3://key:hush@bucket/S.svs", "a query or login in an address shows in outputs"),
+        ("https://host/S#1.svs", "and # of a file's name: %3F and %23"),
         ("https://host", "names no file on a server"),
+        ("s3://bucket", "names no file on a server"),
+        ("https://ho st/S.svs", "names no file on a server"),
+        ("https://host/a/%2e%2e/S.svs", "names no file on a server"),
+        ("https://host/S%0a.svs", "names no file on a server"),
+        ("https://me:hush@[::1/S.svs", "an address of https:// that names no server"),
+        ("https://host:99999/S.svs", "an address of https:// that names no server"),
     ],
 )
 def test_other_addresses_are_refused(address: str, said: str, tmp_path: Path) -> None:
@@ -157,6 +171,7 @@ def test_other_addresses_are_refused(address: str, said: str, tmp_path: Path) ->
     work = read_work_list(manifest)
     assert [(str(slide.path), slide.slide_id) for slide in work.slides] == [("https://host/good.svs", "good")]
     assert said in work.bad[0].reason
+    assert "hush" not in repr(work.bad)
 
 
 def _locked(files: Files) -> None:
@@ -187,6 +202,10 @@ def _without_ranges(files: Files) -> None:
     files.ranges = False
 
 
+def _failing(files: Files) -> None:
+    files.failure = b"<Code>Odd</Code><Token-0>hush</Token-0>"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -197,6 +216,7 @@ def _without_ranges(files: Files) -> None:
         (_cut, "cut off|damaged, copy it again"),
         (_unversioned, "sends neither ETag nor Last-Modified"),
         (_without_ranges, "does not send parts of files: download it"),
+        (_failing, r"cannot be read \(answer 400\): check the address"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(
@@ -286,15 +306,17 @@ def test_https_needs_a_known_authority_and_leads_to_https_alone(
         assert not plain.requests
 
 
+@pytest.mark.parametrize("etag", ['"{}"', 'W/"{}"'])
 def test_a_slide_that_changes_while_it_is_read_fails_and_is_another_slide(
-    server: Files, reading: SimpleNamespace
+    etag: str, server: Files, reading: SimpleNamespace
 ) -> None:
+    server.etag = etag.format(1)
     path = slide_path(f"{server.address}/S.svs")
     before, files = slide_sha256(path), file_fingerprint(path)
     plan = reading.plan(path)
     batches = read_tiles(plan, workers=1, batch=4)
     next(batches)
-    server.etag = '"second"'
+    server.etag = etag.format(2)
     with pytest.raises(SlideServerError, match="was replaced while it was read: run again"):
         list(batches)
     assert slide_sha256(path) != before
@@ -309,8 +331,40 @@ def test_a_server_that_is_lost_fails_the_slide_and_no_tile(server: Files, readin
         list(batches)
 
 
+def test_a_version_is_kept_from_the_plan_to_the_last_tile(server: Files, reading: SimpleNamespace) -> None:
+    plan = reading.plan(slide_path(f"{server.address}/S.svs"))
+    server.etag = '"second"'
+    with pytest.raises(SlideServerError, match="was replaced while it was read: run again"):
+        reading.collect(plan)
+
+
+def test_a_slide_is_asked_for_once(server: Files) -> None:
+    with open_slide(slide_path(f"{server.address}/S.svs")) as slide:
+        slide.overview(16)
+    assert [method for method, *_ in server.requests].count("HEAD") == 1
+
+
+def test_blocks_that_a_crash_left_behind_are_fetched_again(server: Files) -> None:
+    path = slide_path(f"{server.address}/S.svs")
+    assert isinstance(path, RemotePath)
+    mirror = open_mirror(path)
+    mirror.fetch_all()
+    file = mirror.path
+    del mirror
+    with file.open("r+b") as written:  # as after a power cut: not all that was written is on the disk
+        written.seek(700_000)
+        written.write(bytes(200_000))
+    mirror, sent = open_mirror(path), server.sent
+    mirror.fetch_all()
+    assert file.read_bytes() == server.content["/S.svs"]
+    assert 200_000 < server.sent - sent < 400_000
+
+
 def test_the_cache_keeps_its_bound(server: Files, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_GB, "0.0025")  # a slide is 0.0019 GB
+    other = cache / "mine" / "data"  # a folder that is not the cache's alone
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(3_000_000))
     server.content["/T.svs"] = server.content["/S.svs"]
     first, second = (slide_path(f"{server.address}/{name}.svs") for name in "ST")
     assert isinstance(first, RemotePath)
@@ -328,6 +382,8 @@ def test_the_cache_keeps_its_bound(server: Files, cache: Path, monkeypatch: pyte
     mirror.fetch_all()
     assert mirror.path.read_bytes() == server.content["/T.svs"]
     assert not old.exists()
+    assert other.exists()
+    other.unlink()
     assert sum(path.stat().st_blocks * 512 for path in cache.rglob("*")) < 0.0025e9
 
 
@@ -361,8 +417,25 @@ def test_s3_is_read_with_the_credentials_of_the_environment(
         with open_slide(slide_path("s3://bucket/lab/S.svs")) as slide, open_slide(real_slide) as same:
             part = slide.read(0, (500, 900), (300, 200))
             np.testing.assert_array_equal(part, same.read(0, (500, 900), (300, 200)))
+            files.failure = b"<?xml?>\n<Code>ExpiredToken</Code><Token-0>hush</Token-0>"
+            with pytest.raises(SlideServerError, match=r"\(expired token\): set or renew AWS_") as caught:
+                slide.read(0, (500, 2500), (300, 200))
+            assert "hush" not in str(caught.value)
         with pytest.raises(SlideServerError, match="no such file on the server"):
             open_slide(slide_path("s3://bucket/lab/T.svs"))
+
+
+def test_s3_without_credentials_or_https_says_what_to_set(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_files({}) as files:
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", files.address)  # where a virtual machine asks for them
+        monkeypatch.setenv("AWS_ENDPOINT_URL", files.address)
+        with pytest.raises(SlideServerError, match=r"\(no credentials found\): .* AWS_SKIP_SIGNATURE=true"):
+            open_slide(slide_path("s3://unsigned/S.svs"))
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        with pytest.raises(SlideServerError, match="or in a closed network AWS_ALLOW_HTTP=true"):
+            open_slide(slide_path("s3://plain/S.svs"))
 
 
 def test_commands_take_addresses(
