@@ -80,7 +80,8 @@ class Request:
     def decides(self) -> tuple[object, ...]:
         """What decides the results of a slide."""
         asked = self.maps, self.score, self.targets, self.limit, self.look_groups, self.checks
-        return settings_key(self.settings), *asked, self.annotations
+        outlines = self.annotations and (self.annotations, self.tiling.mask_frame)
+        return settings_key(self.settings), *asked, outlines
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ def attribute_slide(
         from_image = not source.is_dir() and not h5py.is_hdf5(source)
         image = source if from_image else image
         opened = stack.enter_context(open_slide(image, request.mpp)) if image else None
-        origin = opened.bounds[:2] if opened else (0, 0)
-        outlines = read_annotations(request.annotations, origin=origin) if request.annotations else None
+        outlines = _outlines(request, opened.bounds[:2]) if opened else None
         if from_image:
             source = _score(request, connection, contract, source)
         stored = find_slide(source, slide_id, contract)
@@ -125,8 +125,9 @@ def attribute_slide(
         if opened and not from_image:
             with options.console.status("comparing the slide with the one that was scored"):
                 embedded.check_slide(opened)
-        if embedded.mpp_level0 is None and opened:
-            embedded = replace(embedded, mpp_level0=opened.mpp)
+        embedded = embedded.placed(opened)
+        if opened is None:
+            outlines = _outlines(request, embedded.bounds_origin or (0, 0))
         folder = request.out or results_folder(stored, embedded)
         stored = replace(stored, results=own_copy(stored.results, embedded, folder))
         if not request.overwrite:
@@ -135,6 +136,13 @@ def attribute_slide(
         ready = _Explained(stored, embedded, opened, outlines, folder, cache)
         targets = request.targets or (None,)
         return [_explain(request, connection, contract, ready, target, key, number) for target in targets]
+
+
+def _outlines(request: Request, origin: tuple[int, int]) -> BaseGeometry | None:
+    """The areas to outline, in level-0 px; `origin`: QuPath's (0, 0)."""
+    if request.annotations is None:
+        return None
+    return read_annotations(request.annotations, origin=origin, frame=request.tiling.mask_frame)
 
 
 def _score(request: Request, connection: Connection, contract: Contract, image: Path) -> Path:

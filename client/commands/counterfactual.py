@@ -6,21 +6,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
+import shapely
 import typer
 from rich.console import Console
 from rich.table import Table
+from shapely.geometry.base import BaseGeometry
 
-from ..arrays import KeepMask
 from ..attribution.counterfactual import Change, Effect, counterfactual, tiles_inside
 from ..attribution.explain import choose_outputs
 from ..attribution.methods.model_outputs import Score
 from ..attribution.model.cache import open_cache
-from ..attribution.model.embedded import EmbeddedSlide, read_bank, read_slide, results_folder
+from ..attribution.model.embedded import read_bank, read_slide, results_folder
 from ..attribution.model.masked_slide import MaskedSlide
 from ..attribution.model.served import ServedForward
 from ..files import check_folder, write_csv
 from ..outputs.layout import find_slide
-from ..slides.geojson import read_annotations
+from ..slides.geojson import Frame, frame_doubt, read_annotations
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
 from ..triton.contract import check_same, read_contract
@@ -66,6 +67,7 @@ def command(
             help="The slide, for formats that QuPath crops to their bounds (MRXS and others).",
         ),
     ] = None,
+    mask_frame: options.MaskFrame = "qupath",
     tile_size: options.TileSize = None,
     mpp: options.Mpp = None,
     out: Annotated[
@@ -87,8 +89,18 @@ def command(
         contract = read_contract(connection, warn_missing)
         say_served(contract)
         stored = find_slide(source, slide_id, contract)
+        opened = stack.enter_context(open_slide(slide, mpp)) if slide else None
         embedded = read_slide(stored, tile_size, mpp)
-        regions = _regions(embedded, annotations, area, _origin(slide, mpp, embedded))
+        if opened:
+            embedded.check_slide(opened)
+        if opened or mask_frame == "qupath":
+            embedded = embedded.placed(opened)
+        areas = _areas(annotations, area, embedded.bounds_origin or (0, 0), mask_frame)
+        all_areas = shapely.union_all([*areas.values()])
+        shifted = frame_doubt(annotations, all_areas, opened.bounds, mask_frame) if opened else ""
+        regions = {
+            name: tiles_inside(each, embedded.coords, embedded.tile_size) for name, each in areas.items()
+        }
         folder = out or results_folder(stored, embedded)
         cache = stack.enter_context(open_cache(folder, embedded.slide_id))
         masked_slide = MaskedSlide.from_embedded(
@@ -96,7 +108,7 @@ def command(
         )
         outputs, _ = choose_outputs(masked_slide, contract, None, score)
         replacements, unknown = read_bank(bank, contract) if bank else (None, "")
-        doubt = "; ".join(filter(None, (embedded.doubt(contract), unknown)))
+        doubt = "; ".join(filter(None, (embedded.doubt(contract), unknown, shifted)))
         with options.console.status("scoring changed slides"):
             effects = counterfactual(
                 masked_slide,
@@ -122,27 +134,14 @@ def command(
     console.print(str(path), highlight=False, soft_wrap=True, markup=False)
 
 
-def _origin(slide: Path | None, mpp: float | None, embedded: EmbeddedSlide) -> tuple[int, int]:
-    """Where QuPath's (0, 0) lies, in level-0 pixels; raises ClientError for another slide than was scored."""
-    if slide is None:
-        return 0, 0
-    with open_slide(slide, mpp) as opened:
-        embedded.check_slide(opened)
-        return opened.bounds[:2]
-
-
-def _regions(
-    embedded: EmbeddedSlide, annotations: Path, areas: list[str] | None, origin: tuple[int, int]
-) -> dict[str, KeepMask]:
-    """Tiles [N] inside each wanted class of areas, or inside any area."""
-    wanted = {name: frozenset([name]) for name in areas} if areas else {"all areas": None}
+def _areas(
+    annotations: Path, classes: list[str] | None, origin: tuple[int, int], frame: Frame
+) -> dict[str, BaseGeometry]:
+    """The areas in level-0 px of each wanted class, or all as one."""
+    wanted = {name: frozenset([name]) for name in classes} if classes else {"all areas": None}
     return {
-        name: tiles_inside(
-            read_annotations(annotations, origin=origin, classes=classes),
-            embedded.coords,
-            embedded.tile_size,
-        )
-        for name, classes in wanted.items()
+        name: read_annotations(annotations, origin=origin, frame=frame, classes=each)
+        for name, each in wanted.items()
     }
 
 

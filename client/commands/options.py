@@ -20,7 +20,7 @@ from ..errors import ClientError
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
 from ..slides.address import RemotePath, slide_path
-from ..slides.tissue import Frame
+from ..slides.geojson import Frame
 from ..triton.endpoint import DEFAULT_URL, Endpoint
 
 # Progress and log lines share it, so that neither overwrites the other; results go to stdout.
@@ -85,6 +85,9 @@ PatchTokens = Annotated[
 _server, _speed, _tiles = (
     functools.partial(typer.Option, rich_help_panel=panel) for panel in ("Server", "Speed", "Tiles")
 )
+MaskFrame = Annotated[
+    Frame, _tiles(help="Origin of GeoJSON on slides with bounds: theirs, as in QuPath, or level 0's.")
+]
 
 
 def endpoint(
@@ -135,10 +138,7 @@ def tiling(
         float, _tiles(min=0, max=1, callback=finite, help="Fraction of a tile that must be tissue.")
     ] = 0.1,
     all_tiles: Annotated[bool, _tiles("--all-tiles", help="Keep tiles without tissue too.")] = False,
-    mask_frame: Annotated[
-        Frame,
-        _tiles(help="Origin of GeoJSON masks on slides with bounds: theirs, as in QuPath, or level 0's."),
-    ] = "qupath",
+    mask_frame: MaskFrame = "qupath",
 ) -> TilingOptions:
     """Build the TilingOptions from the command line."""
     return TilingOptions(tissue=not all_tiles, min_tissue=min_tissue, mask_frame=mask_frame)

@@ -17,9 +17,10 @@ from gigapath_contract.slides import slide_id as id_of
 
 from ..arrays import Array, Bool, Float32, Int64, Pixels
 from ..errors import NonFiniteAnswer, SlideError
+from ..slides.geojson import Frame
 from ..slides.slide import Slide, open_slide
 from ..slides.tiling import TilePlan, plan_tiles
-from ..slides.tissue import Frame, TissueMask, mask_from_file, tissue_mask
+from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Connection
 from .conformance import check_plan, grid_coordinates
 from .embedding import Embedded, Progress, Throughput, embed_tiles

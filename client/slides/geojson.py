@@ -9,11 +9,11 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import shapely
-from shapely.geometry import Polygon, shape
+from shapely.geometry import Polygon, box, shape
 from shapely.geometry.base import BaseGeometry
 
 from gigapath_contract.errors import one_line
@@ -24,6 +24,8 @@ from ..errors import MaskError
 from ..files import atomic_path
 
 Feature = dict[str, Any]
+Frame = Literal["qupath", "level0"]
+"""Where annotations have their (0, 0) on a slide with bounds: at the bounds' corner, or at level 0's."""
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 TISSUE_COLOUR, TILE_COLOUR = (20, 110, 60), (60, 90, 160)
@@ -44,12 +46,16 @@ def is_geojson(path: Path) -> bool:
 
 
 def read_annotations(
-    path: Path, *, origin: tuple[int, int] = (0, 0), classes: frozenset[str] | None = None
+    path: Path,
+    *,
+    origin: tuple[int, int] = (0, 0),
+    frame: Frame = "qupath",
+    classes: frozenset[str] | None = None,
 ) -> BaseGeometry:
     """The union of a file's areas in level-0 pixels, less those whose class ends with * (QuPath's Ignore*).
 
-    `origin` is where QuPath's (0, 0) lies on level 0: it crops a slide to its bounds. `classes` keeps those
-    names only. Points and lines are no areas and are passed over.
+    `origin` is where QuPath's (0, 0) lies on level 0, as it crops a slide to its bounds, and `frame` whether
+    the file counts from there. `classes` keeps those names only. Points and lines are passed over.
 
     Raises:
         MaskError: not readable, not GeoJSON, without areas, or its outlines cross too often.
@@ -63,7 +69,19 @@ def read_annotations(
             f"{path}: no area of the wanted class in it (classes with areas: {names}): draw tissue first"
         )
     area = shapely.union_all(wanted).difference(shapely.union_all(ignored))
-    return shapely.transform(area, lambda points: points + np.array(origin))
+    return shapely.transform(area, lambda points: points + np.array(origin)) if frame == "qupath" else area
+
+
+def frame_doubt(path: Path, area: BaseGeometry, bounds: tuple[int, int, int, int], frame: Frame) -> str:
+    """What speaks against the frame in which a file's `area` was read, for a slide's `bounds`; else empty."""
+    left, top, width, height = bounds
+    inside = box(left, top, left + width, top + height).buffer(1).covers(area)
+    if frame == "level0" or (left, top) == (0, 0) or inside:
+        return ""
+    return (
+        f"{path.name} reaches beyond the slide's bounds, where QuPath's (0, 0) lies: if it is in level-0 "
+        "pixels, give --mask-frame level0"
+    )
 
 
 def read_features(path: Path) -> list[Feature]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,12 +14,9 @@ from shapely.geometry import Polygon, box
 from ..arrays import Array, BinaryMask, Float32, Pixels
 from ..errors import MaskError
 from .contours import mask_contours, rasterise
-from .geojson import is_geojson, read_annotations
+from .geojson import Frame, frame_doubt, is_geojson, read_annotations
 from .mask_image import read_mask_image
 from .slide import Slide
-
-Frame = Literal["qupath", "level0"]
-"""Where annotations have their (0, 0) on a slide with bounds: at the bounds' corner, or at level 0's."""
 
 MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
@@ -179,17 +176,12 @@ def mask_from_annotations(
     Raises:
         MaskError: not GeoJSON, or no area in it that lies on the slide.
     """
-    left, top, width, height = slide.bounds
-    origin = (left, top) if frame == "qupath" else (0, 0)
-    shape = read_annotations(path, origin=origin, classes=classes)
+    shape = read_annotations(path, origin=slide.bounds[:2], frame=frame, classes=classes)
     size = "x".join(str(side) for side in slide.dimensions)
     if not shape.intersects(box(0, 0, *slide.dimensions)):
         raise MaskError(f"{path}: none of its areas lies on the {size} slide: give the one of this slide")
-    if origin != (0, 0) and not box(left, top, left + width, top + height).buffer(1).covers(shape):
-        slide.notes.append(
-            f"{path.name} reaches beyond the slide's bounds, where QuPath's (0, 0) lies: if it is in level-0 "
-            "pixels, give --mask-frame level0"
-        )
+    if doubt := frame_doubt(path, shape, slide.bounds, frame):
+        slide.notes.append(doubt)
     width, height = _mask_size(slide)
     downsample = (slide.dimensions[0] / width, slide.dimensions[1] / height)
     return TissueMask(rasterise(shape, downsample, (width, height)), downsample, f"annotations {path.name}")

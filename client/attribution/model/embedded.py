@@ -36,6 +36,7 @@ class EmbeddedSlide:
         encoder_sha256: digest of the tile encoder's weights, None if unknown.
         origin: the contract of the export that embedded the slide, None if unknown.
         slide_sha256: digest of the slide (see `slides.fingerprint`), None if unknown.
+        bounds_origin: where the slide's bounds begin, QuPath's (0, 0), in level-0 px; None if unknown.
         assumed: what was assumed about the coordinates; empty where the file says all.
     """
 
@@ -51,6 +52,7 @@ class EmbeddedSlide:
     encoder_sha256: str | None
     origin: Contract | None = None
     slide_sha256: str | None = None
+    bounds_origin: tuple[int, int] | None = None
     assumed: str = ""
 
     @property
@@ -116,6 +118,19 @@ class EmbeddedSlide:
                 f"{slide.path}: is not the slide that {self.slide_id} was scored on, or was changed since "
                 "(its SHA-256 differs): give that one, or score this one"
             )
+
+    def placed(self, slide: Slide | None) -> EmbeddedSlide:
+        """With the mpp and QuPath's (0, 0) of the slide, where the file lacks them.
+
+        Without the slide, an unknown (0, 0) is level 0's, which `assumed` then says.
+        """
+        if slide is not None:
+            mpp = self.mpp_level0 or slide.mpp
+            return replace(self, mpp_level0=mpp, bounds_origin=slide.bounds[:2])
+        if self.bounds_origin is not None:
+            return self
+        assumed = "QuPath's (0, 0) is taken for level 0's: give --slide if the slide has bounds"
+        return replace(self, assumed="; ".join(filter(None, (self.assumed, assumed))))
 
     def doubt(self, contract: Contract) -> str:
         """What is uncertain about embeddings that pass `check`, as one line; empty where nothing is."""
@@ -184,6 +199,7 @@ def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = 
     try:
         overlap = float(about.get("overlap", 0)) / float(about.get("patch_size", 1) or 1)
         width, height = (int(about.get(f"level0_{side}", 0)) for side in ("width", "height"))
+        left, top = (int(start) for start in about.get("bounds_origin", (-1, -1)))
     except (TypeError, ValueError, OverflowError) as error:
         raise ClientError(f"{path}: the attributes of `coords` make no sense ({error})") from error
     if not 0 <= overlap < 1:
@@ -211,6 +227,7 @@ def read_embedded(path: Path, tile_size: int | None = None, mpp: float | None = 
         encoder_sha256=None if encoder is None else str(encoder),
         origin=origin,
         slide_sha256=str(features["slide_sha256"]) if "slide_sha256" in features else None,
+        bounds_origin=(left, top) if min(left, top) >= 0 else None,
         assumed=stored.assumed,
     )
 
@@ -249,14 +266,19 @@ def own_copy(source: Path, embedded: EmbeddedSlide, folder: Path) -> Path:
             about.update({"mpp_level0_x": embedded.mpp_level0[0], "mpp_level0_y": embedded.mpp_level0[1]})
         if embedded.dimensions:
             about.update({"level0_width": embedded.dimensions[0], "level0_height": embedded.dimensions[1]})
+        if embedded.bounds_origin:
+            about["bounds_origin"] = embedded.bounds_origin
         if embedded.assumed:
             about["assumed"] = embedded.assumed
     return target
 
 
 def _same_tiles(one: EmbeddedSlide, other: EmbeddedSlide) -> bool:
-    same = (one.digest, one.tile_size, one.mpp_level0) == (other.digest, other.tile_size, other.mpp_level0)
-    return same and np.array_equal(one.coords, other.coords)
+    first, second = (
+        (each.digest, each.tile_size, each.mpp_level0, each.bounds_origin, each.assumed)
+        for each in (one, other)
+    )
+    return first == second and np.array_equal(one.coords, other.coords)
 
 
 def read_slide(stored: StoredSlide, tile_size: int | None = None, mpp: float | None = None) -> EmbeddedSlide:

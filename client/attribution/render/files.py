@@ -36,10 +36,11 @@ def write_explanation(
     compressed = len(explanation.slide.coords) > PLAIN_GEOJSON_TILES
     picture = _path(folder, explanation, ".png")
     tiles = _path(folder, explanation, ".geojson.gz" if compressed else ".geojson")
+    origin = explanation.slide.bounds_origin or (0, 0)
     write_arrays(h5, explanation)
     canvas = canvas_for(explanation, slide, outlines)
     write_map(picture, explanation, canvas, limit)
-    write_geojson(tiles, explanation, slide.bounds[:2] if slide else (0, 0), limit)
+    write_geojson(tiles, explanation, origin, limit)
     written = [h5, picture, tiles]
     if (other := explanation.attribution.alternative) is not None:
         written.append(_path(folder, explanation, f"-by-{other.grouping}.png"))
@@ -51,7 +52,7 @@ def write_explanation(
         )
     if explanation.evidence is not None:
         written.append(_path(folder, explanation, "-evidence.geojson"))
-        write_evidence(written[-1], explanation, slide.bounds[:2] if slide else (0, 0))
+        write_evidence(written[-1], explanation, origin)
     if slide is not None:
         written.append(_path(folder, explanation, "-strongest.png"))
         write_strongest(written[-1], explanation, slide)

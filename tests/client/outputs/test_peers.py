@@ -267,6 +267,46 @@ class TestQuPath:
         rows = table_of(tmp_path / "bounded-counterfactual-remove.csv")
         assert {(row["area"], row["tiles"]) for row in rows} == {("all areas", "2")}
 
+    def test_areas_in_its_frame_and_in_level_0_mean_the_same_tiles(
+        self, layout: Layout, leica_slide: Path, triton_url: str, run_client: Run, tmp_path: Path
+    ) -> None:
+        """Our file knows where the slide's bounds begin; TRIDENT's contours count from level 0."""
+
+        def changed(areas: Path, *more: object) -> dict[str, str]:
+            about = ("--slide-id", "bounded", "--out", tmp_path, "--url", triton_url)
+            done = run_client("counterfactual", layout.out, areas, *about, *more)
+            assert done.code == 0, done.err
+            return table_of(tmp_path / "bounded-counterfactual-remove.csv")[0]
+
+        contours, slide = layout.contours("bounded"), ("--slide", leica_slide)
+        level0 = ("--mask-frame", "level0")
+        right = changed(layout.tissue_geojson("bounded"))
+        assert right == changed(layout.tissue_geojson("bounded"), *slide)
+        assert right == changed(contours, *level0) == changed(contours, *level0, *slide)
+        wrong = changed(contours, *slide)
+        assert int(wrong["tiles"]) < int(right["tiles"])
+        assert "give --mask-frame level0" in wrong["embeddings_doubt"]
+
+    def test_maps_lie_where_the_slide_was_read(
+        self, layout: Layout, leica_slide: Path, triton_url: str, run_client: Run, tmp_path: Path
+    ) -> None:
+        """With the slide's file and without it; of another tool's file alone that is assumed, and said."""
+        ours, theirs = layout.features("bounded"), tmp_path / "bounded.h5"
+        arrays, _ = arrays_of(ours)
+        with h5py.File(theirs, "w") as file:
+            trident(file, arrays["features"], arrays["coords"])
+            file["coords"].attrs.update({"name": "bounded", "level0_width": 2000, "level0_height": 1500})
+        slide = ("--slide", leica_slide)
+        for source, more, start in ((ours, (), BOUNDS[:2]), (theirs, slide, BOUNDS[:2]), (theirs, (), 0)):
+            out = tmp_path / "out"
+            done = run_client("attribute", source, *more, *QUICKLY, "--out", out, "--url", triton_url)
+            assert done.code == 0, done.err
+            said = "QuPath's (0, 0) is taken for level 0's" in " ".join(done.out.split())
+            assert said == (source == theirs and not more)
+            found = json.loads((out / "bounded-partition_shap-lesion.geojson").read_text())["features"]
+            corners = np.array([shape(feature["geometry"]).bounds[:2] for feature in found])
+            np.testing.assert_array_equal(corners + start, arrays["coords"])
+
 
 class TestSlide2vec:
     """Tensors [N, D] without coordinates, and a table with the columns of its documentation."""
