@@ -22,6 +22,7 @@ Encode = Callable[[Pixels], Float32]
 """Tiles uint8 [B, 224, 224, 3] -> embeddings [B, D]."""
 
 PATCH_PX = 16
+WINDOWS = 32  # per call of the encoder
 BLUR_SIGMA = 12.0
 
 
@@ -53,7 +54,6 @@ def tile_occlusion(
     fill: Fill = "blur",
     glass: tuple[int, int, int] = (245, 245, 245),
     window: int = 2,
-    batch: int = 32,
 ) -> TileMap:
     """Occlude each window of `window` x `window` patches of a tile and score the tile's new embedding.
 
@@ -62,14 +62,13 @@ def tile_occlusion(
     score: embeddings [B, D] -> scores [B]: `embedding_score` or `slide_score`.
     fill: `blur` keeps the colour and loses the texture, `glass` is the slide's background, `mean` the tile's
         mean colour; not black, which is on no slide. A second fill gives the map to compare with.
-    batch: windows per call of the encoder.
 
     Raises:
         ClientError: the window does not fit the tile, or the encoder or the model fails.
     """
     other: Fill = "glass" if fill != "glass" else "blur"
     first, second = (
-        _occlude(pixels, encode, score, _filled(pixels, kind, glass), window, batch) for kind in (fill, other)
+        _occlude(pixels, encode, score, _filled(pixels, kind, glass), window) for kind in (fill, other)
     )
     return TileMap(fill, first, other, second)
 
@@ -117,7 +116,6 @@ def _occlude(
     score: Callable[[Float32], Float64],
     filled: Pixels,
     window: int,
-    batch: int,
 ) -> Float64:
     """The map [rows, columns] of a tile whose windows are taken from `filled`."""
     rows, columns = (side // PATCH_PX for side in pixels.shape[:2])
@@ -126,8 +124,8 @@ def _occlude(
     corners = [(r, c) for r in range(rows - window + 1) for c in range(columns - window + 1)]
     whole = float(score(encode(pixels[None]))[0])
     total, covered = np.zeros((rows, columns)), np.zeros((rows, columns))
-    for start in range(0, len(corners), batch):
-        some = corners[start : start + batch]
+    for start in range(0, len(corners), WINDOWS):
+        some = corners[start : start + WINDOWS]
         tiles = np.repeat(pixels[None], len(some), axis=0)
         for tile, (r, c) in zip(tiles, some, strict=True):
             area = np.s_[r * PATCH_PX : (r + window) * PATCH_PX, c * PATCH_PX : (c + window) * PATCH_PX]

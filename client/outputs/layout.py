@@ -275,8 +275,6 @@ def file_stem(name: str) -> str:
     Where more than spaces were replaced, digits of the name's digest follow: `<1%` and `>1%` differ.
     """
     stem = re.sub(r"[^\w.+-]+", "_", name)
-    return (
-        stem
-        if stem == re.sub(r"\s+", "_", name)
-        else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
-    )
+    if stem == re.sub(r"\s+", "_", name):
+        return stem
+    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from gigapath_contract.schema import Contract
 
@@ -47,37 +46,6 @@ from .records import SlideRecord, read_record, slide_record, write_record
 from .thumbnail import draw_tiles, write_picture
 
 Writer = Callable[[Path, ScoredSlide, Provenance], None]
-
-
-class Outputs(Protocol):
-    """The files of a scored slide below the folder `out`."""
-
-    @property
-    def out(self) -> Path:
-        """The folder; the files' keys lie in `out/.keys`."""
-
-    @property
-    def results(self) -> Path:
-        """The folder of this export's results; records lie in `results/records`."""
-
-    def files(self, slide_id: str) -> Mapping[Path, tuple[KeyKind, Writer]]:
-        """The files that every scored slide has: what decides each, and what writes it."""
-
-    def tile_file(self, slide_id: str) -> Path:
-        """The HDF5 file with the tile embeddings."""
-
-    def patch_tokens(self, slide_id: str) -> Path:
-        """Where a slide's patch tokens go, if they are wanted."""
-
-    @property
-    def tile_maps(self) -> Path:
-        """The folder for maps of a tile head, if they are wanted."""
-
-    def features(self, slide_id: str) -> Path | None:
-        """The file with the tile embeddings, which other exports use too; None: not kept apart."""
-
-    def checkpoint(self, slide_id: str) -> Path | None:
-        """Where embeddings are kept until the slide is done, so that a killed run resumes; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +138,10 @@ class TridentFiles:
     def checkpoint(self, slide_id: str) -> Path:
         """OUT/.partial/SLIDE.part."""
         return self.out / ".partial" / f"{slide_id}.part"
+
+
+Outputs = SingleFile | TridentFiles
+"""The files of a scored slide below the folder `out`; records lie in `results/records`."""
 
 
 def check_free(out: Path, source: SlideSource) -> None:

@@ -1,17 +1,12 @@
-"""What a tile reader does, and which reader a plan gets.
-
-Adding a format is adding a file with a `TileReader` and a line to `open_reader`.
-"""
+"""Which reader a plan gets."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import Protocol
 
 import numpy as np
 
-from ..arrays import Pixels
 from ..slides.slide_file import library_of
 from ..slides.stored_tiles import OME_TIFF, StoredLevel, StoredTiles
 from ..slides.tiling import TilePlan
@@ -24,26 +19,11 @@ PROBE_REGIONS = 3  # across the plan, on which both readers must agree ...
 PROBE_ROWS = 32  # ... in as many pixel rows: enough to compare colours and places, at a fraction of the time
 
 
-class TileReader(Protocol):
-    """Reads the regions of one plan; shared by all threads.
+TileReader = JpegReader | HandleReader
+"""Reads the regions of one plan; shared by all threads.
 
-    `name` is "jpeg tiles" or the library's, `reason` says why the plan is not read from stored JPEG tiles.
-    """
-
-    name: str
-    reason: str
-
-    def read(self, index: int, out: Pixels) -> bool:
-        """Fill `out` RGB uint8 [h, w, 3] (the plan's `read_size`) with region `index` of the plan.
-
-        False where it cannot be decoded.
-
-        Raises:
-            SlideError: the slide cannot be opened.
-        """
-
-    def close(self) -> None:
-        """Close the files; no thread may be reading."""
+`name` is "jpeg tiles" or the library's, `reason` says why the plan is not read from stored JPEG tiles.
+"""
 
 
 def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
@@ -57,12 +37,11 @@ def open_reader(plan: TilePlan, start: int = 0) -> TileReader:
     fallback = HandleReader(plan)
     fallback.name = library_of(fallback.handle())
     stored = _confirmed(plan, start, fallback)
-    reader: TileReader
+    reader: TileReader = fallback
     if isinstance(stored, StoredTiles):
         reader = JpegReader(plan, stored, fallback, start)
     else:
         fallback.reason = stored
-        reader = fallback
     logger.info("%s: tiles through %s%s", plan.path, reader.name, reader.reason and f" ({reader.reason})")
     return reader
 

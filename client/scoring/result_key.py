@@ -55,10 +55,7 @@ def find_keys(
     files = file_fingerprint(source.path)
     content = known if known.files == files else SlideContent(slide_sha256(source.path), files)
     encoder = contract.tile_encoder
-    tile = {
-        **dataclasses.asdict(contract.tile),
-        "max_batch": 0,
-    }  # how many are sent at a time is of no matter
+    tile = {**dataclasses.asdict(contract.tile), "max_batch": 0}  # however many are sent at a time
     mask = slide_sha256(source.mask) if source.mask else None
     order = contract.variant.order
     plan = _digest(content.sha256, tile, order, dataclasses.asdict(tiling), source.mpp, mask, __version__)

@@ -33,6 +33,10 @@ TISSUE_COLOUR, TILE_COLOUR = (20, 110, 60), (60, 90, 160)
 _NAMESPACE = uuid.UUID("0d7c5f7e-7a1c-4c55-9d7e-2f6f3a6f0c11")
 
 MOST_BYTES = 256 << 20  # of JSON: as Python objects it takes ten times that
+_BAD_SHAPE = (
+    *(LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
+    shapely.errors.ShapelyError,
+)
 FURTHEST_PX = 1e8  # no slide reaches so far, and cv2's fixed point would overflow
 # GEOS needs minutes for an outline that crosses itself or others much more often, and no drawing does.
 MOST_CROSSINGS = 2_000  # of one outline with itself ...
@@ -125,16 +129,16 @@ def write_feature_collection(path: Path, features: Iterable[Feature]) -> None:
 
 
 def tissue_features(
-    contours: Iterable[Polygon], slide_id: str, *, origin: tuple[int, int] = (0, 0), name: str = "Tissue"
+    contours: Iterable[Polygon], slide_id: str, *, origin: tuple[int, int] = (0, 0)
 ) -> Iterator[Feature]:
     """One annotation for each contour (level-0 pixels); `origin` as in `read_annotations`."""
     for index, contour in enumerate(contours):
         placed = shapely.transform(contour, lambda points: np.round(points - np.array(origin), 2))
         yield _feature(
             placed,
-            f"{slide_id} {name} {index}",
+            f"{slide_id} Tissue {index}",
             objectType="annotation",
-            classification=_class(name, TISSUE_COLOUR),
+            classification=_class("Tissue", TISSUE_COLOUR),
         )
 
 
@@ -202,15 +206,7 @@ def _areas(path: Path) -> list[tuple[str, BaseGeometry]]:
             continue
         try:
             shapes.append((_class_name(feature), shape(feature["geometry"])))
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-            OverflowError,
-            shapely.errors.ShapelyError,
-        ) as error:
+        except _BAD_SHAPE as error:
             raise MaskError(
                 f"{path}: a feature has no valid geometry ({one_line(error)}): export it again"
             ) from None

@@ -82,9 +82,8 @@ def _plausible(pair: tuple[float, float]) -> bool:
 
 def _number(properties: Properties, key: str) -> float | None:
     try:
-        value = float(
-            properties[key].replace(",", ".")
-        )  # some scanners write the decimal comma of their locale
+        # Some scanners write the decimal comma of their locale.
+        value = float(properties[key].replace(",", "."))
     except (KeyError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None

@@ -20,12 +20,8 @@ VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
 LARGEST_TILE = 1 << 28  # bytes of a decoded tile: 8,192 px a side in RGBA
 ORIENTATION = 274
 _TILE_OFFSETS, _TILE_BYTE_COUNTS, _SUBFILE = 324, 325, 254
-_AS_STORED = (
-    7,
-    33003,
-    33004,
-    33005,
-)  # JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says
+_AS_STORED = (7, 33003, 33004, 33005)
+"""JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says."""
 DAMAGE = (
     *(tifffile.TiffFileError, struct.error, ArithmeticError, AttributeError, LookupError, MemoryError),
     *(NotImplementedError, OSError, RuntimeError, TypeError, ValueError),
@@ -92,8 +88,8 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
         size=size,
         tile=tile,
         layout=(page.samplesperpixel, page.bitspersample),
-        subfile=(int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0)
-        | (len(page.treeindex) > 1),  # a SubIFD is a reduced image
+        # A SubIFD is a reduced image.
+        subfile=(int(page.tags[_SUBFILE].value) if _SUBFILE in page.tags else 0) | (len(page.treeindex) > 1),
         mpp=page_mpp(page),
         first=page.treeindex == (0,),
         ome=page.is_ome,

@@ -21,9 +21,8 @@ from .slide import Slide
 MASK_MPP = 8.0  # microns per mask pixel: a tile is 16 of them wide
 LONGEST_SIDE = 4096  # mask pixels: the mask of a huge slide gets coarser, not larger
 SMALLEST_UM = 60.0  # specks and holes of less than half a tile's width are noise
-SMOOTH = (
-    0.04  # deviation of optical density over 5 x 5 pixels, relative to it, under which these may be ink ...
-)
+# Deviation of optical density over 5 x 5 pixels, relative to it, under which these may be ink ...
+SMOOTH = 0.04
 SMOOTH_SHARE = 0.05  # ... and the share of such pixels in a patch of one hue from which on it is
 # Two stains in one place may add up to grey. What is darker than this part of the glass's light, near colour
 # and not smooth is tissue too, if there is much of it and unless it is about as dark as pen.

@@ -262,8 +262,7 @@ class Connection:
             try:
                 answers[server] = self._try(model, call, server=server, retry=False)
             except (ServerUnavailable, DeadlineExceeded) as error:
-                if len(self._clients) > 1 or self.endpoint.retry_for:  # else it is the error raised below
-                    missing(server, error)
+                missing(server, error)
         return answers or {self.endpoint.url: self._try(model, self._config(model, version))}
 
     def _config(

@@ -67,9 +67,8 @@ def to_client_error(
 
 def _hint(message: str, endpoint: Endpoint) -> str:
     """What to look at where no connection comes about."""
-    closed = (
-        "all backends failing" in message and "socket closed" in message
-    )  # on a handshake, without a word
+    # On a handshake, without a word.
+    closed = "all backends failing" in message and "socket closed" in message
     if not endpoint.secure:
         return "does it want TLS? give --tls-ca or --tls" if closed else "is it running, at this --url?"
     if "wrong_version_number" in message:

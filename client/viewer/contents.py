@@ -218,9 +218,8 @@ def _rows(file: h5py.File, name: str, rows: int) -> Array:
     if len(stored.shape) not in (1, 2) or stored.shape[0] != rows:
         raise ClientError(f"{name} {stored.shape} has not one row per tile ({rows})")
     values: Array = stored[:]
-    more = (
-        len(file["invalid_coords"]) if "invalid_coords" in file else 0
-    )  # shown after the others, without a value
+    # Shown after the others, without a value.
+    more = len(file["invalid_coords"]) if "invalid_coords" in file else 0
     return np.concatenate([values, np.full((more, *values.shape[1:]), np.nan, values.dtype)])
 
 

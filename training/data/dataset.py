@@ -100,16 +100,3 @@ class EpochOrder(Sampler[tuple[int, int]]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         filled = np.resize(order, len(self) * self.world)
         return iter([(self.epoch, int(index)) for index in filled[self.rank :: self.world]])
-
-
-class DistributedShard(Sampler[tuple[int, int]]):
-    """The slides that process `rank` of `world` evaluates: every `world`-th one in order, none twice."""
-
-    def __init__(self, size: int, *, rank: int = 0, world: int = 1) -> None:
-        self.keys = [(0, index) for index in range(rank, size, world)]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from gigapath_contract.probabilities import probabilities
 from training.config import RANDOM_INIT, TrainingConfig
-from training.data.dataset import DistributedShard, EpochOrder, SlideBags, SlideSample
+from training.data.dataset import EpochOrder, SlideBags, SlideSample
 from training.data.folds import Fold, check_fold, make_folds, read_presplit, read_split_column
 from training.data.h5_features import check_bags
 from training.data.tables import SPLITS, LabelledSlide, Table, read_slides
@@ -158,7 +158,7 @@ def _run_fold(plan: Plan, fold: Fold, folder: Path, bar: bool) -> None:
         for split in SPLITS
     )
     order = EpochOrder(len(fold.train), seed=config.seed, rank=rank, world=world)
-    shard = DistributedShard(len(fold.val), rank=rank, world=world)
+    shard = [(0, index) for index in range(rank, len(fold.val), world)]  # every slide in one process
     fit(trainer, tuner, folder, _loader(train, order, config), _loader(val, shard, config), config.select)
     if not trainer.is_global_zero:
         return
@@ -230,6 +230,6 @@ def class_weights(config: TrainingConfig, slides: Sequence[LabelledSlide], task:
 
 
 def _loader(
-    bags: SlideBags, order: EpochOrder | DistributedShard, config: TrainingConfig
+    bags: SlideBags, order: Iterable[tuple[int, int]], config: TrainingConfig
 ) -> DataLoader[SlideSample]:
     return DataLoader(bags, sampler=order, batch_size=None, num_workers=config.resources.workers)

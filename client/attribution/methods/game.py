@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
@@ -13,10 +13,6 @@ from ...arrays import Float64, Int64, KeepMask
 from ...errors import ClientError
 from .model_outputs import ModelOutputs
 from .scorer import Scorer
-
-
-def _silent(count: int) -> None:
-    del count
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class CoalitionGame:
     outputs: ModelOutputs
     feature_mask: Int64
     perturbations_per_eval: int = 64
-    progress_callback: Callable[[int], None] = field(default=_silent)
+    progress_callback: Callable[[int], None] = lambda masks: None
 
     def __post_init__(self) -> None:
         if self.feature_mask.ndim != 1 or not len(self.feature_mask):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribu
         of two tokens, and all N of them cost about two forwards. base and full come from `game`.
     """
     base, full = game.base_and_full
-    values = (alone or game).values(_only(game.players))
+    values = (alone or game).values(~row for row in _without(range(game.players), game.players))
     return Attribution(
         "keep_one",
         game.outputs.names,
@@ -58,15 +58,8 @@ def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribu
     )
 
 
-def _without(groups: Sequence[Int64], players: int) -> Iterator[KeepMask]:
+def _without(groups: Iterable[Int64 | int], players: int) -> Iterator[KeepMask]:
     for group in groups:
         row = np.ones(players, dtype=bool)
         row[group] = False
-        yield row
-
-
-def _only(players: int) -> Iterator[KeepMask]:
-    for player in range(players):
-        row = np.zeros(players, dtype=bool)
-        row[player] = True
         yield row

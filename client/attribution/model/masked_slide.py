@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,8 +11,7 @@ from gigapath_contract.schema import Contract
 
 from ...arrays import Float32, Int64, KeepMask
 from ...errors import ClientError
-from ..methods import scorer as occluders
-from ..methods.scorer import Forward, Scorer, Scores
+from ..methods.scorer import Forward, Scorer, Scores, concatenate
 from .cache import CachedScorer, ScoreCache, cache_key
 from .embedded import EmbeddedSlide
 
@@ -86,19 +86,39 @@ class MaskedSlide:
         )
 
     def in_place(self) -> Scorer:
-        """Occluded tiles keep their position and are masked: the default occluder."""
-        scorer = occluders.in_place(self.forward, self.embeddings, self.model_coords)
-        return self._cached(scorer, "in_place", self._whole)
+        """Occluded tiles keep their position and are masked, so that no query sees them: the default."""
+        score = partial(self.forward, self.embeddings, self.model_coords)
+        return self._cached(score, "in_place", self._whole)
 
     def replaced(self, reference: Float32) -> Scorer:
-        """An occluded tile's embedding becomes `reference` ([D] or [N, D])."""
-        scorer = occluders.replace(self.forward, self.embeddings, self.model_coords, reference)
-        return self._cached(scorer, "replace" + cache_key(reference).hex(), self._whole)
+        """An occluded tile's embedding becomes `reference`: [D] for all tiles, or [N, D] with one per tile.
+
+        Masks differ in their embeddings, so every mask is a separate forward.
+        """
+
+        def score(keep: KeepMask) -> Scores:
+            everything = np.ones((1, len(self.embeddings)), dtype=bool)
+            changed = (np.where(row[:, None], self.embeddings, reference) for row in keep)
+            return concatenate([self.forward(each, self.model_coords, everything) for each in changed])
+
+        return self._cached(score, "replace" + cache_key(reference).hex(), self._whole)
 
     def dropped(self) -> Scorer:
-        """Occluded tiles are taken out of the sequence: for bags of one tile."""
-        scorer = occluders.drop(self.forward, self.embeddings, self.model_coords)
-        return self._cached(scorer, "drop", self._dropped)
+        """Occluded tiles are taken out of the sequence, as HIPPO, xMIL and MILLI do.
+
+        In LongNet that moves every later tile to another position, hence to other heads and segments: use it
+        for bags of one tile (`keep_one`) and not for `occlusion`.
+
+        The scorer raises ValueError for a mask that keeps no tile.
+        """
+
+        def score(keep: KeepMask) -> Scores:
+            if not keep.any(axis=1).all():
+                raise ValueError("a slide with every tile dropped has no score; use the in-place mask")
+            bags = ((self.embeddings[row], self.model_coords[row]) for row in keep)
+            return concatenate([self.forward(*bag, np.ones((1, len(bag[0])), dtype=bool)) for bag in bags])
+
+        return self._cached(score, "drop", self._dropped)
 
     def shifted(self, positions: int) -> Scorer:
         """The same tiles, coordinates and masks, `positions` later in the sequence (cyclic)."""

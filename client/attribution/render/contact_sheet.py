@@ -11,14 +11,7 @@ from matplotlib.figure import Figure
 from ...arrays import Float64, Int64, Pixels
 from ...files import atomic_path
 from ..tile import PATCH_PX, TileMap
-from .overlay import (
-    COLOURS,
-    HATCH_GREY,
-    OPACITY,
-    colour_limit,
-    faded_grey,
-    hatching,
-)
+from .overlay import COLOURS, HATCH_GREY, OPACITY, colour_limit, faded_grey, hatching
 
 COLUMNS = 8
 ENLARGED = 3
@@ -58,12 +51,12 @@ def write_contact_sheet(
         figure.savefig(part, format="png")
 
 
-def draw_tile_map(whole: Pixels, found: TileMap, limit: float | None = None) -> tuple[Pixels, float]:
+def draw_tile_map(whole: Pixels, found: TileMap) -> tuple[Pixels, float]:
     """A whole tile (uint8 [256, 256, 3]) with the map of its centre, enlarged, and the colour limit.
 
     The border outside the encoder's crop is grey and hatched.
     """
-    limit = limit or colour_limit(found.values)
+    limit = colour_limit(found.values)
     rows, columns = (side * PATCH_PX for side in found.values.shape)
     top, left = (whole.shape[0] - rows) // 2, (whole.shape[1] - columns) // 2
     picture = faded_grey(whole)

@@ -65,7 +65,7 @@ def evidence_arrays(explanation: Explanation) -> dict[str, tuple[Float64, dict[s
     return arrays
 
 
-def write_evidence(path: Path, explanation: Explanation, origin: tuple[int, int] = (0, 0)) -> None:
+def write_evidence(path: Path, explanation: Explanation, origin: tuple[int, int]) -> None:
     """Write each set as an annotation for QuPath, as GeoJSON; `origin`: QuPath's (0, 0) in level-0 px.
 
     Raises:

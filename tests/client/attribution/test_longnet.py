@@ -14,7 +14,7 @@ from client.attribution.curves import spearman
 from client.attribution.methods.game import CoalitionGame
 from client.attribution.methods.model_outputs import ModelOutputs
 from client.attribution.methods.occlusion import occlusion
-from client.attribution.methods.scorer import Scores, concatenate, drop, in_place
+from client.attribution.methods.scorer import Scores, concatenate
 from client.attribution.model.masked_slide import MaskedSlide
 from training.models.build import build_models
 from training.models.slide_model import SlideModel
@@ -94,17 +94,16 @@ def outputs() -> ModelOutputs:
 def test_masking_a_tile_that_means_nothing_changes_nothing_and_dropping_it_does(
     slide_model: SlideModel, tiles: tuple[Float32, Int64], outputs: ModelOutputs
 ) -> None:
-    embeddings, coords = tiles
-    forward = TorchForward(slide_model)
-    masked = occlusion(CoalitionGame(in_place(forward, embeddings, coords), outputs, np.arange(TILES)))
+    masked_slide = MaskedSlide(TorchForward(slide_model), *tiles)
+    masked = occlusion(CoalitionGame(masked_slide.in_place(), outputs, np.arange(TILES)))
     assert np.median(np.abs(np.delete(masked.values[:, 1], NULL))) > 1e-3  # the other tiles do matter
     assert abs(masked.values[NULL, 1]) < 1e-5
     # Dropped, the same tile seems to matter more than a real one: only positions have changed. It is measured
     # in the slide embedding, since the randomly initialised head sees a single direction of it.
     one_out = np.concatenate([np.ones((1, TILES), dtype=bool), ~np.eye(TILES, dtype=bool)])
-    slide = in_place(forward, embeddings, coords)(one_out).slide
+    slide = masked_slide.in_place()(one_out).slide
     typical = np.median(np.delete(np.linalg.norm(slide[1:] - slide[0], axis=1), NULL))
-    dropped = drop(forward, embeddings, coords)(one_out[[0, 1 + NULL]]).slide
+    dropped = masked_slide.dropped()(one_out[[0, 1 + NULL]]).slide
     assert np.linalg.norm(dropped[0] - dropped[1]) > typical
 
 
