@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..errors import NonFiniteAnswer, RequestRefused
+from ..errors import Cancelled, NonFiniteAnswer, RequestRefused
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,13 @@ class JoinedRequests:
     """Sends rows at once where a thread is free, else together with others that wait, in order of arrival.
 
     A caller's rows stay together. Where a request of several callers is refused, or its answer is not finite,
-    each caller's rows are sent again alone, so that the error is that of its own rows.
+    each caller's rows are sent again alone, so that the error is that of its own rows. Once the threads end,
+    all that waits is cancelled.
 
     Args:
         infer: one request: rows [B, ...] in, the outputs [B, ...] back.
-        submit: runs a function in one of the threads that send, now or when one is free.
+        submit: runs a function in one of the threads that send, now or when one is free; its future is
+            cancelled, or it raises Cancelled, where they ended.
         most_rows: of a request of several callers.
     """
 
@@ -69,7 +71,10 @@ class JoinedRequests:
             self._waiting.append(one)
         # One task for each: where another request has taken the rows already, it has nothing to do.
         together: list[_Rows] = []
-        self._submit(self._send, together).add_done_callback(partial(self._pass_on, together))
+        try:
+            self._submit(self._send, together).add_done_callback(partial(self._pass_on, together))
+        except Cancelled:
+            self._give_up()
 
     def _send(self, together: list[_Rows]) -> tuple[dict[str, Array], float]:
         """Fill `together` with what fits into a request, and send it; returns outputs and seconds per row."""
@@ -82,7 +87,8 @@ class JoinedRequests:
         return outputs, (time.perf_counter() - began) / len(rows)
 
     def _pass_on(self, together: list[_Rows], sent: Future[tuple[dict[str, Array], float]]) -> None:
-        if not together:
+        if sent.cancelled():
+            self._give_up()
             return
         if error := sent.exception():
             for one in together:
@@ -96,6 +102,14 @@ class JoinedRequests:
             start, end = end, end + len(one.rows)
             own = {name: array[start:end] for name, array in outputs.items()}
             one.future.set_result(Answer(own, spent * len(one.rows)))
+
+    def _give_up(self) -> None:
+        """End all that waits, for which there is no thread any more."""
+        with self._lock:
+            left, self._waiting = self._waiting, []
+        for one in left:
+            if one.future.running() or one.future.set_running_or_notify_cancel():
+                one.future.set_exception(Cancelled("cancelled"))
 
     def _take(self) -> list[_Rows]:
         """The rows that have waited longest, and those after them that fit into the same request."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 
 from client.arrays import Array, Pixels
-from client.errors import ServerUnavailable
-from client.triton.connection import Connection
+from client.errors import Cancelled, RequestRefused, ServerUnavailable
+from client.triton.connection import Connection, result_of
 from client.triton.endpoint import Endpoint
 from client.triton.joined_requests import Answer, JoinedRequests
 
@@ -79,6 +80,38 @@ def test_a_lost_server_is_every_callers_error_and_is_not_asked_for_each() -> Non
         )
     assert sizes == [29]
     assert all(isinstance(answer.exception(), ServerUnavailable) for answer in answers)
+
+
+def test_closing_a_connection_cancels_what_waits_for_it() -> None:
+    """Else who waits for it in another thread would do so for ever."""
+    with Connection(Endpoint("127.0.0.1:1", retry_for=60), in_flight=1) as lost:
+        sent = [
+            lost.infer_rows("tile_encoder", "TILES", CALLERS[3], ["EMBEDDINGS"], most_rows=1) for _ in "ab"
+        ]
+    assert len(wait(sent, 60).done) == 2
+    for answer in sent:
+        with pytest.raises(Cancelled):
+            result_of(answer)
+
+
+def test_rows_that_would_be_sent_again_end_with_their_threads() -> None:
+    thread, queued, closed = ThreadPoolExecutor(1), Event(), Event()
+
+    def refuse(rows: Array) -> dict[str, Array]:
+        thread.shutdown(wait=False)
+        closed.set()
+        raise RequestRefused("too many rows")
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        if closed.is_set():
+            raise Cancelled("cancelled")
+        return thread.submit(function, *arguments)
+
+    thread.submit(queued.wait)
+    requests = JoinedRequests(refuse, submit, 2)
+    sent = [requests.send(np.zeros((1, 3))) for _ in "ab"]
+    queued.set()
+    assert all(isinstance(answer.exception(60), Cancelled) for answer in sent)
 
 
 def test_no_rows_need_no_request(embed: Infer) -> None:
