@@ -7,12 +7,14 @@ import hashlib
 import os
 import re
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import requests
+import tenacity
 from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import RLELossless
 from wsidicom import WsiDicom, WsiDicomWebClient, errors
@@ -32,6 +34,9 @@ _OPEN_SERIES = 4  # that are kept open with their frames, each at most ...
 _CACHE_BYTES = 64 << 20  # ... so many bytes of them, decoded
 _TIMEOUT_S = (10, 60)  # to connect, and between two bytes
 _LARGEST_ANSWER = LARGEST_TILE  # bytes, of frames that are asked for at once as of an instance's header
+_LONGEST_S = 300  # that an answer may take
+_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_BUSY = (408, 429, 502, 503, 504)
 _MOST_FRAMES = 1 << 24
 _JPEG_XL = [f"1.2.840.10008.1.2.4.11{kind}" for kind in range(3)]  # that hide a frame's size
 _ANY_SYNTAX = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
@@ -133,6 +138,21 @@ def forget_series() -> None:
     _opened.cache_clear()
 
 
+class _Session(requests.Session):
+    """Asks again, for 3 seconds in all, where the network or a busy server may be to blame."""
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(_PASSING)
+        | tenacity.retry_if_result(lambda answer: answer.status_code in _BUSY),
+        stop=tenacity.stop_after_attempt(5),
+        wait=tenacity.wait_exponential(0.2),
+        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+    )
+    def get(self, *arguments: Any, **options: Any) -> requests.Response:
+        """See `requests`; an answer is read within `_LONGEST_S`."""
+        return super().get(*arguments, **options)
+
+
 class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
     """Asks for each instance's frames as they are stored.
 
@@ -140,7 +160,7 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
     """
 
     def __init__(self, path: RemotePath, service: str) -> None:
-        self._path, self._service, self._session = path, service, requests.Session()
+        self._path, self._service, self._session = path, service, _Session()
         self._session.max_redirects = 0
         self._session.verify = os.environ.get("SSL_CERT_FILE") or True
         self._session.hooks["response"].append(self._bound)
@@ -150,7 +170,7 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         elif login:
             self._session.headers["Authorization"] = f"Bearer {login}"
         client = DICOMwebClient(service, session=self._session, timeout=_TIMEOUT_S)
-        client.set_http_retry_params(max_attempts=5, wait_exponential_multiplier=100)  # 3 seconds in all
+        client.set_http_retry_params(retry=False)  # it would ask again after any error; `_Session` does not
         self._stored = functools.cache(self._ask)
         super().__init__(client)
 
@@ -186,8 +206,10 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         read: Any = answer.iter_content
 
         def bounded(chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
-            left = _LARGEST_ANSWER
+            left, end = _LARGEST_ANSWER, time.monotonic() + _LONGEST_S
             for part in read(chunk_size, decode_unicode):
+                if time.monotonic() > end:
+                    raise self._path.unreachable(f"not all of an answer in {_LONGEST_S} seconds")
                 if (left := left - len(part)) < 0:
                     raise SlideServerError(
                         f"{self._path}: the server sends more than {_LARGEST_ANSWER >> 20} MiB at once: "

@@ -141,11 +141,18 @@ def test_what_cannot_be_read_is_one_line(
 
 
 @contextmanager
-def tampered(orthanc: Orthanc, change: Callable[[bytes], bytes]) -> Iterator[str]:
-    """The host of a server that hands on the answers of `orthanc`, content and its type changed."""
+def tampered(orthanc: Orthanc, change: Callable[[bytes], bytes], *, busy: int = 0) -> Iterator[str]:
+    """The host of a server that hands on the answers of `orthanc`, content and its type changed.
+
+    It is busy at the first `busy` requests.
+    """
+    refusals = iter(range(busy))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if next(refusals, None) is not None:
+                self.send_error(503)
+                return
             asked = {name: self.headers[name] for name in ("Accept", "Authorization")}
             with urlopen(Request(f"http://{orthanc.host}{self.path}", headers=asked), timeout=30) as answer:
                 data = change(answer.read())
@@ -250,6 +257,36 @@ def test_an_answer_that_does_not_end_is_not_read_to_its_end(
         monkeypatch.setattr(dicomweb, "_LARGEST_ANSWER", 1000)
         with pytest.raises(SlideServerError, match="the server sends more than 0 MiB at once: download"):
             slide.read(0, (0, 0), (50, 50))
+
+
+def test_an_answer_that_is_too_long_or_too_slow_is_not_asked_for_again(
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+
+    def count(data: bytes) -> bytes:
+        asked.append(data)
+        return data
+
+    with tampered(orthanc, count) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        address = series["jpeg"][0].replace(orthanc.host, host)
+        with monkeypatch.context() as bounds:
+            bounds.setattr(dicomweb, "_LARGEST_ANSWER", 100)
+            assert _refused(address).startswith("the server sends more than 0 MiB at once")
+        with monkeypatch.context() as bounds:
+            bounds.setattr(dicomweb, "_LONGEST_S", -1)
+            assert _refused(address).startswith("cannot be read (not all of an answer in -1 seconds)")
+    assert len(asked) == 4  # an answer's content and its type
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tampered(orthanc, lambda data: data, busy=2) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        with open_slide(slide_path(series["jpeg"][0].replace(orthanc.host, host))) as slide:
+            assert slide.dimensions == (1300, 1000)
 
 
 def test_commands_take_a_series(series: dict[str, tuple[str, Path]], run_client: Any, tmp_path: Path) -> None:
