@@ -246,21 +246,6 @@ def measure(slides: int, faults: int, seed: int) -> Findings:
 Fault = Callable[[Batch, Supervised, Contract], None]
 
 
-def kill_client(batch: Batch, server: Supervised, contract: Contract) -> None:
-    """SIGKILL to the client; it is started again."""
-    batch.kill()
-
-
-def stop_client(batch: Batch, server: Supervised, contract: Contract) -> None:
-    """SIGSTOP to the client for a while."""
-    paused(batch.process.pid)
-
-
-def kill_server(batch: Batch, server: Supervised, contract: Contract) -> None:
-    """SIGKILL to a server."""
-    os.kill(server.up().pid, signal.SIGKILL)
-
-
 def kill_stub(batch: Batch, server: Supervised, contract: Contract) -> None:
     """SIGKILL to the process that computes one of a server's models."""
     pid = server.up().pid
@@ -268,16 +253,6 @@ def kill_stub(batch: Batch, server: Supervised, contract: Contract) -> None:
     if not stubs:
         raise psutil.NoSuchProcess(pid)
     stubs[server.starts % len(stubs)].kill()
-
-
-def restart_server(batch: Batch, server: Supervised, contract: Contract) -> None:
-    """SIGTERM to a server: it finishes what it can and ends."""
-    os.kill(server.up().pid, signal.SIGTERM)
-
-
-def stop_server(batch: Batch, server: Supervised, contract: Contract) -> None:
-    """SIGSTOP to a server for a while: it accepts requests and answers nothing."""
-    paused(server.up().pid)
 
 
 def slow_request(batch: Batch, server: Supervised, contract: Contract) -> None:
@@ -302,12 +277,12 @@ def fill_disk(batch: Batch, server: Supervised, contract: Contract) -> None:
 
 
 FAULTS: dict[str, Fault] = {
-    "client killed": kill_client,
-    "client stopped for {pause} s": stop_client,
-    "server killed": kill_server,
+    "client killed": lambda batch, server, contract: batch.kill(),
+    "client stopped for {pause} s": lambda batch, server, contract: paused(batch.process.pid),
+    "server killed": lambda batch, server, contract: os.kill(server.up().pid, signal.SIGKILL),
     "stub killed": kill_stub,
-    "orderly restart of a server": restart_server,
-    "server stopped for {pause} s": stop_server,
+    "orderly restart of a server": lambda batch, server, contract: os.kill(server.up().pid, signal.SIGTERM),
+    "server stopped for {pause} s": lambda batch, server, contract: paused(server.up().pid),
     "another client's slow request": slow_request,
     "disk full, and freed": fill_disk,
 }

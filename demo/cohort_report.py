@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import run_driver
+from benchmarks.common import run_driver, table
 from benchmarks.planted_slides import planted_slide, read_cohort
 from client.outputs.layout import Layout
 from demo.__main__ import ROOT, console, run
@@ -239,50 +239,46 @@ def page_of(report: Report, seconds: float) -> str:
     """docs/cohort.md."""
     low, high = report.interval
     apart = abs(report.served_auroc - report.trained_auroc)
-    columns = [name for method in METHODS for name in (method, f"{method}, answered")]
-    lines = [
-        "# From labels to maps on the synthetic cohort",
-        "",
-        "Made by `make cohort-report`: cohort, embeddings through Triton, fine-tuning, export, serving,",
-        f"`batch` and `attribute` on held-out slides, in {seconds / 60:.0f} minutes on the machine that",
-        "wrote it. docs/training.md describes the cohort. Its lesions are planted: these",
-        "figures test the software and are no evidence for diagnosis.",
-        "",
-        "| held-out slides | |",
-        "|---|---|",
-        f"| slides, patients | {report.slides}, {report.patients} |",
-        f"| AUROC, training's report (95 % interval) | {report.trained_auroc:.4f} ({low:.3f}–{high:.3f}) |",
-        f"| AUROC, served and scored by `batch` | {report.served_auroc:.4f} (difference {apart:.1g}) |",
-        f"| largest difference of a slide's probability | {report.furthest:.1g} |",
-        "",
-        "AUROC of the planted tiles among a positive slide's tiles, by the values that `attribute` gives",
-        f"them (default settings: {METHODS[0]}, 512 masks; with {METHODS[1]}):",
-        "",
-        "A planted tile is answered if it raises the log-odds by 0.3 when it joins the slide's benign tiles.",
-        "What the model ignores, no faithful map shows: the report fails if the mean AUROC among answered",
-        f"tiles is under {LEAST_AUROC}, and gives that of all planted tiles as well.",
-        "",
-        "| slide | lesion | mpp | tiles | planted | answered | " + " | ".join(columns) + " |",
-        "|---|---|---|---|---|---|" + "---|" * len(columns),
-    ]
+    facts = (
+        f"slides, patients | {report.slides}, {report.patients}",
+        f"AUROC, training's report (95 % interval) | {report.trained_auroc:.4f} ({low:.3f}–{high:.3f})",
+        f"AUROC, served and scored by `batch` | {report.served_auroc:.4f} (difference {apart:.1g})",
+        f"largest difference of a slide's probability | {report.furthest:.1g}",
+    )
+    columns = " | ".join(f"{method} | {method}, answered" for method in METHODS)
+    rows = []
     for each in report.attributed:
         row = [each.slide_id, each.pattern, f"{each.mpp:g}", each.tiles, each.planted, each.answered]
         for method in METHODS:
             row += [f"{each.auroc[method]:.3f}", f"{each.answered_auroc[method]:.3f}"]
-        lines.append("| " + " | ".join(map(str, row)) + " |")
+        rows.append(" | ".join(map(str, row)))
     for pattern in PATTERNS:
         means = [mean for method in METHODS for mean in report.mean(pattern, method)]
-        cells = " | ".join(f"**{mean:.3f}**" for mean in means)
-        lines.append(f"| **mean** | **{pattern}** | | | | | {cells} |")
+        rows.append(f"**mean** | **{pattern}** | | | | | {' | '.join(f'**{mean:.3f}**' for mean in means)}")
     large = report.large
-    lines += [
-        "",
-        f"A large slide of {large.tiles:,} tiles, put together from the held-out slides' embeddings as in",
-        f"[the benchmark of maps](benchmarks/maps.md), has {large.planted} scattered lesion tiles, and the",
-        f"model answers to {large.answered}. Of the {large.answered} strongest tiles on its map, the other",
-        f"planted ones left out, {large.precision:.0%} are among these (wanted: {LEAST_PRECISION:.0%}).",
-    ]
-    return "\n".join([*lines, ""])
+    return f"""# From labels to maps on the synthetic cohort
+
+Made by `make cohort-report`: cohort, embeddings through Triton, fine-tuning, export, serving,
+`batch` and `attribute` on held-out slides, in {seconds / 60:.0f} minutes on the machine that
+wrote it. docs/training.md describes the cohort. Its lesions are planted: these
+figures test the software and are no evidence for diagnosis.
+
+{table("held-out slides |", facts)}
+
+AUROC of the planted tiles among a positive slide's tiles, by the values that `attribute` gives
+them (default settings: {METHODS[0]}, 512 masks; with {METHODS[1]}):
+
+A planted tile is answered if it raises the log-odds by 0.3 when it joins the slide's benign tiles.
+What the model ignores, no faithful map shows: the report fails if the mean AUROC among answered
+tiles is under {LEAST_AUROC}, and gives that of all planted tiles as well.
+
+{table(f"slide | lesion | mpp | tiles | planted | answered | {columns}", rows)}
+
+A large slide of {large.tiles:,} tiles, put together from the held-out slides' embeddings as in
+[the benchmark of maps](benchmarks/maps.md), has {large.planted} scattered lesion tiles, and the
+model answers to {large.answered}. Of the {large.answered} strongest tiles on its map, the other
+planted ones left out, {large.precision:.0%} are among these (wanted: {LEAST_PRECISION:.0%}).
+"""
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def process_slide(
         record, _ = score_to(
             outputs, source, connection, job.contract, job.tiling, job.throughput, progress=progress
         )
-        write_formats(job.layout, source.slide_id, job.formats & FORMATS.keys())
+        if formats := job.formats & FORMATS.keys():
+            write_formats(job.layout, source.slide_id, formats)
         write_tile_extras(
             job.formats,
             outputs,
