@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.browser import SETTLED
+from client.outputs.records import read_record, write_record
+from client.slides.mirror import CACHE
 from tests.client.conftest import Run
 from tests.client.viewer.conftest import BLACK, TILE
+from tests.support.web import serve_files
 
 NAME = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
 
@@ -193,6 +198,32 @@ def test_two_maps_stay_in_step(browser: Any, address: str) -> None:
     scales = browser.execute_script("return viewer.panes.map((p) => p.zoom / p.slide.mpp[0])")
     assert scales[0] == pytest.approx(scales[1], rel=1e-4)
     assert scales[0] == pytest.approx(0.5 / 0.499, rel=1e-4)
+
+
+def test_a_slide_on_a_server_looks_as_its_file_does(
+    browser: Any,
+    address: str,
+    serve: Callable[..., AbstractContextManager[str]],
+    explained: Path,
+    real_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    out, slide_id = Path(shutil.copytree(explained, tmp_path / "out")), real_slide.stem
+    record = read_record(out, slide_id)
+    assert record
+    with serve_files({"a%20folder/S%231.svs": real_slide.read_bytes()}) as files:
+        write_record(out, replace(record, path=f"{files.address}/a folder/S%231.svs"))
+        browser.get_log("browser")
+        with serve(out) as url:
+            show(browser, f"{url}#slide={slide_id}&layers=none")
+            shown = screenshot(browser)[60:600, 250:1000]
+            assert browser.get_log("browser") == []
+    show(browser, f"{address}#slide={slide_id}&layers=none")
+    difference = np.abs(np.subtract(shown, screenshot(browser)[60:600, 250:1000], dtype=int))
+    assert difference.mean() < 2  # its tiles are encoded once more
+    assert shown.std() > 20
 
 
 def test_the_page_is_small_and_logs_no_error(browser: Any, address: str) -> None:
