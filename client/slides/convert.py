@@ -11,13 +11,13 @@ from PIL import Image, ImageOps
 
 from gigapath_contract.errors import one_line
 
-from ..arrays import Array, Pixels
+from ..arrays import Pixels
 from ..errors import MppError, SlideError
 from ..files import atomic_path
 from .damage import LONGEST_SIDE
 from .detect import first_bytes
 from .mpp import PLAUSIBLE
-from .tiff import DAMAGE, ORIENTATION, SIGNATURES, all_pages, page_mpp
+from .tiff import DAMAGE, SIGNATURES, all_pages, orientation_of, page_mpp, upright
 
 PICTURES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})
 _TILE, _QUALITY, _SMALLEST = 256, 90, 1024
@@ -79,7 +79,8 @@ def _read(source: Path) -> tuple[Pixels, tuple[float, float] | None]:
             with tifffile.TiffFile(source) as file:
                 page = max(all_pages(file), key=lambda page: page.imagewidth * page.imagelength)
                 _check_size(source, page.imagewidth, page.imagelength)
-                image, scale = _upright(page)
+                turned, scale = orientation_of(page), page_mpp(page)
+                image, scale = upright(page.asarray(), turned), scale and scale[:: -1 if turned > 4 else 1]
         else:
             with Image.open(source) as stored:
                 _check_size(source, *stored.size)
@@ -111,14 +112,3 @@ def _check_size(source: Path, width: int, height: int) -> None:
         raise SlideError(
             f"{source}: {width}x{height} px are more than fit into memory: convert it with libvips"
         )
-
-
-def _upright(page: tifffile.TiffPage) -> tuple[Array, tuple[float, float] | None]:
-    """A page's pixels and mpp, turned and mirrored as its orientation says."""
-    image, scale = page.asarray(), page_mpp(page)
-    turned = page.tags.get(ORIENTATION)
-    orientation = turned.value if turned else 1
-    if orientation > 4:
-        image, scale = image.swapaxes(0, 1), scale and (scale[1], scale[0])
-    flipped = (*([0] if orientation in (3, 4, 7, 8) else []), *([1] if orientation in (2, 3, 6, 7) else []))
-    return np.flip(image, flipped), scale

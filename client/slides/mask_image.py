@@ -14,7 +14,7 @@ from gigapath_contract.errors import one_line
 from ..arrays import Array, BinaryMask
 from ..errors import MaskError
 from .detect import first_bytes
-from .tiff import DAMAGE, SIGNATURES
+from .tiff import DAMAGE, SIGNATURES, orientation_of, upright
 
 LARGEST = 1 << 28  # pixels of an image that is decoded as a whole
 _CMYK = "in CMYK, whose 0 is white"
@@ -24,7 +24,8 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
     """Which pixels of an image are drawn, bool [h, w]: those that are neither 0 nor transparent.
 
     Of colours, one channel that is not 0 suffices, so that label (1, 0, 0) counts; fractions, such as
-    probabilities, count from 0.5 on. The stored values decide, also in a bilevel TIFF in which 1 is black.
+    probabilities, count from 0.5 on, and JPEG, which blurs, from half of its largest value on. The stored
+    values decide, also in a bilevel TIFF in which 1 is black; of a palette without black, index 0 is 0.
 
     Args:
         path: PNG, TIFF or whatever Pillow reads; of a pyramid the smallest level that covers `size` is read.
@@ -63,8 +64,10 @@ def _read_picture(path: Path) -> tuple[Array, Array | None]:
         image = ImageOps.exif_transpose(stored)  # as viewers show it
         if image.mode in ("P", "PA") or image.has_transparency_data:
             pixels = np.asarray(image.convert("RGBA"))
-            return pixels[..., :3], pixels[..., 3]
-        return np.asarray(image), None
+            indexed = image.mode == "P" and pixels[..., :3].any(axis=2).all()  # QuPath's labels on white
+            return np.asarray(image) if indexed else pixels[..., :3], pixels[..., 3]
+        pixels = np.asarray(image)
+        return _unblurred(pixels) if stored.format in ("JPEG", "MPO") else pixels, None
 
 
 def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
@@ -79,5 +82,13 @@ def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
         pixels = page.asarray()
         if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
+        pixels = upright(pixels, orientation_of(page))
+        if page.compression == tifffile.COMPRESSION.JPEG:
+            pixels = _unblurred(pixels)
         alpha = page.extrasamples and page.extrasamples[-1] in (1, 2)
         return (pixels[..., :-1], pixels[..., -1]) if alpha else (pixels, None)
+
+
+def _unblurred(pixels: Array) -> Array:
+    """What JPEG stored as parts of the largest value: 0 next to it becomes a little more than 0."""
+    return pixels / max(1, pixels.max(initial=1))

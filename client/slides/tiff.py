@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from ..arrays import Int64
+from ..arrays import Array, Int64
 from ..errors import SlideError
 from .stored_tiles import StoredTiles, find_tiles
 
@@ -18,8 +18,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
 """OpenSlide's formats of tiled TIFF pages; Hamamatsu's NDPI holds one JPEG stream per page."""
 LARGEST_TILE = 1 << 28  # bytes of a decoded tile: 8,192 px a side in RGBA
-ORIENTATION = 274
-_TILE_OFFSETS, _TILE_BYTE_COUNTS, _SUBFILE = 324, 325, 254
+_TILE_OFFSETS, _TILE_BYTE_COUNTS, _ORIENTATION, _SUBFILE = 324, 325, 274, 254
 _AS_STORED = (7, 33003, 33004, 33005)
 """JPEG and JPEG 2000: OpenSlide shows them whatever the orientation says."""
 DAMAGE = (
@@ -79,10 +78,10 @@ def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:
     end = int((starts + lengths)[lengths > 0].max(initial=0))
     if end > file_size or lengths.max(initial=0) > file_size or min(starts.min(), lengths.min()) < 0:
         raise SlideError(f"{path}: cut off, {file_size} of at least {end} bytes are there: copy it again")
-    turned = page.tags.get(ORIENTATION)
-    if turned and turned.value != 1 and page.compression not in _AS_STORED:
+    if (turned := orientation_of(page)) != 1 and page.compression not in _AS_STORED:
         raise SlideError(
-            f"{path}: turned or mirrored by TIFF's orientation {turned.value}: convert it upright"
+            f"{path}: turned or mirrored by TIFF's orientation {turned}: turn it upright "
+            "(gigapath-client convert)"
         )
     return Page(
         size=size,
@@ -102,6 +101,18 @@ def _stored(page: tifffile.TiffPage, offsets: Int64, counts: Int64) -> StoredTil
         return find_tiles(page, offsets, counts)
     except (tifffile.TiffFileError, OSError, ValueError, LookupError) as error:
         return f"tifffile: {error}"
+
+
+def orientation_of(page: tifffile.TiffPage) -> int:
+    """How a page is turned and mirrored, 1 (not at all) to 8; over 4 its sides are swapped."""
+    tag = page.tags.get(_ORIENTATION)
+    return int(tag.value) if tag and tag.value in range(1, 9) else 1
+
+
+def upright(pixels: Array, orientation: int) -> Array:
+    """Pixels [h, w, ...] as viewers show them."""
+    flipped = [axis for axis, those in enumerate(((3, 4, 7, 8), (2, 3, 6, 7))) if orientation in those]
+    return np.flip(pixels.swapaxes(0, 1) if orientation > 4 else pixels, flipped)
 
 
 def page_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:

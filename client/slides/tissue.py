@@ -28,6 +28,7 @@ SMOOTH_SHARE = 0.05  # ... and the share of such pixels in a patch of one hue fr
 # and not smooth is tissue too, if there is much of it and unless it is about as dark as pen.
 GREY, LIGHTER_THAN_PEN = 0.82, 0.35
 MIXED_SHARE = 0.25  # of what has colour; in H&E it is 0.06
+MOST_TISSUE = 0.95  # of a slide: more is implausible
 CHROMA = (0.05, 0.15)  # where the threshold may lie, in optical density: above glass, below faint eosin
 
 
@@ -110,7 +111,7 @@ def _doubts(parts: _Parts) -> list[str]:
             f"{without:.0%} of what is dark has no colour and is taken for ink: give a mask, if it is a "
             "stain, such as silver"
         )
-    if found > 0.95:
+    if found > MOST_TISSUE:
         doubts.append(f"{found:.0%} of the slide is taken for tissue: give a mask, if it is not")
     if glass.max() < 128:
         doubts.append(
@@ -159,6 +160,8 @@ def mask_from_image(path: Path, slide: Slide) -> TissueMask:
     else:
         size = "x".join(str(side) for side in slide.dimensions)
         raise MaskError(f"{path}: {width}x{height} px is not the shape of a {size} slide: cover all of it")
+    if drawn.mean() > MOST_TISSUE:
+        slide.notes.append(f"mask {path.name} covers {drawn.mean():.0%} of the slide: is its background 0?")
     height, width = drawn.shape
     return TissueMask(
         drawn, (slide.dimensions[0] / width, slide.dimensions[1] / height), f"image {path.name}"

@@ -59,6 +59,24 @@ def turned(path: Path) -> None:
     Image.fromarray(DRAWN[::-1, ::-1].astype(np.uint8)).save(path, "png", exif=exif)
 
 
+def labels_on_white(path: Path) -> None:
+    """As QuPath exports annotations: label 0 shown in white."""
+    image = Image.fromarray(DRAWN.astype(np.uint8), "P")
+    image.putpalette([255, 255, 255, 200, 0, 0])
+    image.save(path, "png")
+
+
+def black_after_white(path: Path) -> None:
+    """A palette in the order of its use."""
+    image = Image.fromarray((~DRAWN).astype(np.uint8), "P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(path, "png")
+
+
+def turned_tiff(path: Path) -> None:
+    tifffile.imwrite(path, DRAWN[::-1, ::-1].astype(np.uint8), extratags=[(274, "H", 1, 3, True)])
+
+
 WRITE: dict[str, Write] = {
     "labels": labels,
     "overlay": overlay,
@@ -71,6 +89,12 @@ WRITE: dict[str, Write] = {
     "planar": planar_tiff,
     "turned": turned,
     "overlay TIFF": overlay_tiff,
+    "turned TIFF": turned_tiff,
+    "palette on white": labels_on_white,
+    "palette of white and black": black_after_white,
+    "JPEG": lambda path: Image.fromarray(DRAWN).convert("L").save(path, "jpeg", quality=30),
+    "JPEG of labels": lambda path: Image.fromarray(DRAWN.astype(np.uint8) * 20).save(path, "jpeg"),
+    "TIFF of JPEG": lambda path: tifffile.imwrite(path, DRAWN.astype(np.uint8) * 255, compression="jpeg"),
 }
 
 
@@ -107,7 +131,7 @@ def test_a_mask_of_a_slides_bounds_lies_in_them(tmp_path: Path, leica_slide: Pat
         assert (level0[1].max(), level0[0].max()) == pytest.approx((1300, 900), abs=32)
         Image.new("L", (100, 75), 1).save(tmp_path / "whole.png")
         assert mask_from_image(tmp_path / "whole.png", slide).mask.all()
-        assert not slide.notes
+        assert slide.notes == ["mask whole.png covers 100% of the slide: is its background 0?"]
         Image.new("L", (100, 50), 1).save(tmp_path / "neither.png")
         with pytest.raises(MaskError, match="not the shape"):
             mask_from_image(tmp_path / "neither.png", slide)
