@@ -80,7 +80,8 @@ def _read(source: Path) -> tuple[Pixels, tuple[float, float] | None]:
                 page = max(all_pages(file), key=lambda page: page.imagewidth * page.imagelength)
                 _check_size(source, page.imagewidth, page.imagelength)
                 turned, scale = orientation_of(page), page_mpp(page)
-                image, scale = upright(page.asarray(), turned), scale and scale[:: -1 if turned > 4 else 1]
+                image = upright(page.asarray(), turned)
+                scale = (scale[1], scale[0]) if scale and turned > 4 else scale
         else:
             with Image.open(source) as stored:
                 _check_size(source, *stored.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import stat
 import struct
 import warnings
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def read_instance(path: Path) -> Instance | None:
     try:
         about = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
         return None
     return _read_instance(path, about.st_size, about.st_mtime_ns)
 

@@ -91,4 +91,4 @@ def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
 
 def _unblurred(pixels: Array) -> Array:
     """What JPEG stored as parts of the largest value: 0 next to it becomes a little more than 0."""
-    return pixels / max(1, pixels.max(initial=1))
+    return np.asarray(pixels / pixels.max(initial=1))

@@ -111,8 +111,9 @@ def orientation_of(page: tifffile.TiffPage) -> int:
 
 def upright(pixels: Array, orientation: int) -> Array:
     """Pixels [h, w, ...] as viewers show them."""
-    flipped = [axis for axis, those in enumerate(((3, 4, 7, 8), (2, 3, 6, 7))) if orientation in those]
-    return np.flip(pixels.swapaxes(0, 1) if orientation > 4 else pixels, flipped)
+    pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
+    down, right = orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8)
+    return np.asarray(pixels[:: 1 if down else -1, :: 1 if right else -1])
 
 
 def page_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:

@@ -178,10 +178,14 @@ def mask_from_annotations(
     Raises:
         MaskError: not GeoJSON, or no area in it that lies on the slide.
     """
-    shape = read_annotations(path, origin=slide.bounds[:2], frame=frame, classes=classes)
-    size = "x".join(str(side) for side in slide.dimensions)
-    if not shape.intersects(box(0, 0, *slide.dimensions)):
-        raise MaskError(f"{path}: none of its areas lies on the {size} slide: give the one of this slide")
+    left, top, width, height = slide.bounds
+    shape = read_annotations(path, origin=(left, top), frame=frame, classes=classes)
+    if not shape.intersects(box(left, top, left + width, top + height)):
+        other_frame = ", or the other --mask-frame" if (left, top) != (0, 0) else ""
+        raise MaskError(
+            f"{path}: none of its areas lies on the {width}x{height} px of the slide: give the one of this "
+            f"slide{other_frame}"
+        )
     if doubt := frame_doubt(path, shape, slide.bounds, frame):
         slide.notes.append(doubt)
     width, height = _mask_size(slide)
