@@ -319,7 +319,7 @@ def test_annotations_in_level_0_pixels_stay_where_they_are(leica_slide: Path, tm
         mask_from_file(path, slide)
         assert "a.geojson reaches beyond the slide's bounds" in slide.notes[0]
         assert "--mask-frame level0" in slide.notes[0]
-        path.write_text(json.dumps(square(1000, 700, 320)))  # on level 0, beyond what was scanned
+        path.write_text(json.dumps(square(1010, 710, 320)))  # on level 0, beyond what was scanned
         with pytest.raises(
             MaskError, match=r"none of its areas lies on the 1000x700 px .* other --mask-frame"
         ):
