@@ -49,7 +49,7 @@ from client.triton.connection import Connection
 from client.triton.endpoint import Endpoint
 from client.triton.statistics import ModelStatistics, read_statistics, wait_for_statistics
 from server.local import RunningServer, run_triton
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 FOLDER = WORK / "cohort"
 OUT = FOLDER / "out"

@@ -24,7 +24,6 @@ from export.errors import ExportError
 from gigapath_contract.command_line import call, run
 from gigapath_contract.files import file_sha256
 from server.errors import ServerError
-from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +93,8 @@ def export_into(repository: Path, preset: str, **options: Any) -> Path:
 
 def slide_of(tiles: int, tile_px: int = 256) -> Path:
     """A slide of exactly `tiles` tiles, made by repeating a piece of the real slide's tissue."""
+    from tests.support.pyramid import write_pyramid
+
     path = WORK / "slides" / f"{tiles}.tif"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

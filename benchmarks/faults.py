@@ -58,7 +58,7 @@ from gigapath_contract.files import write_text
 from gigapath_contract.schema import Contract
 from server.local import LOOPBACK, RunningServer, run_triton
 from server.ports import free_port
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 PAUSE_S = 20.0
 """How long a stopped process stands, and at most a full disk."""

@@ -53,8 +53,8 @@ from client.slides.tiff import all_pages
 from client.slides.tiling import TilePlan, plan_tiles
 from tests.support.czi import write_czi
 from tests.support.dicom import write_series
+from tests.support.pyramid import shrink, write_pyramid
 from tests.support.web import serve_files
-from training.cohort.pyramid import shrink, write_pyramid
 
 SIZE = (40_000, 36_000)  # 22,137 tiles
 TILES_PER_TASK = 16  # of a thread, in every method

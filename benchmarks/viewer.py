@@ -20,7 +20,7 @@ import typer
 from benchmarks.browser import open_browser
 from benchmarks.common import MACHINE, PAGES, REAL_SLIDE, WORK, Pages, peak_bytes, table, write_page
 from client.slides.slide import open_slide
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 SIZE = (40_000, 36_000)
 TILES, CLASSES, WIDTH = 20_000, ("benign", "lesion", "other"), 1536

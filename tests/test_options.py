@@ -15,7 +15,7 @@ from client.errors import ClientError
 from export.errors import ExportError
 from server.errors import ServerError
 from tests.support.programs import commands, programs
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 from training.errors import TrainingError
 
 torch = pytest.importorskip("torch", reason="training and export need PyTorch: make setup ROOMS=all")

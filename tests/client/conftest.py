@@ -25,7 +25,7 @@ from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
 from server.local import run_triton
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 class Outcome(NamedTuple):

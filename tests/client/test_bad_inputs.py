@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2
 
 from client.arrays import Pixels
 from server.local import run_triton
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]

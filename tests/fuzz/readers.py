@@ -45,7 +45,7 @@ from client.slides.tissue import mask_from_image, tissue_mask
 from gigapath_contract.errors import ContractError
 from gigapath_contract.schema import Contract
 from tests.support.dicom import write_series
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "fuzz"

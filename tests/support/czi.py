@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pylibCZIrw import czi
 
-from training.cohort.pyramid import shrink
+from tests.support.pyramid import shrink
 
 Pixels = npt.NDArray[np.uint8]
 TILE = 256

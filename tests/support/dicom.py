@@ -17,7 +17,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from training.cohort.pyramid import shrink, take
+from tests.support.pyramid import shrink, take
 
 TILE = 256
 

@@ -18,7 +18,7 @@ import shapely
 
 from gigapath_contract.files import file_sha256, why_unreadable
 from training.cohort.plan import Cell, SlidePlan, TissueSource, draw_slide, plan_cohort, read_source
-from training.cohort.pyramid import halvings, write_pyramid
+from training.cohort.pyramid import write_pyramid
 from training.errors import TrainingError
 from training.files import make_folder, read_json, write_csv, write_json, write_text
 
@@ -79,8 +79,7 @@ def make_cohort(
 def write_slide(plan: SlidePlan, tissue: TissueSource, folder: Path) -> str:
     """Draw one slide into `folder`; returns the file's SHA-256."""
     path = folder / f"{plan.slide_id}.tiff"
-    pixels = draw_slide(plan, tissue)
-    write_pyramid(path, pixels, mpp=plan.mpp, levels=halvings(pixels.shape))
+    write_pyramid(path, draw_slide(plan, tissue), plan.mpp)
     return _sha256(path)
 
 

@@ -20,7 +20,7 @@ from client.arrays import Pixels
 from client.batch.doctor import WARN, check_slide, describe_device
 from client.scoring.score import SlideSource
 from gigapath_contract.schema import Contract
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[3]

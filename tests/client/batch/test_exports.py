@@ -25,7 +25,7 @@ from client.triton.statistics import read_statistics
 from client.viewer.contents import describe
 from client.viewer.library import Library
 from gigapath_contract.schema import Contract
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 MORE = ("--layout", "clam", "--pt", "--geojson")

@@ -15,7 +15,7 @@ from client.batch.manifest import read_work_list
 from client.errors import ManifestError
 from client.files import write_csv
 from tests.support.dicom import write_segmentation, write_series
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 @pytest.fixture

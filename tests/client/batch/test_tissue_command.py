@@ -13,7 +13,7 @@ from PIL import Image
 
 from client.outputs.layout import Layout
 from gigapath_contract.schema import Contract
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 

@@ -31,7 +31,7 @@ from client.outputs.layout import Layout
 from client.viewer.contents import describe
 from client.viewer.library import Library
 from gigapath_contract.schema import Contract
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 from training.data.h5_features import read_bag
 
 Run = Callable[..., Any]

@@ -17,7 +17,7 @@ from client.slides.slide import open_slide
 from client.slides.slide_file import OPENSLIDE
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 def damage(path: Path, column: int, row: int, how: str) -> None:

@@ -22,7 +22,7 @@ from client.reading.jpeg_reader import JpegReader
 from client.reading.stream import resize
 from client.reading.tile_reader import open_reader
 from client.slides.slide_file import OPENSLIDE
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "ycbcr 420": {},

@@ -19,7 +19,7 @@ from client.arrays import Pixels
 from client.errors import SlideError
 from client.reading.jpeg_reader import JpegReader
 from client.reading.stream import read_tiles
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 def test_the_real_slide_is_openslides_bytes(real_slide: Path, reading: SimpleNamespace) -> None:

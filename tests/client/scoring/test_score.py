@@ -28,7 +28,7 @@ from client.triton.endpoint import Endpoint
 from client.triton.statistics import read_statistics
 from gigapath_contract.schema import Contract
 from server.local import run_triton
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Array = npt.NDArray[Any]
 THROUGHPUT = Throughput()

@@ -20,7 +20,7 @@ from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
 from tests.support.czi import TILE, write_czi
-from training.cohort.pyramid import shrink
+from tests.support.pyramid import shrink
 
 ORIGIN = (-300, 200)
 KINDS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from client.slides.detect import has_slide_content, loses_frames, read_instance
 from client.slides.fingerprint import file_fingerprint, slide_files, slide_sha256
 from client.slides.slide import open_slide
 from tests.support.dicom import write_segmentation, write_series
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ".DCM", ""])

@@ -13,7 +13,7 @@ from client.errors import SlideError
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
-from training.cohort.pyramid import shrink, write_pyramid
+from tests.support.pyramid import shrink, write_pyramid
 
 REDUCED, MASK = 1, 4
 

@@ -18,7 +18,7 @@ from client.slides.slide import open_slide
 from client.slides.tiff import all_pages
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
-from training.cohort.pyramid import shrink
+from tests.support.pyramid import shrink
 
 MPP = 0.25
 

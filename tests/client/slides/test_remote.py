@@ -24,8 +24,8 @@ from client.slides.address import TOKENS, RemotePath, slide_path
 from client.slides.fingerprint import file_fingerprint, slide_sha256
 from client.slides.mirror import CACHE, CACHE_GB, open_mirror
 from client.slides.slide import open_slide
+from tests.support.pyramid import shrink, write_pyramid
 from tests.support.web import Files, serve_files
-from training.cohort.pyramid import shrink, write_pyramid
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from client.slides.handles import RegionReader, flatten_alpha
 from client.slides.mpp import objective_power
 from client.slides.slide import open_slide
 from tests.support.dicom import write_series
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 def test_the_real_slide(real_slide: Path) -> None:

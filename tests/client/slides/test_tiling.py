@@ -15,7 +15,7 @@ from client.reading.stream import read_tiles
 from client.slides.slide import open_slide
 from client.slides.tiling import TilePlan, plan_tiles
 from client.slides.tissue import TissueMask
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 TARGET = 0.5
 LEFT, RIGHT, TOP, BOTTOM = 30.0, 90.0, 40.0, 80.0  # microns from a tile's corner: the ruler's rectangle

@@ -22,7 +22,7 @@ from client.slides.tissue import (
     segment,
     tissue_mask,
 )
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Rgb = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -21,7 +21,7 @@ from client.triton.endpoint import Endpoint
 from client.triton.parity import verify
 from gigapath_contract.reference import read_reference
 from server.local import run_triton
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 Run = Callable[..., Any]
 

@@ -32,7 +32,7 @@ from client.scoring.score import SlideSource
 from client.triton.connection import Connection
 from client.viewer.app import OPENSEADRAGON
 from gigapath_contract.schema import Contract
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 TILE = 512  # level-0 px of a tile on the slide at 0.25 mpp
 BLACK = (1, 1)  # column and row of its black tile

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from client.slides.slide import Overview, open_slide
 from client.viewer import deepzoom
 from client.viewer.deepzoom import DeepZoom
-from training.cohort.pyramid import write_pyramid
+from tests.support.pyramid import write_pyramid
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Slides that the cohort, the benchmarks and the tests write: read back by OpenSlide and tifffile."""
+"""Slides that the benchmarks and the tests write: read back by OpenSlide and tifffile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from training.cohort.pyramid import shrink, split_tables, take, write_pyramid
+from tests.support.pyramid import shrink, split_tables, take, write_pyramid
 
 
 @pytest.fixture(scope="module")
