@@ -11,6 +11,10 @@ class CoordinateError(ContractError):
     """An unknown rule, a scale that the rule needs and lacks, or a tile outside the position grid."""
 
 
+class MppMissing(CoordinateError):
+    """Coordinates in µm without the slide's mpp, which whoever reads them may be able to give."""
+
+
 class FeatureFileError(ContractError):
     """A file that holds no usable tile embeddings; the message is the reason alone."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gigapath_contract.errors import CoordinateError, FeatureFileError
+from gigapath_contract.errors import CoordinateError, FeatureFileError, MppMissing
 from gigapath_contract.features import TileFeatures, read_tile_features
 from gigapath_contract.schema import Contract
 
@@ -114,6 +114,8 @@ def read_features(path: Path, tile_size: int | None = None, mpp: float | None = 
             return read_tile_features(file, tile_size=tile_size, mpp=mpp)
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
+    except MppMissing as error:
+        raise ClientError(f"{path}: {error} (--mpp)") from error
     except CoordinateError as error:
         raise ClientError(f"{path}: {error}") from error
     except FeatureFileError as error:

@@ -52,6 +52,18 @@ def stamp(file: h5py.File) -> None:
     )
 
 
+def first_stamp(file: h5py.File) -> None:
+    """As before STAMP's version 2, without a unit: tiles of 256 µm, 512 px at 0.5 mpp, are 224 apart."""
+    file["feats"], file["coords"] = FEATURES.astype(np.float16), COORDS // SIDE * 224
+    file.attrs["extractor"] = "STAMP-extract-v1.0.0_xiyuewang-ctranspath-7c998680"
+
+
+def custom(file: h5py.File) -> None:
+    """As TRIDENT reads CLAM's kin: pixels of half the level's resolution."""
+    file["features"], file["coords"] = FEATURES, COORDS
+    file["coords"].attrs.update({"patch_size": 256, "patch_level": 0, "custom_downsample": 2})
+
+
 def batched(file: h5py.File) -> None:
     file["features"], file["coords"] = FEATURES[None], COORDS[None]
     file["coords"].attrs["patch_size_level0"] = 512
@@ -71,8 +83,14 @@ def written(write: Callable[[h5py.File], None], folder: Path) -> Path:
         (batched, {}, ""),
         (clam_patches, {}, ""),
         (clam_level0, {}, ""),
+        (custom, {}, ""),
         (clam_features, {"tile_size": 512}, "read as level-0 pixels of tiles of 512 px"),
         (stamp, {"mpp": 0.25}, "in µm were converted to level-0 pixels of 0.25 µm"),
+        (
+            first_stamp,
+            {"mpp": 0.5},
+            "STAMP's first unit (224 are 256 µm) were converted to level-0 pixels of 0.5",
+        ),
     ],
 )
 def test_the_same_tiles_whoever_wrote_them(
@@ -102,7 +120,8 @@ def test_the_same_tiles_whoever_wrote_them(
     ("write", "options", "message"),
     [
         (clam_features, {}, "how large its tiles are.*--tile-size"),
-        (stamp, {}, "µm: level-0 pixels need the slide's mpp .--mpp."),
+        (stamp, {}, "µm: level-0 pixels need the slide's mpp .--mpp.$"),
+        (first_stamp, {}, "µm: level-0 pixels need the slide's mpp .--mpp.$"),
         (trident, {"tile_size": 256}, "the file says 512, which contradicts --tile-size 256"),
     ],
 )
@@ -121,9 +140,10 @@ def test_training_reads_them_too(write: Callable[[h5py.File], None], tmp_path: P
     np.testing.assert_array_equal(bag.coords, COORDS)
 
 
-def test_training_refuses_micrometres(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="µm"):
-        read_bag(written(stamp, tmp_path))
+@pytest.mark.parametrize("write", [stamp, first_stamp])
+def test_training_refuses_micrometres(write: Callable[[h5py.File], None], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"µm: .* mpp: embed the slide again$"):
+        read_bag(written(write, tmp_path))
 
 
 @pytest.mark.parametrize(
