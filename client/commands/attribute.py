@@ -21,7 +21,8 @@ from ..attribution.tile import Fill, TileScore
 from ..batch.manifest import read_work_list
 from ..errors import Cancelled, ClientError, ExportChanged, OutputError, ServerUnavailable
 from ..files import check_folder
-from ..outputs.layout import Layout
+from ..outputs.hdf5 import is_ours
+from ..outputs.layout import Layout, find_features
 from ..outputs.records import FAILED, read_record
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
@@ -30,7 +31,7 @@ from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .attribute_slide import Request, TileMaps, attribute_slide
+from .attribute_slide import Request, TileMaps, attribute_slide, is_image
 from .display import say_next, say_served, warn, warn_missing, warn_untrained
 
 _method, _inside = (
@@ -210,7 +211,8 @@ def command(
         attribute_one = functools.partial(attribute_slide, request, connection, contract)
         if not (every or manifest):
             attribute_one(source, slide_id, slide)
-            say_next("view", _viewed(source, out), endpoint=endpoint)
+            foreign = not (is_image(source) or is_ours(find_features(source, slide_id, contract)))
+            say_next("view", _viewed(source, out, foreign), endpoint=endpoint)
             return
         if slide_id or slide or not source.is_dir():
             raise ClientError(
@@ -232,8 +234,10 @@ def command(
         raise typer.Exit(1)
 
 
-def _viewed(source: Path, out: Path | None) -> Path:
-    """The folder in which `view` finds a slide that was attributed."""
+def _viewed(source: Path, out: Path | None, foreign: bool = False) -> Path:
+    """The folder in which `view` finds a slide that was attributed; `foreign`: from another tool's file."""
+    if foreign:
+        return out or Path("out")
     if source.is_dir():
         return source
     if source.parent.name.startswith(("features_", "slide_features_")):  # of a batch

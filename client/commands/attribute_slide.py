@@ -25,7 +25,7 @@ from ..attribution.render.evidence import evidence_lines
 from ..attribution.render.outputs import check_attributions
 from ..attribution.render.summary import SummaryRow, summary_row
 from ..attribution.tile import Fill, TileScore
-from ..outputs.layout import StoredSlide, find_slide
+from ..outputs.layout import TENSOR_SUFFIXES, StoredSlide, find_slide
 from ..outputs.store import SingleFile, check_free, note_maps, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
@@ -114,7 +114,7 @@ def attribute_slide(
         ClientError: the slide or its embeddings can't be read, or don't fit the served model.
     """
     with ExitStack() as stack:
-        from_image = not source.is_dir() and not h5py.is_hdf5(source)
+        from_image = is_image(source)
         image = source if from_image else image
         opened = stack.enter_context(open_slide(image, request.mpp)) if image else None
         outlines = _outlines(request, opened.bounds[:2]) if opened else None
@@ -136,6 +136,11 @@ def attribute_slide(
         ready = _Explained(stored, embedded, opened, outlines, folder, cache)
         targets = request.targets or (None,)
         return [_explain(request, connection, contract, ready, target, key, number) for target in targets]
+
+
+def is_image(source: Path) -> bool:
+    """Whether a path or address is that of a slide, and neither of a folder nor of embeddings."""
+    return not (source.is_dir() or source.suffix in TENSOR_SUFFIXES or h5py.is_hdf5(source))
 
 
 def _outlines(request: Request, origin: tuple[int, int]) -> BaseGeometry | None:

@@ -140,6 +140,12 @@ def _may_hold_features(path: Path, changed: int) -> bool:
         return "features" in file or "feats" in file
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `score` or `batch` wrote a file of embeddings: then it holds their contract."""
+    with h5py.File(path, "r") as file:
+        return "features" in file and "contract" in file["features"].attrs
+
+
 def stored_attributes(path: Path) -> dict[str, Any]:
     """The attributes of `features` in a file of `score` or `batch`, unread otherwise.
 

@@ -22,6 +22,8 @@ from ..files import write_text
 from .hdf5 import may_hold_features, stored_attributes
 
 CONTRACT = "contract.json"
+TENSOR_SUFFIXES = (".pt", ".pth", ".npz", ".npy")
+"""Of files with embeddings alone, such as CLAM's and slide2vec's."""
 TRIDENT_NAMES = {"gigapath_tile_enc_vitg": "gigapath"}
 """What TRIDENT calls a published tile encoder: its slide stage takes embeddings from features_<name>."""
 
@@ -217,15 +219,19 @@ def find_features(target: Path, slide_id: str | None = None, contract: Contract 
     `contract` chooses the one of its export. A slide-level file, ours or TRIDENT's, stands for its slide.
 
     Raises:
-        ClientError: there is no such file or slide, or several.
+        ClientError: there is no such file or slide, or several, or the file has embeddings alone.
     """
     if slide_id is None and is_slide_level(target):
-        target, slide_id = target.absolute().parents[2], target.stem
+        folder, slide_id = target.absolute().parents[1], target.stem
+        in_job = features_files(folder, glob.escape(slide_id))  # TRIDENT has both in one job folder
+        target = folder if in_job else folder.parent
     if not target.is_dir():
         if not target.exists():
             raise ClientError(f"{target}: {NO_SUCH}")
         if slide_id is not None:
             raise ClientError(f"--slide-id chooses a slide of a folder, but {target} is a file: leave it out")
+        if target.suffix in TENSOR_SUFFIXES:
+            raise ClientError(f"{target}: embeddings without coordinates: give an H5 file that holds both")
         return target
     found = features_files(target, "*" if slide_id is None else glob.escape(slide_id))
     if contract is not None:

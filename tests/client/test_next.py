@@ -43,3 +43,9 @@ def test_a_slide_that_was_attributed_is_found_by_view(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     assert _viewed(Path(source), Path(out) if out else None).absolute() == tmp_path / viewed
+
+
+def test_what_was_made_of_another_tool_s_file_is_not_beside_it() -> None:
+    theirs = Path("job/20x_256px_0px_overlap/features_gigapath/a.h5")
+    for source, out in ((theirs, None), (theirs.parent.parent, None), (theirs, Path("mine"))):
+        assert _viewed(source, out, foreign=True) == (out or Path("out"))

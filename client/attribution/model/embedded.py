@@ -120,17 +120,20 @@ class EmbeddedSlide:
             )
 
     def placed(self, slide: Slide | None) -> EmbeddedSlide:
-        """With the mpp and QuPath's (0, 0) of the slide, where the file lacks them.
+        """With the mpp and QuPath's (0, 0) of the slide, as it was opened, where the file lacks them.
 
-        Without the slide, an unknown (0, 0) is level 0's, which `assumed` then says.
+        `assumed` then says what is odd about the slide, such as a given mpp that contradicts it, for another
+        tool's file; and without the slide that an unknown (0, 0) is taken for level 0's.
         """
         if slide is not None:
-            mpp = self.mpp_level0 or slide.mpp
-            return replace(self, mpp_level0=mpp, bounds_origin=slide.bounds[:2])
-        if self.bounds_origin is not None:
+            odd = slide.notes if self.origin is None else []
+            found = replace(self, mpp_level0=self.mpp_level0 or slide.mpp, bounds_origin=slide.bounds[:2])
+        elif self.bounds_origin is None:
+            odd = ["QuPath's (0, 0) is taken for level 0's: give --slide if the slide has bounds"]
+            found = self
+        else:
             return self
-        assumed = "QuPath's (0, 0) is taken for level 0's: give --slide if the slide has bounds"
-        return replace(self, assumed="; ".join(filter(None, (self.assumed, assumed))))
+        return replace(found, assumed="; ".join(filter(None, (self.assumed, *odd))))
 
     def doubt(self, contract: Contract) -> str:
         """What is uncertain about embeddings that pass `check`, as one line; empty where nothing is."""

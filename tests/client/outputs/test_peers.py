@@ -341,7 +341,8 @@ class TestSlide2vec:
             torch.save(torch.from_numpy(features), path)
         for command in (("attribute", path), ("counterfactual", path, layout.tissue_geojson("whole"))):
             done = run_client(*command, "--out", tmp_path / "out", "--url", triton_url)
-            assert (done.code, done.err.count("\n")) == (1, 1), done.err
+            why = "embeddings without coordinates: give an H5 file that holds both"
+            assert (done.code, done.err) == (1, f"error: {path}: {why}\n")
         assert not (tmp_path / "out" / "whole.h5").exists()
 
 
@@ -353,6 +354,20 @@ class TestStamp:
             "batch", slides, "--layout", "stamp", "--out", tmp_path / "out", "--url", triton_url
         )
         assert (done.code, done.err) == (1, "error: --layout stamp is not known: trident or clam\n")
+
+    def test_a_given_mpp_that_contradicts_the_slide_is_said(
+        self, layout: Layout, slides: Path, triton_url: str, run_client: Run, tmp_path: Path
+    ) -> None:
+        arrays, _ = arrays_of(layout.features("whole"))
+        with h5py.File(tmp_path / "s.h5", "w") as file:
+            stamp(file, arrays["features"], arrays["coords"])
+        about = ("--slide", slides / "a.tif", "--mpp", 0.45, "--out", tmp_path / "out", "--url", triton_url)
+        done = run_client("attribute", tmp_path / "s.h5", *about, *QUICKLY)
+        assert done.code == 0, done.err
+        said = "0.45 mpp was given, the file says 0.5"
+        assert said in " ".join(done.out.split())
+        _, attributes = arrays_of(tmp_path / "out" / "attribution" / "s.h5")
+        assert said in attributes["coords"]["assumed"]
 
     def test_its_table_of_slides_is_a_manifest(self, slides: Path, run_client: Run, tmp_path: Path) -> None:
         table = tmp_path / "slide_table.csv"
@@ -451,6 +466,7 @@ def test_their_features_on_our_commands(
     done = run_client("attribute", path, *options, "--out", out, *QUICKLY, *server)
     assert done.code == 0, done.err
     assert assumed in " ".join(done.out.split())
+    assert f"client view {out}" in done.out
     [copy] = out.glob("attribution/*.h5")
     np.testing.assert_array_equal(attribution_of(copy), explained)
     arrays, attributes = arrays_of(copy)
@@ -503,6 +519,12 @@ def test_their_slide_embedding_stands_for_the_tiles_beside_it(
     done = run_client(*command)
     assert done.code == 0, done.err
     assert arrays_of(tmp_path / "out" / "attribution" / "theirs.h5")[0]["features"].shape[1] == 96
+    assert f"client view {tmp_path / 'out'}" in done.out
+    finer = job.with_name("40x_256px_0px_overlap") / "features_gigapath"  # of the same slide, beside it
+    finer.mkdir(parents=True)
+    (finer / "theirs.h5").write_bytes((job / "features_gigapath" / "theirs.h5").read_bytes())
+    assert run_client(*command).code == 0
+    (finer / "theirs.h5").unlink()
     (job / "features_gigapath" / "theirs.h5").unlink()
     refused = run_client(*command)
     assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
