@@ -23,7 +23,9 @@ LABEL_COLUMNS = ("label", "isup_grade", "target")
 MPP_COLUMNS = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
 MASK_COLUMNS = ("mask_path",)
 
-_NAMELESS = re.compile(r"|Unnamed: \d+")  # pandas reads "" as "Unnamed: 0"
+_NAMELESS = re.compile(
+    r"|Unnamed: \d+([._]\w+)*"
+)  # pandas reads "" as "Unnamed: 0", and that as "Unnamed: 0.1"
 
 
 @dataclass(frozen=True)

@@ -212,30 +212,41 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         )
     for name, why in _unread(table.columns, used):
         logger.warning("%s: column %s is not read: %s", manifest, name, why)
+    rows = [row for row in table.rows if table.values(row).get("process", "").lower() not in _LEFT_OUT]
+    if not rows:
+        why = "every row has CLAM's process 0: set it to 1" if table.rows else "has no row: add one per slide"
+        raise ManifestError(f"{manifest}: {why}")
+    if len(rows) < len(table.rows):
+        left_out = len(table.rows) - len(rows)
+        logger.warning("%s: CLAM's process 0 leaves out %d of %d rows", manifest, left_out, len(table.rows))
     label = find_column(table.columns, LABEL_COLUMNS)
-    missing = [row.line for row in table.rows if label and is_missing(table.values(row).get(label, ""))]
-    if 0 < len(missing) < len(table.rows):
+    missing = [row.line for row in rows if label and is_missing(table.values(row).get(label, ""))]
+    if 0 < len(missing) < len(rows):
         logger.warning(
             "%s: %d of %d rows have no %s (line %d): training will refuse the table",
-            *(manifest, len(missing), len(table.rows), label, missing[0]),
+            *(manifest, len(missing), len(rows), label, missing[0]),
         )
     by_name: dict[str, set[Path]] = {}
-    for path in [] if path_name else _find(folder).slides:
+    by_id_alone = any(not _given(table.values(row), path_name) for row in rows)
+    for path in _find(folder).slides if by_id_alone else []:
         instance = read_instance(path)
         of_series = (path.parent.name, instance.series) if instance else ()
         for key in (id_of(path.name), path.name, *of_series):
             by_name.setdefault(normalize("NFC", key), set()).add(path)
-    for row in table.rows:
+    for row in rows:
         values, where = table.values(row), f"line {row.line} of {manifest}"
-        if values.get("process") in ("0", "0.0"):  # CLAM's process_list: leave this slide out
-            continue
-        named = _given(values, path_name) or values.get(id_name or "", "")
+        given = _given(values, path_name)
+        named = given or values.get(id_name or "", "")
         slide_id = id_in(values, id_name, path_name)
         if len(row.cells) != len(table.header):
             yield _refused(values, id_name, path_name, f"{where} has too many or too few cells")
             continue
+        if not named:
+            yield "", {}, BadRow("", "", f"{where} names no slide")
+            continue
         try:
-            known = by_name.get(normalize("NFC", named)) or by_name.get(normalize("NFC", slide_id))
+            keys = [] if given else [normalize("NFC", name) for name in (named, slide_id)]
+            known = next(filter(None, map(by_name.get, keys)), None)
             candidates = sorted(known or {_as_on_disk(slide_path(named, folder))})
         except SlideError as error:
             yield _refused(values, id_name, path_name, f"{where}: {error}")
@@ -273,6 +284,9 @@ def _refused(
     shown = {name: without_secret(cell) for name, cell in values.items()}
     slide_id = id_in(shown, id_name, path_name)
     return slide_id, {}, BadRow(slide_id, _given(shown, path_name) or shown.get(id_name or "", ""), reason)
+
+
+_LEFT_OUT = ("0", "0.0", "false")  # CLAM's process_list works on the rows whose `process` is 1
 
 
 def _given(values: Mapping[str, str], column: str | None) -> str:

@@ -141,11 +141,14 @@ def test_an_id_that_two_files_have_is_refused(folder: Path) -> None:
         "wsi;mpp\ns1.svs;0,25\n",
         ",slide_id,path\n7,s1,s1.svs\n",  # pandas with its index
         "Unnamed: 0,slide_id,label\n7,s1.svs,x\n",  # prov-gigapath's splits, read and written again
+        "Unnamed: 0.1,Unnamed: 0,slide_id\n0,7,s1.svs\n",  # ... twice
         "PATIENT,FILENAME\np,s1.h5\n",  # STAMP, of features
+        "slide_id,path\ns1,nan\n",  # a path that pandas did not have
         "slide_id,slide_path\ns1,s1.svs\n",
         "filepath\ns1.svs\n",
         "wsi_path\ns1.svs\n",
         "slide_id,process,status\ns2.tiff,0,tbp\ns1.svs,1,tbp\n",  # CLAM's process_list
+        "slide_id,process\ns2.tiff,False\ns1.svs,True\n",
     ],
 )
 def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
@@ -154,7 +157,7 @@ def test_the_column_names_that_people_have(folder: Path, text: str) -> None:
     assert not work_list.bad
     assert work_list.slides[0].mpp == (0.25 if "mpp" in text else None)
     assert work_list.slides[0].mask is None
-    assert not {"", "unnamed: 0"} & {name.lower() for name in work_list.columns["s1"]}
+    assert not [name for name in work_list.columns["s1"] if not name or name.startswith("Unnamed")]
 
 
 @pytest.mark.parametrize(
@@ -247,13 +250,23 @@ def test_an_id_that_cannot_name_files_is_found_before_any_work(folder: Path, nam
         ("slide_id,path\ns1,s1.svs\ns2," + "x" * 200_000 + "\n", "line 3: field larger"),
         ("", "is empty"),
         ("slide_id,mpp,MPP\ns1,0.5,0.25\n", "column mpp is there twice: rename one"),
-        ("slide_id,path\n", "holds no slides"),
+        ("slide_id,path\n", "has no row: add one per slide"),
+        ("slide_id,process\ns1,0\ns2,0\n", "every row has CLAM's process 0: set it to 1"),
         ("Name,age\na,1\n", "no column names the slides .has Name, age."),
     ],
 )
 def test_tables_that_are_no_manifest(folder: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_work_list(manifest(folder, text))
+
+
+def test_what_is_left_out_or_names_nothing_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = "slide_id,path,process\ns1,s1.svs,1\ns2,s2.tiff,0\n,,1\n"
+    work_list = read_work_list(manifest(folder, rows))
+    assert [slide.slide_id for slide in work_list.slides] == ["s1"]
+    assert "CLAM's process 0 leaves out 1 of 3 rows" in caplog.text
+    [bad] = work_list.bad
+    assert re.fullmatch(r"line 4 of .*m\.csv names no slide", bad.reason)
 
 
 def test_rows_without_a_label_are_named_and_scored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
