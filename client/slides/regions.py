@@ -23,7 +23,7 @@ class LevelRegions:
         downsample: float,
         direct: StoredLevel | None = None,
     ) -> None:
-        self._reader, self._level, self._downsample, self._direct = reader, level, downsample, direct
+        self.reader, self._level, self._downsample, self._direct = reader, level, downsample, direct
 
     def drop_other_pixels(self, *, interpolates: bool) -> None:
         """Read stored tiles from now on only if some spots are the same bytes by the reader.
@@ -36,14 +36,6 @@ class LevelRegions:
         other = interpolates and (not self._downsample.is_integer() or width * height < WORTHWHILE)
         if other or not self._direct.agrees(self._by_reader, spots(self._direct.size), (SPOT, SPOT)):
             self.close()
-
-    def check(self) -> None:
-        """Open this thread's OpenSlide.
-
-        Raises:
-            SlideError: the slide cannot be opened.
-        """
-        self._reader.handle()
 
     def read(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """RGB uint8 [h, w, 3] of a region at `corner` (x, y), both in pixels of the level.
@@ -63,4 +55,4 @@ class LevelRegions:
 
     def _by_reader(self, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
         position = (round(corner[0] * self._downsample), round(corner[1] * self._downsample))
-        return self._reader.read(position, self._level, size)
+        return self.reader.read(position, self._level, size)

@@ -177,11 +177,11 @@ class Slide:
                     return "it shows something else than level 0"
         return ""
 
-    def _regions(self, level: int, reader: RegionReaders | None = None) -> LevelRegions:
+    def _regions(self, level: int) -> LevelRegions:
         """Regions of a level from its stored tiles, whose pixels may differ from OpenSlide's."""
         stored = self.stored_tiles(level)
         direct = StoredLevel(self.path, stored) if isinstance(stored, StoredTiles) else None
-        return LevelRegions(reader or self._reader, level, self.level_downsamples[level], direct)
+        return LevelRegions(self._reader, level, self.level_downsamples[level], direct)
 
     def _downsample(self, level: int, factor: int) -> Overview:
         """The slide at `level`, each `factor` x `factor` pixels averaged into one.
@@ -207,10 +207,10 @@ class Slide:
         def fill(block: tuple[int, int, int, int]) -> None:
             top, left, rows, columns = block
             part = slice(top, top + rows), slice(left, left + columns)
-            regions.check()
             try:
                 region = regions.read((left * factor, top * factor), (columns * factor, rows * factor))
             except SlideError as error:
+                regions.reader.handle()  # raises where it is the slide that cannot be opened
                 failures.append(str(error))
                 if len(failures) > MAX_FAILURES:
                     raise SlideError(f"{self.path}: {error}: copy the slide again") from None
@@ -224,13 +224,13 @@ class Slide:
 
         count = min(len(blocks), os.cpu_count() or 1, MOST_THREADS)
         with ExitStack() as opened:
-            many = opened.enter_context(closing(RegionReaders(self.file))) if count > 1 else None
-            regions = opened.enter_context(closing(self._regions(level, many)))
+            regions = opened.enter_context(closing(self._regions(level)))
             regions.drop_other_pixels(interpolates=self.vendor != OME_TIFF)
-            if many is None:
+            if count == 1:
                 for block in blocks:
                     fill(block)
             else:
+                regions.reader = opened.enter_context(closing(RegionReaders(self.file)))
                 threads = ThreadPoolExecutor(count, "overview")
                 opened.callback(threads.shutdown, cancel_futures=True)
                 for _ in threads.map(fill, blocks):
