@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gigapath_contract.schema import Contract
 
-from ..errors import ClientError, ExportChanged, OutputError, RequestRefused
+from ..errors import ClientError, ExportChanged, OutputError, RequestRefused, SlideError
 from ..files import check_folder
 from ..scoring.embedding import Progress, Throughput, chunk_size, row_width
 from ..scoring.result_key import KeyKind, find_keys
@@ -27,7 +27,7 @@ from ..scoring.score import (
 )
 from ..scoring.timings import StageTimer
 from ..slides.address import slide_path
-from ..slides.fingerprint import slide_sha256
+from ..slides.fingerprint import file_fingerprint, slide_sha256
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.tiling import TilePlan
 from ..triton.connection import Connection
@@ -188,6 +188,7 @@ def score_to(
     Raises:
         OutputError: the files cannot be written.
         ExportChanged: a server serves another export than `contract` was read from.
+        SlideError: the slide can't be read, or was changed while it was.
         ClientError: as `score_slide` raises; another export's results would be overwritten.
 
     Example::
@@ -242,6 +243,10 @@ def score_to(
         if unfinished:  # some of its rows may be the other export's
             unfinished.unlink(missing_ok=True)
         raise
+    if file_fingerprint(source.path) != keys.content.files:
+        if unfinished:
+            unfinished.unlink(missing_ok=True)
+        raise SlideError(f"{source.path}: was changed while it was read: score it again once it is complete")
     if features and not scored.reused:
         missing = list({**dict.fromkeys(missing), features: None})
     provenance = Provenance(contract, keys)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from client.errors import OutputError
+from client.errors import OutputError, SlideError
 from client.outputs.layout import Layout
-from client.outputs.records import SlideRecord
+from client.outputs.records import OK, SlideRecord
 from client.outputs.store import Outputs, SingleFile, TridentFiles, score_to
 from client.scoring.score import SlideSource, TilingOptions
 from client.triton.connection import Connection
@@ -81,3 +81,20 @@ def test_a_slide_does_not_overwrite_another_of_the_same_name(
     assert run_client("score", other, *out).code == 0
     other.write_bytes((slides / "b.tif").read_bytes())  # another, in the place of the one that was scored
     assert run_client("score", other, *out).code == 0
+
+
+def test_a_slide_that_is_replaced_while_it_is_read_gives_no_result(
+    slides: Path, connection: Connection, contract: Contract, tmp_path: Path
+) -> None:
+    path, outputs = tmp_path / "s.tif", TridentFiles(Layout(tmp_path / "out", contract))
+    path.write_bytes((slides / "a.tif").read_bytes())
+
+    def replace(done: int, total: int) -> None:
+        path.write_bytes((slides / "b.tif").read_bytes())
+
+    with pytest.raises(SlideError, match=r"s\.tif: was changed while it was read"):
+        score_to(outputs, SlideSource(path), connection, contract, progress=replace)
+    assert not list((tmp_path / "out").rglob("*.h5"))
+    assert not list((tmp_path / "out" / ".partial").glob("*"))
+    record, _ = score_to(outputs, SlideSource(path), connection, contract)
+    assert record.status == OK
