@@ -26,7 +26,7 @@ from ..scoring.conformance import check_plan, grid_coordinates
 from ..scoring.score import DEFAULT_TILING, SlideSource, TilingOptions, find_tissue, plan_slide
 from ..scoring.timings import duration
 from ..slides.slide import open_slide
-from ..slides.tiling import TilePlan, plan_tiles
+from ..slides.tiling import NO_TILES, TilePlan, plan_tiles
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
@@ -205,7 +205,7 @@ def check_slide(
         f"{plan.mpp_effective[0]:.4g} mpp{share}, {len(plan)} tiles"
     )
     if not len(plan):
-        notes = [*notes, "no tissue found"]
+        notes = [*notes, NO_TILES]
     return Check(name, WARN if notes else GOOD, "; ".join([detail, *notes])), len(plan)
 
 

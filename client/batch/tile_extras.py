@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gigapath_contract.schema import Contract
@@ -13,7 +14,7 @@ from ..outputs.layout import file_stem
 from ..outputs.patch_tokens import write_patch_tokens
 from ..outputs.store import Outputs
 from ..scoring.embedding import Progress, Throughput
-from ..scoring.score import SlideSource, TilingOptions, find_tissue, plan_slide
+from ..scoring.score import SlideSource, TilingOptions, plan_slide
 from ..slides.slide import open_slide
 from ..triton.connection import Connection
 
@@ -62,14 +63,16 @@ def write_tile_extras(
     stale = {path: keys[path] for path in noted.stale(keys)}
     if not stale:
         return list(keys)
+    stored = read_features(h5)
     with open_slide(source.path, source.mpp) as slide, noted.writing(stale):
         if drawn := {path: name for path, name in maps.items() if path in stale}:
             # matplotlib takes long to import: only where something is drawn.
             from ..attribution.render.tile_head import write_tile_maps
 
-            write_tile_maps(drawn, slide_id, read_features(h5), slide)
+            write_tile_maps(drawn, slide_id, stored, slide)
         for path in [path for path in tokens if path in stale]:
-            plan = plan_slide(slide, slide_id, find_tissue(slide, source, tiling), contract, tiling)
+            everywhere = plan_slide(slide, slide_id, None, contract, tiling)
+            plan = replace(everywhere, coords=stored.coords, tissue=stored.tissue)
             about = stored_attributes(h5)
             write_patch_tokens(path, plan, connection, contract, throughput, about, progress=progress)
     return list(keys)

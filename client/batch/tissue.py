@@ -18,7 +18,7 @@ from ..scoring.score import THUMBNAIL_PX, SlideSource, TilingOptions, find_tissu
 from ..slides.contours import rings
 from ..slides.geojson import tissue_features, write_feature_collection
 from ..slides.slide import Slide, open_slide
-from ..slides.tiling import plan_tiles
+from ..slides.tiling import NO_TILES, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file
 
 MANIFEST = "tissue.csv"
@@ -79,7 +79,7 @@ def find_cohort_tissue(
             tissue_status=OK if tiles and not notes else DEGRADED,
             tissue=f"{tissue.fraction:.4f}",
             tiles=str(tiles),
-            notes=notes if tiles else "; ".join(filter(None, ["no tissue found", notes])),
+            notes=notes if tiles else "; ".join(filter(None, [NO_TILES, notes])),
         )
 
 

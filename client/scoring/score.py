@@ -19,7 +19,7 @@ from ..arrays import Array, Bool, Float32, Int64, Pixels
 from ..errors import NonFiniteAnswer, SlideError
 from ..slides.geojson import Frame
 from ..slides.slide import Slide, open_slide
-from ..slides.tiling import TilePlan, plan_tiles
+from ..slides.tiling import NO_TILES, TilePlan, plan_tiles
 from ..slides.tissue import TissueMask, mask_from_file, tissue_mask
 from ..triton.connection import Connection
 from .conformance import check_plan, grid_coordinates
@@ -90,7 +90,7 @@ class ScoredSlide:
         """Why the result is incomplete; empty where it is complete."""
         invalid = len(self.valid) - int(self.valid.sum())
         if len(self.valid) == 0:
-            return "no tissue found: no tile, so no slide embedding and no score"
+            return f"{NO_TILES}: no slide embedding and no score"
         return f"{invalid} of {len(self.valid)} tiles could not be decoded" if invalid else ""
 
 

@@ -262,7 +262,18 @@ def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Sl
         slide.close()
         raise SlideError(f"{path}: holds no tile of its full resolution: copy it again")
     slide.notes += contradictions(properties, slide.mpp)
+    slide.notes += _finer(properties, slide.dimensions, file.pages)
     return slide
+
+
+def _finer(properties: Properties, level0: tuple[int, int], pages: Sequence[Page]) -> list[str]:
+    """A line if the slide has a finer picture than level 0, by which others may count pixels."""
+    if properties.get("dicom.ImageType[3]") == "RESAMPLED":
+        return ["its finest level was made from a finer one: copy all files of the DICOM series"]
+    width, height = max((page.size for page in pages), key=math.prod, default=level0)
+    if properties["openslide.vendor"] == "generic-tiff" and width * height > math.prod(level0):
+        return [f"level 0 is not its largest page, {width}x{height} px: convert it (gigapath-client convert)"]
+    return []
 
 
 def _properties(handle: SlideHandle, pages: Sequence[Page]) -> Properties:

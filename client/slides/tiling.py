@@ -20,6 +20,7 @@ from .tissue import TissueMask
 
 MOST_CELLS = 2_000_000
 """Of a slide's grid: tiles of 0.056 mm on a slide of two inches by three, the largest that is made."""
+NO_TILES = "no tissue found, or less than a tile needs"
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from client.arrays import Pixels
 from client.batch.doctor import WARN, check_slide, describe_device
 from client.scoring.score import SlideSource
+from client.slides.tiling import NO_TILES
 from gigapath_contract.schema import Contract
 from tests.support.pyramid import write_pyramid
 
@@ -132,4 +133,4 @@ def test_a_slide_without_room_for_a_tile_is_a_warning(picture: Pixels, tmp_path:
     check, tiles = check_slide(SlideSource(path), None)
     assert (check.state, tiles) == (WARN, 0)
     assert ", 0 tiles; " in check.detail
-    assert check.detail.endswith("; no tissue found")
+    assert check.detail.endswith(f"; {NO_TILES}")

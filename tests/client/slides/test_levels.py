@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 
@@ -13,6 +14,7 @@ from client.errors import SlideError
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
 from client.slides.tissue import tissue_mask
+from tests.support.dicom import write_series
 from tests.support.pyramid import shrink, write_pyramid
 
 REDUCED, MASK = 1, 4
@@ -68,6 +70,28 @@ def test_the_scale_is_that_of_the_largest_page_wherever_it_is(tmp_path: Path, pi
     ) as slide:
         assert slide.dimensions == (1024, 1024)
         assert slide.mpp == pytest.approx((0.5, 0.5))
+
+
+def test_a_finer_picture_than_level_0_is_named(tmp_path: Path, picture: Pixels) -> None:
+    """OpenSlide takes the first page of a generic TIFF and those that are flagged as reduced."""
+    whole = picture[:512, :512]
+    path = write_pages(tmp_path / "a.tif", (shrink(whole, 2), 0, 0.5), (whole, 0, 0.25))
+    with open_slide(path) as slide:
+        assert slide.dimensions == (256, 256)
+        [note] = slide.notes
+    assert note.startswith("level 0 is not its largest page, 512x512 px")
+    files = write_series(tmp_path, "a", picture[:512, :512], levels=(1, 2))
+    for file in files:
+        data = pydicom.dcmread(file)
+        data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE" if file == files[0] else "RESAMPLED"]
+        data.save_as(file, enforce_file_format=True)
+    with open_slide(files[1]) as slide:
+        assert not slide.notes
+    files[0].unlink()
+    with open_slide(files[1]) as slide:
+        assert slide.notes == [
+            "its finest level was made from a finer one: copy all files of the DICOM series"
+        ]
 
 
 def test_a_label_that_calls_itself_a_level_is_not_used(tmp_path: Path, picture: Pixels) -> None:
