@@ -10,6 +10,8 @@ SLIDE_SUFFIXES = frozenset(
     | {".qptiff", ".ptif", ".btf", ".tf8"}
 )
 FEATURES_SUFFIX = ".h5"
+# Of the pictures that `client convert` makes slides of: a table may still name them.
+PICTURE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})
 
 
 def slide_id(name: str) -> str:
@@ -19,7 +21,8 @@ def slide_id(name: str) -> str:
     known suffix is taken as it is, dots and slashes included.
     """
     path = PurePath(name)
-    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | {FEATURES_SUFFIX} else name
+    known = SLIDE_SUFFIXES | PICTURE_SUFFIXES | {FEATURES_SUFFIX}
+    return path.stem if path.suffix.lower() in known else name
 
 
 LONGEST_ID = 180

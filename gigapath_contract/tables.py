@@ -12,7 +12,7 @@ from typing import Any
 from gigapath_contract.errors import TableError
 from gigapath_contract.slides import slide_id
 
-# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP, eva and the GDC use these names; they are compared without case.
+# TRIDENT, CLAM, prov-gigapath, PANDA, STAMP, eva and the GDC use these names; `find_column` compares them.
 ID_COLUMNS = ("slide_id", "sample_id", "slide", "image_id", "filename", "wsi")
 PATH_COLUMNS = ("image_path", "path", "slide_path", "wsi_path", "filepath", "file_path", "file_name", "wsi")
 PATIENT_COLUMNS = (
@@ -23,6 +23,7 @@ LABEL_COLUMNS = ("label", "isup_grade", "target")
 MPP_COLUMNS = ("mpp", "spacing_at_level_0", "slide_mpp", "default_slide_mpp")
 MASK_COLUMNS = ("mask_path",)
 
+_SEPARATOR = re.compile(r"[\s-]+")
 _NAMELESS = re.compile(
     r"|Unnamed: \d+([._]\w+)*"
 )  # pandas reads "" as "Unnamed: 0", and that as "Unnamed: 0.1"
@@ -110,8 +111,12 @@ def is_missing(cell: str) -> bool:
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of `names`, without case, that is among `columns` (lower case)."""
-    return next((name.lower() for name in names if name.lower() in columns), None)
+    """The first of `columns` (lower case) with the first of `names` that is among them.
+
+    Case does not matter, and people write `Case ID` for case_id.
+    """
+    written = {_SEPARATOR.sub("_", column): column for column in reversed(columns)}
+    return next((found for name in names if (found := written.get(_SEPARATOR.sub("_", name.lower())))), None)
 
 
 def id_in(values: Mapping[str, str], id_column: str | None, path_column: str | None) -> str:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from gigapath_contract.slides import PICTURE_SUFFIXES
+
 from ..batch.manifest import read_work_list
 from ..errors import ClientError, OutputError
 from ..files import check_folder
 from ..scoring.score import SlideSource
-from ..slides.convert import PICTURES, convert_picture
+from ..slides.convert import convert_picture
 from . import options
 from .display import warn
 
@@ -37,9 +39,9 @@ def command(
     """
     check_folder(out)
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES)
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
         pictures = [SlideSource(path, path.stem) for path in found]
-    elif source.suffix.lower() in PICTURES:
+    elif source.suffix.lower() in PICTURE_SUFFIXES:
         pictures = [SlideSource(source, source.stem)]
     else:
         work_list = read_work_list(source, wsi_dir)
@@ -47,7 +49,7 @@ def command(
             warn(options.console, f"{bad.slide_id}: {bad.reason}")
         pictures = work_list.slides
     if not pictures:
-        raise ClientError(f"{source}: holds no pictures (looked for {' '.join(sorted(PICTURES))})")
+        raise ClientError(f"{source}: holds no pictures (looked for {' '.join(sorted(PICTURE_SUFFIXES))})")
     failed, written = 0, set[Path]()
     for picture in pictures:
         target = out / f"{picture.slide_id}.tiff"
@@ -64,6 +66,6 @@ def command(
             warn(options.console, str(error))
         else:
             written.add(target)
-            typer.echo(f"{target}  {scale[0]:.4g} mpp, {levels} levels")
+            typer.echo(f"{target}  {scale[0]:.4g} mpp, {levels} level{'s' * (levels > 1)}")
     if failed:
         raise typer.Exit(1)

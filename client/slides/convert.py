@@ -19,7 +19,6 @@ from .detect import first_bytes
 from .mpp import PLAUSIBLE
 from .tiff import DAMAGE, SIGNATURES, all_pages, orientation_of, page_mpp, upright
 
-PICTURES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg"})
 _TILE, _QUALITY, _SMALLEST = 256, 90, 1024
 
 

@@ -25,6 +25,7 @@ IDS = NAMES | {
     "slide.ome.tif": "slide.ome",
     "plain": "plain",
     "features.h5": "features",
+    "photo.png": "photo",  # convert made a slide of it
 }
 
 TABLES = {
@@ -33,6 +34,7 @@ TABLES = {
     "semicolons, a byte order mark and Windows lines": "\ufeffSlide_ID;Label\r\ns1;0\r\ns2;1\r\n",
     "paths alone": "file_name,label\nsub/s1.svs,0\ns2.vmu,1\n",
     "a path where the id is missing": "slide_id,path,label\n,sub/s1.svs,0\ns2,x.svs,1\n",
+    "names with spaces": "Slide ID,label\ns1.svs,0\ns2.svs,1\n",
     "two columns of ids": "wsi,filename,label\nother.svs,s1.svs,0\nother.svs,s2.svs,1\n",
     "empty lines and padding": "\nslide_id , label\n\n s1 ,0\n,\ns2, 1\n",
     "cells in quotes with a line break and a separator": 'slide_id,note,label\ns1,"a\nb, c",0\ns2,"",1\n',

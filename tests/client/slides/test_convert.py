@@ -12,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from client.batch.manifest import read_work_list
 from client.reading.stream import read_tiles
 from client.slides.convert import convert_picture
 from client.slides.slide import open_slide
@@ -73,6 +74,21 @@ def test_a_table_gives_each_picture_its_mpp(run_client: Run, tmp_path: Path) -> 
     again = run_client("convert", tmp_path / "grey.png", "--out", tmp_path / "slides", "--mpp", 0.5)
     assert again.code == 0
     assert "exists" in run_client("convert", tmp_path / "grey.png", "--out", tmp_path / "slides").err
+
+
+def test_a_table_of_pictures_is_a_manifest_of_the_slides_made_of_them(
+    run_client: Run, tmp_path: Path
+) -> None:
+    for name in ("one.png", "two.jpg"):
+        Image.new("RGB", (300, 300)).save(tmp_path / name)
+    (tmp_path / "scans.csv").write_text("Slide,mpp\none.png,0.5\ntwo.jpg,0.5\n")
+    done = run_client("convert", tmp_path / "scans.csv", "--out", tmp_path / "slides")
+    assert done.code == 0, done.err
+    work_list = read_work_list(tmp_path / "scans.csv", tmp_path / "slides")
+    assert [(slide.slide_id, slide.path.name) for slide in work_list.slides] == [
+        ("one", "one.tiff"),
+        ("two", "two.tiff"),
+    ]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
