@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -80,7 +81,8 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
         return _checked([_row(source)], source)
     if source.is_dir():
         found = _find(source)
-        rows = [_row(path) for path in found.slides]
+        ids = collections.Counter(id_of(path.name) for path in found.slides)
+        rows = [_row(path, _folder_name(path) if ids[id_of(path.name)] > 1 else "") for path in found.slides]
         rows += [(p.stem, {}, BadRow(_shown(p.stem), _shown(p), _dead_link(p))) for p in found.dead]
         return dataclasses.replace(_checked(rows, source), left_out=found.others)
     if is_slide(source):
@@ -88,13 +90,20 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
     return _checked(_manifest_rows(source, slides or source.parent), source)
 
 
+_UNIQUE = "rename one, or give each an id of its own in a manifest (columns slide_id and path)"
+
 ManifestRow = tuple[str, Mapping[str, str], SlideSource | BadRow]
 """A slide id, its further columns, and the slide or what is wrong with it."""
 
 
-def _row(path: Path) -> ManifestRow:
-    slide = SlideSource(path)
+def _row(path: Path, slide_id: str = "") -> ManifestRow:
+    slide = SlideSource(path, slide_id)
     return slide.slide_id, {}, slide
+
+
+def _folder_name(path: Path) -> str:
+    """The folder's name of a DICOM slide, else "": archives give the files of every series the same names."""
+    return path.parent.name if read_instance(path) else ""
 
 
 def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> WorkList:
@@ -111,9 +120,7 @@ def _checked(rows: Iterator[ManifestRow] | list[ManifestRow], source: Path) -> W
             bad.append(row)
         elif slide_id in slides:
             other = slides[slide_id].path
-            bad.append(
-                BadRow(slide_id, str(row.path), f"slide id {slide_id} is already {other}: make ids unique")
-            )
+            bad.append(BadRow(slide_id, str(row.path), f"slide id {slide_id} is already {other}: {_UNIQUE}"))
         elif not _is_utf8(row.path) or not is_file_name(slide_id):
             shown = slide_id if len(slide_id) <= 60 else f"{slide_id[:60]}…"
             size = len(slide_id.encode(errors="replace"))

@@ -74,6 +74,20 @@ def test_every_dicom_series_of_a_folder_is_a_slide(tmp_path: Path, picture: Pixe
     assert [path.name for path in work_list.left_out] == ["a.dcm", "aa-1.dcm"]
 
 
+def test_dicom_slides_whose_files_have_the_same_names_are_called_like_their_folders(
+    tmp_path: Path, picture: Pixels
+) -> None:
+    for number, case in enumerate(("case1", "case2")):
+        (tmp_path / case).mkdir()
+        write_series(tmp_path / case, case, picture[number * 512 :][:512, :512], levels=(1,))
+        (tmp_path / case / f"{case}-1.dcm").rename(tmp_path / case / "DCM_0.dcm")
+    write_pyramid(tmp_path / "case1" / "plain.tif", picture[:256, :256])
+    write_pyramid(tmp_path / "plain.tif", picture[:256, :256])
+    work_list = read_work_list(tmp_path)
+    assert [slide.slide_id for slide in work_list.slides] == ["case1", "plain", "case2"]
+    assert "give each an id of its own in a manifest" in work_list.bad[0].reason
+
+
 def test_a_manifest_names_a_dicom_slide_by_its_folder_or_its_uid(tmp_path: Path, picture: Pixels) -> None:
     for number, name in enumerate(("case1", "case2", "case3")):
         (tmp_path / name).mkdir()
