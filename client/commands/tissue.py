@@ -58,7 +58,9 @@ def command(
     counts = collections.Counter(row.tissue_status for row in rows)
     manifest = write_manifest(out, rows, work_list.columns)
     typer.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
-    typer.echo(f"{manifest}\nlook at {out}/thumbnails")
-    say_next("batch", manifest, "--out", out.parent / "results")
+    typer.echo(manifest)
+    if counts[FAILED] < len(rows):
+        typer.echo(f"look at {out}/thumbnails")
+        say_next("batch", manifest, "--out", out.parent / "results")
     if counts[FAILED]:
         raise typer.Exit(1)

@@ -56,5 +56,9 @@ def test_tissue_is_found_corrected_and_taken_up(
     batch = run_client("batch", out / "tissue.csv", "--out", tmp_path / "out", "--url", triton_url)
     assert batch.code == 0, batch.err
     assert rows_of(Layout(tmp_path / "out", contract).status)["a"]["tiles"] == corrected["tiles"]
+    (tmp_path / "gone.csv").write_text("slide_id,path\ngone,gone.tif\n")
+    none_found = run_client("tissue", tmp_path / "gone.csv", "--out", tmp_path / "none")
+    assert none_found.code == 1
+    assert "next:" not in none_found.out
     assert run_client("tissue", slides / "a.tif", "--out", out, "--overwrite").code == 0
     assert rows_of(out / "tissue.csv")["a"]["tiles"] == found["a"]["tiles"]
