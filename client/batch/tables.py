@@ -80,7 +80,7 @@ def write_scores(
             pq.write_table(pa.table(content), part)
     patients = {slide_id: _patient(columns.get(slide_id, {})) for slide_id in ids}
     if head and any(patients.values()):
-        written.append(layout.export / "patients.csv")
+        written.append(layout.patients)
         _write_table(written[-1], _by_patient(layout.contract, records, scores, patients))
     return written
 

@@ -22,15 +22,12 @@ from ..outputs.layout import Layout, stored_layouts
 from ..outputs.records import FAILED
 from ..scoring.embedding import Throughput
 from ..scoring.score import TilingOptions
-from ..scoring.timings import bottleneck, total
+from ..scoring.timings import WORTH_ADVICE_S, bottleneck, total
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
 from .display import BatchView, say_next, say_served, warn_missing, warn_untrained
-
-WORTH_ADVICE_S = 10.0
-"""Seconds of all slides together, below which no bottleneck is named."""
 
 
 @options.shares(
@@ -133,6 +130,8 @@ def command(
     typer.echo(shown.status)
     if contract.head is not None:
         typer.echo(shown.scores)
+        if any(work_list.columns.values()) and not shown.patients.exists():
+            typer.echo("no patients.csv: no column has a name of patients (pat_id, case_id, patient …)")
         say_next("attribute", out, "--all", endpoint=endpoint)
     labels = source if source.is_file() else "LABELS.csv"
     typer.echo(f"to train on them, in a checkout: python -m training init-recipe {labels} --features {out}")

@@ -20,12 +20,12 @@ from ..outputs.records import SlideRecord
 from ..outputs.store import SingleFile, check_free, score_to
 from ..scoring.embedding import Throughput
 from ..scoring.score import SlideSource, TilingOptions
-from ..scoring.timings import bottleneck
+from ..scoring.timings import WORTH_ADVICE_S, bottleneck
 from ..triton.connection import Connection
 from ..triton.contract import read_contract
 from ..triton.endpoint import Endpoint
 from . import options
-from .display import say_served, tile_progress, warn, warn_missing, warn_untrained
+from .display import say_next, say_served, tile_progress, warn, warn_missing, warn_untrained
 
 
 @options.shares(endpoint=options.endpoint, tiling=options.tiling, throughput=options.throughput)
@@ -90,6 +90,8 @@ def command(
     _report(console, paths[0], contract, record)
     for path in paths:
         console.print(path, highlight=False, soft_wrap=True)
+    if contract.head:
+        say_next("attribute", paths[0], "--slide", slide, endpoint=endpoint)
 
 
 def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord) -> None:
@@ -111,7 +113,6 @@ def _report(console: Console, h5: Path, contract: Contract, record: SlideRecord)
     for name, score in zip(contract.head.classes if contract.head else (), scores, strict=False):
         table.add_row(name, f"{score:.4f}")
     table.add_row("seconds", f"{record.seconds:.2f}")
-    for name, stage in record.stages.items():
-        table.add_row(f"  {name}", f"{stage['seconds']:.2f}")
     console.print(table)
-    console.print(bottleneck(record.stages, record.seconds))
+    if advice := bottleneck(record.stages, record.seconds, at_least=WORTH_ADVICE_S):
+        console.print(advice, soft_wrap=True)

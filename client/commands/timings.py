@@ -38,8 +38,8 @@ def command(
     console = Console()
     console.print(table)
     console.print(
-        f"{len(records)} slides, {tiles} tiles embedded, {seconds:.1f} s in all: the stages above the line "
-        "add up to it, those below run at the same time",
+        f"{len(records)} slide{'s' * (len(records) > 1)}, {tiles} tiles embedded, {seconds:.1f} s in all: "
+        "the stages above the line add up to it, those below run at the same time",
         soft_wrap=True,
     )
     console.print(bottleneck(stages, seconds if len(records) == 1 else 0.0), soft_wrap=True)

@@ -61,6 +61,11 @@ class Layout:
         return self.export / "scores.csv"
 
     @property
+    def patients(self) -> Path:
+        """The same by patient, where a column names the patients."""
+        return self.export / "patients.csv"
+
+    @property
     def encoder(self) -> str:
         """Tile encoder, first 8 digits of its weights' digest, precision, and those digits of a tile head."""
         encoder, head = self.contract.tile_encoder, self.contract.tile_head

@@ -101,12 +101,16 @@ def shares(stages: dict[str, dict[str, float]], seconds: float) -> dict[str, tup
     return {name: (spent, spent / max(seconds, 1e-9)) for name, spent in serial.items()}
 
 
+WORTH_ADVICE_S = 10.0
+"""Seconds of all slides together, below which score and batch name no bottleneck."""
+
+
 def bottleneck(stages: dict[str, dict[str, float]], elapsed: float = 0.0, *, at_least: float = 0.0) -> str:
     """One sentence: the stage that took most of the time, and what would help; `stages` as by `as_dict`.
 
     `elapsed` are the seconds of the clock in which all of it was done, of slides side by side less than their
     sum; 0 where they are not known, and then it is not said how busy the encoder was.
-    Empty where the stages that follow one another took less than `at_least` seconds.
+    Empty where the stages that follow one another took less than `at_least` seconds, as by `WORTH_ADVICE_S`.
     """
 
     def seconds(name: str) -> float:
@@ -130,15 +134,15 @@ def bottleneck(stages: dict[str, dict[str, float]], elapsed: float = 0.0, *, at_
 
 
 _ADVICE = {
-    "hash": ("hashing the slides", "the storage is slow; copy the slides to a faster one"),
-    "open": ("opening the slides", "the storage is slow; copy the slides to a faster one"),
+    "hash": ("hashing the slides", "copy the slides to faster storage"),
+    "open": ("opening the slides", "copy the slides to faster storage"),
     "tissue": (
         "finding tissue",
-        "more slides at a time (--slides), or masks where there are none (--mask or a mask_path column)",
+        "in a batch more slides at a time (--slides); masks where there are none (--mask or mask_path)",
     ),
     "wait-read": ("reading tiles", "more --workers, faster storage, or tiled JPEG TIFFs without resampling"),
-    "slide": ("the slide encoder", "it runs once per slide; more slides at a time (--slides) hide it"),
-    "write": ("writing outputs", "the output's disk is slow; choose another --out"),
+    "slide": ("the slide encoder", "it runs once per slide; in a batch more --slides at a time hide it"),
+    "write": ("writing outputs", "an --out on a faster disk"),
     "compute": (
         "the tile encoder on the server",
         "a faster GPU, fp16, or more servers (--url a:8001,b:8001)",

@@ -197,7 +197,9 @@ def test_the_command(
     done = run_client("score", real_slide, "--out", tmp_path, "--url", triton_url)
     assert done.code == 0, done.err
     assert "0.499 x 0.499 (openslide.mpp)" in done.out
-    assert "bottleneck: " in done.out
+    assert "bottleneck: " not in done.out  # of a second's work
+    h5 = tmp_path / "CMU-1-Small-Region.h5"
+    assert f"next: gigapath-client attribute {h5} --slide {real_slide}" in done.out
     assert {path.name for path in tmp_path.iterdir()} == {
         "CMU-1-Small-Region.h5",
         "CMU-1-Small-Region-tiles.png",
@@ -206,6 +208,7 @@ def test_the_command(
     }
     explained = run_client("timings", tmp_path)
     assert explained.code == 0
+    assert "bottleneck: " in explained.out
     for stage in ("tissue", "read", "wait-server", "send", "queue", "compute", "slide", "write"):
         assert stage in explained.out
 
