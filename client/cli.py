@@ -8,7 +8,6 @@ import signal
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from gigapath_contract.command_line import call, fail
@@ -84,10 +83,18 @@ def options(
     logging.getLogger(__package__).setLevel(level)
 
 
+class _OneLine(logging.Handler):
+    """A line per record, not wrapped, above the progress bars of the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else ""
+        console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped pod cleans up as Ctrl-C does
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.basicConfig(format="{asctime} {levelname} {message}", style="{", handlers=[_OneLine()])
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong
     try:
         call(app, PROGRAM)
