@@ -64,9 +64,11 @@ def demo(
     report(h5, seconds)
     report_held_out(scores, layout)
     console.print("\nMade, of every slide:")
-    for path in (*sorted(out.glob("*.*")), out / "cohort"):
+    for path in (*sorted(out.glob("[!.]*.*")), out / "cohort"):
         console.print(str(path), soft_wrap=True, highlight=False)
-    console.print(f"\nLook at them in the browser:\n[bold]$ gigapath-client view {out} {out / 'cohort'}")
+    console.print("\nLook at them in the browser:\n[bold]$ . .venv/bin/activate")
+    console.print(f"[bold]$ gigapath-client view {out} {out / 'cohort'}", soft_wrap=True)
+    console.print("\nWith slides and labels of your own: docs/tutorial.md")
 
 
 def report(h5: Path, seconds: dict[str, float]) -> None:
@@ -106,7 +108,7 @@ def run(*arguments: str) -> None:
     shown = (
         shown.replace("client", "gigapath-client", 1) if arguments[0] == "client" else f"python -m {shown}"
     )
-    console.print(f"\n[bold]$ {shown}")
+    console.print(f"\n[bold]$ {shown}", soft_wrap=True)
     code = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=False).returncode
     if code:
         sys.exit(code)

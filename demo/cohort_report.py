@@ -140,7 +140,7 @@ def serve(repository: Path) -> tuple[dict[str, float], list[AttributedSlide], La
         layout = served_layout(out, url)
         scores = {row["slide_id"]: float(row["score_lesion"]) for row in read_csv(layout.scores)}
         attributed = [attribute(row, layout, url) for row in held_out if row["label"] == "lesion"]
-        like = next(row["slide_id"] for row in held_out if row["scanner_mpp"] == "0.5")
+        like = next(row["slide_id"] for row in held_out if row["scanner"] == "0.5")
         return scores, attributed, attribute_large(layout.features(like), url)
 
 
@@ -155,7 +155,7 @@ def attribute(row: dict[str, str], layout: Layout, url: str) -> AttributedSlide:
     return AttributedSlide(
         slide_id=name,
         pattern=row["pattern"],
-        mpp=float(row["scanner_mpp"]),
+        mpp=float(row["scanner"]),
         tiles=len(truth),
         planted=int(truth.sum()),
         answered=int(answered.sum()),

@@ -122,7 +122,7 @@ def lesion_annotations(plan: SlidePlan) -> dict[str, Any]:
 def _write_tables(plans: list[SlidePlan], out: Path) -> None:
     write_csv(
         out / "labels.csv",
-        ("slide_id", "image_path", "pat_id", "label", "split", "pattern", "scanner_mpp"),
+        ("slide_id", "image_path", "pat_id", "label", "split", "pattern", "scanner"),
         [
             (p.slide_id, f"slides/{p.slide_id}.tiff", p.patient_id, slide_label(p), p.split, p.pattern, p.mpp)
             for p in plans

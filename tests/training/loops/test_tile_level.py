@@ -143,7 +143,7 @@ def test_a_strangers_checkpoint_runs_no_code(
 def test_a_place_in_a_slide_is_the_same_tissue_whatever_the_scanner(real_slide: Path, tmp_path: Path) -> None:
     make_cohort(real_slide, tmp_path / "cohort", only=("test-24A", "test-25B", "test-26A"))
     with (tmp_path / "cohort" / "labels.csv").open() as file:
-        scanner = {row["slide_id"]: float(row["scanner_mpp"]) for row in csv.DictReader(file)}
+        scanner = {row["slide_id"]: float(row["scanner"]) for row in csv.DictReader(file)}
     rows = read_list(tmp_path / "cohort" / "tiles.csv")
     assert set(scanner.values()) == {0.5, 0.25, 0.4}
     for name, mpp in scanner.items():
