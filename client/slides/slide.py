@@ -147,9 +147,7 @@ class Slide:
         """The coarsest level that is still as fine as `downsample` and shows what level 0 shows, else 0."""
         fine = (i for i, factor in enumerate(self.level_downsamples) if factor <= downsample)
         for level in sorted(fine, key=lambda level: -self.level_downsamples[level]):
-            if level not in self._misfits:
-                self._misfits[level] = self._compare(level)
-            if not (reason := self._misfits[level]):
+            if not (reason := self._misfit(level)):
                 return level
             width, height = self.level_dimensions[level]
             note = f"level {level} ({width}x{height} px) is not used: {reason}"
@@ -157,10 +155,16 @@ class Slide:
                 self.notes.append(note)
         return 0
 
+    def _misfit(self, level: int) -> str:
+        """Why a level can't be level 0 made smaller; empty where it can."""
+        if level not in self._misfits:
+            self._misfits[level] = self._compare(level)
+        return self._misfits[level]
+
     def _compare(self, level: int) -> str:
-        """Why a level can't be level 0 made smaller, judged by some spots of it and of the next finer."""
-        sound = [i for i in range(level) if not self._misfits.get(i)]
-        finer = min(sound, key=lambda i: -self.level_downsamples[i])
+        """The same, judged by some spots of it and of the next finer level that passed itself."""
+        coarsest_first = sorted(range(level), key=lambda i: -self.level_downsamples[i])
+        finer = next(i for i in coarsest_first if not self._misfit(i))
         ratio = self.level_downsamples[level] / self.level_downsamples[finer]
         side = math.ceil(SPOT * ratio)
         with closing(self._regions(level)) as coarse, closing(self._regions(finer)) as fine:

@@ -102,6 +102,16 @@ def test_a_label_that_calls_itself_a_level_is_not_used(tmp_path: Path, picture: 
         assert slide.notes == ["level 1 (256x256 px) is not used: it shows something else than level 0"]
 
 
+def test_levels_that_agree_with_each_other_alone_are_not_used(tmp_path: Path, picture: Pixels) -> None:
+    """As a converter leaves them that takes RGB for YCbCr where it makes levels."""
+    whole = picture[1500:2012, 700:1212]
+    other = whole[..., ::-1] // 2
+    pages = ((shrink(other, factor), REDUCED, 0.25 * factor) for factor in (2, 4))
+    with open_slide(write_pages(tmp_path / "a.tif", (whole, 0, 0.25), *pages)) as slide:
+        assert slide.level_for(4) == 0
+        assert [note.partition(" is not used")[0][:7] for note in slide.notes] == ["level 2", "level 1"]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_mask_of_a_cloud_optimised_tiff_is_no_level(tmp_path: Path, picture: Pixels, first: bool) -> None:
     whole = picture[1000:2024, 700:1724]
