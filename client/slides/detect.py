@@ -26,10 +26,13 @@ _MAGIC = (
     b"[Uncompressed Virtual Microscope Specimen]",
 )
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_READ = _SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
+_SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION = 0x00080016, 0x00080008, 0x0020000E, 0x00209311
+_OPTICAL_PATHS = 0x00480105
+_READ = (_SOP_CLASS, _IMAGE_TYPE, _SERIES, _ORGANISATION, _OPTICAL_PATHS)
 _FRAMES = 0x52009230  # PerFrameFunctionalGroupsSequence
 _EXTENDED_OFFSETS, _PIXELS = 0x7FE00001, 0x7FE00010
 _UNDEFINED = b"\xff\xff\xff\xff"  # the length of pixel data in frames that are compressed
+_LOST = "does not say where its frames lie: damaged, copy it again"
 _LARGEST_TABLE = 1 << 26  # bytes, 16 million frames
 
 
@@ -89,10 +92,11 @@ def _read_instance(path: Path, size: int, modified: int) -> Instance | None:
     return Instance(str(series or ""), is_level)
 
 
-def loses_frames(path: Path) -> bool:
-    """Whether OpenSlide would die of a DICOM file that does not say where its frames lie.
+def fault_of_frames(path: Path) -> str:
+    """Why OpenSlide would die of a DICOM file, or show one of several pictures; empty where it would not.
 
-    It should list where each of them lies and does not, or says of one that it begins past the file's end.
+    It dies where a file should list where each frame lies and does not, or says of one that it begins past
+    the file's end.
     """
     listed = False
     tables: list[tuple[bytes, str]] = []
@@ -113,10 +117,13 @@ def loses_frames(path: Path) -> bool:
 
     header = _read_header(path, at_frames, read_tables) or {}
     if not listed and header.get(_ORGANISATION) not in (None, "", "TILED_FULL"):
-        return True
+        return _LOST
     size = path.stat().st_size
     offsets = (np.frombuffer(table, kind, len(table) // int(kind[-1])) for table, kind in tables)
-    return any(bool((found >= size).any()) for found in offsets)
+    if any(bool((found >= size).any()) for found in offsets):
+        return _LOST
+    paths = len(header.get(_OPTICAL_PATHS) or ())
+    return f"holds {paths} optical paths: export one" if paths > 1 else ""
 
 
 def _read_header(

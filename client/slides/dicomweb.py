@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import requests
 import tenacity
 from dicomweb_client.api import DICOMwebClient
+from pydicom import Dataset
 from pydicom.uid import RLELossless
 from wsidicom import WsiDicom, WsiDicomWebClient, errors
 from wsidicom.config import Settings
@@ -38,6 +41,7 @@ _LONGEST_S = 300  # that an answer may take
 _PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 _BUSY = (408, 429, 502, 503, 504)
 _MOST_FRAMES = 1 << 24
+_THREADS = 8  # that ask for headers
 _JPEG_XL = [f"1.2.840.10008.1.2.4.11{kind}" for kind in range(3)]  # that hide a frame's size
 _ANY_SYNTAX = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 _KINDS: tuple[type[Exception], ...] = (
@@ -76,13 +80,15 @@ class DicomSeries:
             ) from None
         except _KINDS as error:
             raise SlideError(
-                f"{path}: cannot be read ({one_line(error)}): check the slide on its server"
+                f"{path}: cannot be read ({one_line(error)}): check the slide on its server, or download it"
             ) from None
         if len(pyramids) != 1:
             raise SlideError(
                 f"{path}: holds {len(pyramids)} images of separate parts of a slide: download them"
             )
         self._levels = list(pyramids[0])
+        if (paths := max(len(level.optical_paths) for level in self._levels)) > 1:
+            raise SlideError(f"{path}: holds {paths} optical paths: store one in a series of its own")
         datasets = [dataset for level in self._levels for dataset in level.datasets]
         if any((dataset.samples_per_pixel, dataset.bits) != (3, 8) for dataset in datasets):
             raise SlideError(f"{path}: not in RGB of 8 bits: convert it, for example to tiled JPEG TIFF")
@@ -172,14 +178,34 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         client = DICOMwebClient(service, session=self._session, timeout=_TIMEOUT_S)
         client.set_http_retry_params(retry=False)  # it would ask again after any error; `_Session` does not
         self._stored = functools.cache(self._ask)
+        self._headers: dict[str, Dataset] = {}  # that were fetched and not yet asked for
+        self._parts: dict[str, list[tuple[int, str]]] = {}  # offset of their first frame, and UID
         super().__init__(client)
 
-    def get_wsi_instances(self, *uids: Any) -> Iterator[tuple[Any, Any, None]]:
-        """UIDs of series and instance; not the transfer syntaxes that the server could encode them in."""
-        return ((series, instance, None) for series, instance, _ in super().get_wsi_instances(*uids))
+    def get_wsi_instances(self, study: Any, series: Any) -> Iterator[tuple[Any, Any, None]]:
+        """UIDs of series and instance, of a concatenation (PS3.3 C.7.6.16.2.2.4) those of its first part.
 
-    def get_instance(self, *uids: Any) -> Any:
-        """An instance's header, where it claims no more than a slide can hold."""
+        Not the transfer syntaxes that the server could encode them in.
+        """
+        found = [(study, *uids[:2]) for uids in super().get_wsi_instances(study, series)]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            headers = list(threads.map(lambda uids: self._header(*uids), found))
+        groups: dict[str, list[Dataset]] = {}
+        for header in headers:
+            groups.setdefault(header.get("ConcatenationUID") or header.SOPInstanceUID, []).append(header)
+        for parts in groups.values():
+            parts.sort(key=_offset)
+            first = parts[0].SOPInstanceUID
+            self._parts[first] = [(_offset(part), part.SOPInstanceUID) for part in parts]
+            self._headers[first] = _joined(parts) if "ConcatenationUID" in parts[0] else parts[0]
+            yield parts[0].SeriesInstanceUID, first, None
+
+    def get_instance(self, study: Any, series: Any, instance: Any) -> Any:
+        """An instance's header; of a concatenation that of all its frames."""
+        return self._headers.pop(instance, None) or self._header(study, series, instance)
+
+    def _header(self, *uids: Any) -> Any:
+        """A header as it is stored, where it claims no more than a slide can hold."""
         header = super().get_instance(*uids)
         width, height, *tile = (
             int(header.get(name) or 1)
@@ -191,15 +217,19 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
             raise SlideError(f"{self._path}: its header claims frames of {tile[0]}x{tile[1]} px: damaged")
         return header
 
-    def get_frames(self, *uids_and_numbers: Any) -> Iterator[bytes]:
+    def get_frames(
+        self, study: Any, series: Any, instance: Any, numbers: Any, syntax: Any
+    ) -> Iterator[bytes]:
         """Stored frames, checked to claim no more pixels than a tile can have."""
-        syntax = uids_and_numbers[-1]
-        for frame in super().get_frames(*uids_and_numbers):
-            if syntax.is_encapsulated and syntax != RLELossless:  # else the decoder goes by the header's size
-                width, height = _claimed(frame)
-                if not 0 < 4 * width * height <= LARGEST_TILE:
-                    raise ValueError(f"a frame claims {width}x{height} px")
-            yield frame
+        parts = self._parts[instance]
+        for (offset, part), some in itertools.groupby(numbers, lambda number: _part_of(number, parts)):
+            local = [number - offset for number in some]
+            for frame in super().get_frames(study, series, part, local, syntax):
+                if syntax.is_encapsulated and syntax != RLELossless:  # else decoders go by the header's size
+                    width, height = _claimed(frame)
+                    if not 0 < 4 * width * height <= LARGEST_TILE:
+                        raise ValueError(f"a frame claims {width}x{height} px")
+                yield frame
 
     def _bound(self, answer: requests.Response, **_options: Any) -> None:
         """Have an answer end with an error where it is too long."""
@@ -237,6 +267,34 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         if found[1] in _JPEG_XL:
             raise SlideError(f"{self._path}: its frames are in JPEG XL: download and convert it")
         return found[1]
+
+
+def _offset(header: Dataset) -> int:
+    return int(header.get("ConcatenationFrameOffsetNumber") or 0)
+
+
+def _part_of(number: int, parts: list[tuple[int, str]]) -> tuple[int, str]:
+    """The part of a concatenation that holds a frame, which are counted from 1."""
+    return next(part for part in reversed(parts) if part[0] < number)
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    """The header of the parts of a concatenation as one instance: wsidicom would take the first part alone.
+
+    Raises:
+        ValueError: some part is missing.
+    """
+    joined, counts = parts[0], [int(part.NumberOfFrames) for part in parts]
+    if [_offset(part) for part in parts] != [sum(counts[:number]) for number in range(len(parts))]:
+        raise ValueError("parts of a concatenation are missing")
+    joined.NumberOfFrames = sum(counts)
+    if "PerFrameFunctionalGroupsSequence" in joined:
+        joined.PerFrameFunctionalGroupsSequence = [
+            frame for part in parts for frame in part.PerFrameFunctionalGroupsSequence
+        ]
+    for name in [name for name in joined.dir("Concatenation") if name in joined]:
+        delattr(joined, name)
+    return joined
 
 
 @contextmanager

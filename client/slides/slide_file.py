@@ -17,19 +17,21 @@ from ..errors import SlideError
 from .address import RemotePath
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff
-from .detect import first_bytes, is_dicom, loses_frames
+from .detect import fault_of_frames, first_bytes, is_dicom
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
 from .stored_tiles import VENDORS, StoredTiles
 from .tiff import Page, read_pages
 
-# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit or without a flavour.
+# What OpenSlide says of sound files: in codecs that it lacks, and DICOM in grey, 16 bit, without a flavour or
+# of several focal planes.
 _OTHER_KIND = re.compile(
     rf"Unsupported TIFF compression: ({'|'.join(str(int(code)) for code in COMPRESSION)})$"
     r"|Unsupported transfer syntax|Attribute \w+ value|Couldn't get image flavor|No pyramid levels found"
+    r"|Slide contains unexpected image"
 )
 
-
+_READING = re.compile(r"Reading [^:]*: ")  # another file of the slide
 OPENSLIDE = "openslide"
 
 
@@ -63,11 +65,12 @@ def check_content(path: Path) -> SlideFile:
     """
     check_file(path)
     try:
-        lost = [file for file in slide_files(path) if loses_frames(file)]
+        faults = [(file, fault) for file in slide_files(path) if (fault := fault_of_frames(file))]
     except OSError as error:
         raise SlideError(f"{path}: its folder cannot be read ({error.strerror}): check permissions") from None
-    if lost:
-        raise SlideError(f"{lost[0]}: does not say where its frames lie: damaged, copy it again")
+    if faults:
+        file, fault = faults[0]
+        raise SlideError(f"{file}: {fault}")
     return SlideFile(path, read_pages(path, openslide.OpenSlide.detect_format(path) or ""))
 
 
@@ -100,9 +103,9 @@ def _open_openslide(path: Path) -> openslide.OpenSlide:
         ) from None
     except openslide.OpenSlideError as error:
         message = one_line(error).removeprefix(f"Reading {path}: ")
-        if _OTHER_KIND.match(message):
+        if _OTHER_KIND.match(kind := _READING.sub("", message)):
             raise SlideError(
-                f"{path}: of a kind that OpenSlide does not read ({_named(message)}): convert it, for "
+                f"{path}: of a kind that OpenSlide does not read ({_named(kind)}): convert it, for "
                 "example to tiled JPEG TIFF"
             ) from None
         raise SlideError(f"{path}: damaged, copy it again (OpenSlide: {message})") from None

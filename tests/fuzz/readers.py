@@ -37,7 +37,7 @@ from client.reading.tile_reader import open_reader
 from client.scoring.resume import EmbeddingCheckpoint
 from client.scoring.timings import total
 from client.slides.contours import rasterise
-from client.slides.detect import loses_frames, read_instance
+from client.slides.detect import fault_of_frames, read_instance
 from client.slides.geojson import read_annotations
 from client.slides.slide import open_slide
 from client.slides.tiling import plan_tiles
@@ -113,7 +113,7 @@ def valid_dicom(folder: Path) -> Seeds:
 def read_header(path: Path) -> None:
     """Read what we read ourselves: OpenSlide dies of some damage to what follows it."""
     read_instance(path)
-    loses_frames(path)
+    fault_of_frames(path)
 
 
 def valid_recipes(folder: Path) -> Seeds:

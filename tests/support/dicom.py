@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -71,6 +73,40 @@ def write_series(
         paths.append(folder / f"{stem}-{factor}{suffix}")
         data.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def split_instance(path: Path, count: int, *, sparse: bool) -> list[Path]:
+    """An instance as the parts of a concatenation; `sparse`: each lists where its frames lie, in disorder."""
+    whole, paths = pydicom.dcmread(path), []
+    frames = list(generate_frames(whole.PixelData, number_of_frames=int(whole.NumberOfFrames)))
+    columns, order = -(-whole.TotalPixelMatrixColumns // TILE), np.arange(len(frames))
+    if sparse:
+        np.random.default_rng(0).shuffle(order)
+        whole.DimensionOrganizationType = "TILED_SPARSE"
+    whole.ConcatenationUID = generate_uid(entropy_srcs=[whole.SOPInstanceUID])
+    whole.SOPInstanceUIDOfConcatenationSource = whole.SOPInstanceUID
+    for number, indices in enumerate(np.array_split(np.arange(len(frames)), count)):
+        part = copy.deepcopy(whole)
+        part.SOPInstanceUID = generate_uid(entropy_srcs=[whole.ConcatenationUID, str(number)])
+        part.InConcatenationNumber, part.ConcatenationFrameOffsetNumber = number + 1, int(indices[0])
+        if sparse:
+            part.PerFrameFunctionalGroupsSequence = [_place(*divmod(int(order[i]), columns)) for i in indices]
+        part.NumberOfFrames = len(indices)
+        part.PixelData = encapsulate([frames[order[i]] for i in indices])
+        paths.append(path.with_name(f"{path.stem}-part-{number}{path.suffix}"))
+        part.save_as(paths[-1], enforce_file_format=True)
+    path.unlink()
+    return paths
+
+
+def _place(row: int, column: int) -> Dataset:
+    place, frame = Dataset(), Dataset()
+    place.ColumnPositionInTotalImagePixelMatrix = column * TILE + 1
+    place.RowPositionInTotalImagePixelMatrix = row * TILE + 1
+    place.XOffsetInSlideCoordinateSystem = place.YOffsetInSlideCoordinateSystem = 0.0
+    place.ZOffsetInSlideCoordinateSystem = 0.0
+    frame.PlanePositionSlideSequence = [place]
+    return frame
 
 
 def _encode(tile: NDArray[np.uint8], lossless: bool) -> bytes:

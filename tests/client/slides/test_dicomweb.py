@@ -26,7 +26,7 @@ from client.slides.fingerprint import slide_sha256
 from client.slides.slide import open_slide
 from client.viewer.deepzoom import DeepZoom
 from server.ports import free_port
-from tests.support.dicom import write_segmentation, write_series
+from tests.support.dicom import split_instance, write_segmentation, write_series
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,15 @@ def series(
     """Address and a file of each series that the server holds."""
     folder = tmp_path_factory.mktemp("series")
     pixels = picture[700:1700, 300:1600]
-    for stem in ("jpeg", "label", "lossless", "mask"):
+    for stem in ("jpeg", "label", "lossless", "mask", "parts", "sparse", "lost"):
         (folder / stem).mkdir()
     write_series(folder / "jpeg", "jpeg", pixels)
     write_series(folder / "lossless", "lossless", pixels, lossless=True)
+    for stem in ("parts", "sparse", "lost"):
+        level0 = write_series(folder / stem, stem, pixels)[0]
+        parts = split_instance(level0, 3, sparse=stem == "sparse")
+        if stem == "lost":
+            parts[1].unlink()
     write_series(folder / "label", "label", pixels[:300, :300], levels=(1,), flavour="LABEL")
     write_segmentation(folder / "mask" / "mask.dcm", "other")
     return {
@@ -62,8 +67,8 @@ def tokens(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKENS, orthanc.tokens[TOKENS])
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "lossless"])
 @pytest.mark.parametrize("mpp", [0.5, 2.0])
+@pytest.mark.parametrize("kind", ["jpeg", "lossless", "parts", "sparse"])
 def test_all_tiles_are_openslides(
     kind: str, mpp: float, series: dict[str, tuple[str, Path]], reading: SimpleNamespace
 ) -> None:
@@ -127,6 +132,7 @@ def test_what_cannot_be_read_is_one_line(
     address, host = series["jpeg"][0], orthanc.host
     for kind in ("label", "mask"):
         assert _refused(series[kind][0]).startswith("has no whole-slide image: give a series of one")
+    assert "parts of a concatenation are missing" in _refused(series["lost"][0])
     assert _refused(f"{address}7").startswith("has no whole-slide image")
     assert _refused(address.replace("dicom-web", "elsewhere")).startswith("the server answers 404: check")
     monkeypatch.setenv(TOKENS, f"{host}=reader:sword")
@@ -277,7 +283,7 @@ def test_an_answer_that_is_too_long_or_too_slow_is_not_asked_for_again(
         with monkeypatch.context() as bounds:
             bounds.setattr(dicomweb, "_LONGEST_S", -1)
             assert _refused(address).startswith("cannot be read (not all of an answer in -1 seconds)")
-    assert len(asked) == 4  # an answer's content and its type
+    assert len(asked) == 6  # three answers, and the type of each
 
 
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate_extended, generate_frames
 
 from client.arrays import Pixels
 from client.errors import SlideError
-from client.slides.detect import has_slide_content, loses_frames, read_instance
+from client.slides.detect import fault_of_frames, has_slide_content, read_instance
 from client.slides.fingerprint import file_fingerprint, slide_files, slide_sha256
 from client.slides.slide import open_slide
 from tests.support.dicom import write_segmentation, write_series
@@ -95,7 +95,27 @@ def test_dicom_without_the_places_of_its_frames_is_refused(tmp_path: Path, pictu
     content = path.read_bytes()
     table = content.index(b"\xe0\x7f\x01\x00OV") + 4  # a sequence without an end hides nothing before it
     path.write_bytes(content[:table] + b"SQ\0\0\xff\xff\xff\xff" + content[table + 8 :])
-    assert loses_frames(path)
+    assert fault_of_frames(path)
+
+
+def test_dicom_of_several_optical_paths_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    """OpenSlide would show one of them."""
+    [path] = write_series(tmp_path, "a", picture[:512, :512], levels=(1,))
+    data = pydicom.dcmread(path)
+    data.OpticalPathSequence = [pydicom.Dataset(), pydicom.Dataset()]
+    data.save_as(path, enforce_file_format=True)
+    with pytest.raises(SlideError, match=r"a-1\.dcm: holds 2 optical paths: export one$"):
+        open_slide(path)
+
+
+def test_dicom_with_two_pictures_of_a_size_is_not_called_damaged(tmp_path: Path, picture: Pixels) -> None:
+    """As focal planes in an instance each are."""
+    path, other = (write_series(tmp_path, name, picture[:512, :512], levels=(1,))[0] for name in "ab")
+    data = pydicom.dcmread(other)
+    data.SeriesInstanceUID = pydicom.dcmread(path).SeriesInstanceUID
+    data.save_as(other, enforce_file_format=True)
+    with pytest.raises(SlideError, match=r"kind that OpenSlide does not read \(Slide contains unexpected"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("table", ["basic", "extended"])
@@ -122,7 +142,7 @@ def test_a_dicom_file_may_be_cut_off_anywhere_in_its_header(tmp_path: Path, pict
     for size in range(132, 600):
         path.write_bytes(whole[:size])
         read_instance(path)  # none of the cuts ends a batch
-        loses_frames(path)
+        fault_of_frames(path)
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "SC_rgb_jpeg.dcm"])
