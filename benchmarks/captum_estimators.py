@@ -33,15 +33,6 @@ def _attribute(estimator: Any, game: CoalitionGame, target_index: int, samples: 
     found = estimator(forward).attribute(
         torch.ones(1, game.players), n_samples=samples, perturbations_per_eval=game.perturbations_per_eval
     )
-    base, full = game.base_and_full
-    values = np.zeros((game.players, len(full)))
+    values = np.zeros((game.players, len(game.outputs.names)))
     values[:, target_index] = found[0].numpy()
-    return Attribution(
-        estimator.__name__,
-        game.outputs.names,
-        game.to_tiles(values, share=True),
-        base,
-        full,
-        evaluations=samples,
-        additive=True,
-    )
+    return game.attribution(estimator.__name__, values, evaluations=samples, additive=True)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from ...arrays import Float64, Int64, KeepMask
 from ...errors import ClientError
 from .model_outputs import ModelOutputs
+from .result import Attribution
 from .scorer import Scorer
 
 
@@ -78,6 +80,17 @@ class CoalitionGame:
         """v with no player and with every player kept, [K] each; scored once."""
         empty, full = self.values(np.stack([np.zeros(self.players, bool), np.ones(self.players, bool)]))
         return empty, full
+
+    def attribution(
+        self, method: str, values: Float64, *, evaluations: int, additive: bool, **more: Any
+    ) -> Attribution:
+        """An attribution from values of the players [G, K]; additive ones are split among a player's tiles.
+
+        more: further fields of `Attribution`.
+        """
+        base, full = self.base_and_full
+        tiles = self.to_tiles(values, share=additive)
+        return Attribution(method, self.outputs.names, tiles, base, full, evaluations, additive, **more)
 
     def to_tiles(self, values: Float64, *, share: bool) -> Float64:
         """Player values [G, K] -> tile values [N, K]; `share` splits a player's value among its tiles."""

@@ -20,7 +20,7 @@ def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> At
     Does not see redundancy: where several regions each suffice, none is necessary and all get 0.
     """
     groups = windows if windows is not None else list(np.arange(game.players)[:, None])
-    base, full = game.base_and_full
+    _, full = game.base_and_full
     lost = full - game.values(_without(groups, game.players))
     total = np.zeros((game.players, len(full)))
     covered = np.zeros(game.players)
@@ -28,15 +28,7 @@ def occlusion(game: CoalitionGame, windows: Sequence[Int64] | None = None) -> At
         total[group] += value
         covered[group] += 1
     mean = np.divide(total, covered[:, None], out=np.full_like(total, np.nan), where=covered[:, None] > 0)
-    return Attribution(
-        "occlusion",
-        game.outputs.names,
-        game.to_tiles(mean, share=False),
-        base,
-        full,
-        evaluations=len(groups) + 2,
-        additive=False,
-    )
+    return game.attribution("occlusion", mean, evaluations=len(groups) + 2, additive=False)
 
 
 def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribution:
@@ -45,17 +37,9 @@ def keep_one(game: CoalitionGame, alone: CoalitionGame | None = None) -> Attribu
     alone: the game that scores the single regions, `game` if None. With the `drop` scorer each is a sequence
         of two tokens, and all N of them cost about two forwards. base and full come from `game`.
     """
-    base, full = game.base_and_full
+    base, _ = game.base_and_full
     values = (alone or game).values(~row for row in _without(range(game.players), game.players))
-    return Attribution(
-        "keep_one",
-        game.outputs.names,
-        game.to_tiles(values - base, share=False),
-        base,
-        full,
-        evaluations=game.players + 2,
-        additive=False,
-    )
+    return game.attribution("keep_one", values - base, evaluations=game.players + 2, additive=False)
 
 
 def _without(groups: Iterable[Int64 | int], players: int) -> Iterator[KeepMask]:

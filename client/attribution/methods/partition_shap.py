@@ -139,12 +139,9 @@ def partition_shap(
             for marginal in _split(tree, parent, left, right, game.players):
                 frontier.add(marginal)
     player_values, node_tiles = _spread(tree, [*frontier.resolved, *frontier.open.values()], game)
-    return Attribution(
+    return game.attribution(
         "partition_shap",
-        game.outputs.names,
-        game.to_tiles(player_values, share=True),
-        empty,
-        full,
+        player_values,
         evaluations=spent,
         additive=True,
         leaf_size=node_tiles[game.feature_mask],

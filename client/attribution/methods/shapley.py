@@ -68,12 +68,9 @@ def shapley_regression(
             best = max(fits, key=lambda fit: fit.evidence)
             mean[:, output] += best.mean
             stderr[:, output] = best.stderr
-    return Attribution(
+    return game.attribution(
         "shapley_regression",
-        game.outputs.names,
-        game.to_tiles(mean, share=True),
-        base,
-        full,
+        mean,
         evaluations=2 + 2 * len(chosen),
         additive=True,
         stderr=game.to_tiles(stderr, share=True),
