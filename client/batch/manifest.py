@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 from gigapath_contract.errors import TableError
@@ -23,6 +24,8 @@ from gigapath_contract.tables import (
     MASK_COLUMNS,
     MPP_COLUMNS,
     PATH_COLUMNS,
+    Row,
+    Table,
     find_column,
     id_in,
     is_missing,
@@ -198,7 +201,48 @@ def _shown(path: Path | str) -> str:
     return str(path) if _is_utf8(path) else ascii(str(path))
 
 
+_ROLES = (ID_COLUMNS, PATH_COLUMNS, MPP_COLUMNS, MASK_COLUMNS)
+
+
+class _Columns(NamedTuple):
+    """The columns of a manifest that are read, by `_ROLES`; None where it has no such one."""
+
+    slide_id: str | None
+    path: str | None
+    mpp: str | None
+    mask: str | None
+
+    def id_in(self, values: Mapping[str, str]) -> str:
+        return id_in(values, self.slide_id, self.path)
+
+
 def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
+    table = _table(manifest)
+    columns = _Columns(*(find_column(table.columns, names) for names in _ROLES))
+    if columns.slide_id is None and columns.path is None:
+        raise ManifestError(
+            f"{manifest}: no column names the slides (has {', '.join(table.names)}): "
+            f"call one {', '.join(ID_COLUMNS)} or {', '.join(PATH_COLUMNS)}"
+        )
+    for name, why in _unread(table.columns, columns):
+        logger.warning("%s: column %s is not read: %s", manifest, name, why)
+    rows = _wanted_rows(table, manifest)
+    by_id_alone = any(not _given(table.values(row), columns.path) for row in rows)
+    known = _by_name(folder) if by_id_alone else {}
+    for row in rows:
+        values, where = table.values(row), f"line {row.line} of {manifest}"
+        if len(row.cells) != len(table.header):
+            yield "", {}, _refused(values, columns, f"{where} has too many or too few cells")
+            continue
+        further = {
+            name: values[key]
+            for name, key in zip(table.header, table.columns, strict=True)
+            if key and key not in columns
+        }
+        yield columns.id_in(values), further, _slide_in(values, columns, where, folder, known)
+
+
+def _table(manifest: Path) -> Table:
     try:
         table = read_table(manifest)
     except FileNotFoundError:
@@ -209,16 +253,11 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
         ) from None
     if not table.header:
         raise ManifestError(f"{manifest}: is empty: give it a header line, such as slide_id,path")
-    id_name, path_name, mpp_name, mask_name = used = [
-        find_column(table.columns, names) for names in (ID_COLUMNS, PATH_COLUMNS, MPP_COLUMNS, MASK_COLUMNS)
-    ]
-    if id_name is None and path_name is None:
-        raise ManifestError(
-            f"{manifest}: no column names the slides (has {', '.join(table.names)}): "
-            f"call one {', '.join(ID_COLUMNS)} or {', '.join(PATH_COLUMNS)}"
-        )
-    for name, why in _unread(table.columns, used):
-        logger.warning("%s: column %s is not read: %s", manifest, name, why)
+    return table
+
+
+def _wanted_rows(table: Table, manifest: Path) -> list[Row]:
+    """The rows that CLAM's column `process` does not leave out; warns of those, and of missing labels."""
     rows = [row for row in table.rows if table.values(row).get("process", "").lower() not in _LEFT_OUT]
     if not rows:
         why = "every row has CLAM's process 0: set it to 1" if table.rows else "has no row: add one per slide"
@@ -233,64 +272,53 @@ def _manifest_rows(manifest: Path, folder: Path) -> Iterator[ManifestRow]:
             "%s: %d of %d rows have no %s (line %d): training will refuse the table",
             *(manifest, len(missing), len(rows), label, missing[0]),
         )
-    by_name: dict[str, set[Path]] = {}
-    by_id_alone = any(not _given(table.values(row), path_name) for row in rows)
-    for path in _find(folder).slides if by_id_alone else []:
+    return rows
+
+
+def _by_name(folder: Path) -> dict[str, set[Path]]:
+    """The slides of a folder by all that a manifest may call them: id, file, DICOM folder and series."""
+    found: dict[str, set[Path]] = {}
+    for path in _find(folder).slides:
         instance = read_instance(path)
         of_series = (path.parent.name, instance.series) if instance else ()
-        for key in (id_of(path.name), path.name, *of_series):
-            by_name.setdefault(normalize("NFC", key), set()).add(path)
-    for row in rows:
-        values, where = table.values(row), f"line {row.line} of {manifest}"
-        given = _given(values, path_name)
-        named = given or values.get(id_name or "", "")
-        slide_id = id_in(values, id_name, path_name)
-        if len(row.cells) != len(table.header):
-            yield _refused(values, id_name, path_name, f"{where} has too many or too few cells")
-            continue
-        if not named:
-            yield "", {}, BadRow("", "", f"{where} names no slide")
-            continue
-        try:
-            keys = [] if given else [normalize("NFC", name) for name in (named, slide_id)]
-            known = next(filter(None, map(by_name.get, keys)), None)
-            candidates = sorted(known or {_as_on_disk(slide_path(named, folder))})
-        except SlideError as error:
-            yield _refused(values, id_name, path_name, f"{where}: {error}")
-            continue
-        if len(candidates) > 1:
-            some = ", ".join(map(str, candidates[:3]))
-            reason = f"{where}: {named} is the name of {len(candidates)} slides ({some}): add a column `path`"
-            yield slide_id, {}, BadRow(slide_id, named, reason)
-            continue
-        path = candidates[0]
-        mpp, mask = _given(values, mpp_name), _given(values, mask_name)
-        further = {
-            name: values[key]
-            for name, key in zip(table.header, table.columns, strict=True)
-            if key and key not in used
-        }
-        try:
-            scale = _mpp(mpp) if mpp else None
-        except ValueError:
-            low, high = PLAUSIBLE
-            reason = f"{where}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
-            yield slide_id, further, BadRow(slide_id, named, reason)
-            continue
-        yield (
-            slide_id,
-            further,
-            SlideSource(path, slide_id, scale, _as_on_disk(folder / mask) if mask else None),
-        )
+        for name in (id_of(path.name), path.name, *of_series):
+            found.setdefault(normalize("NFC", name), set()).add(path)
+    return found
 
 
-def _refused(
-    values: Mapping[str, str], id_name: str | None, path_name: str | None, reason: str
-) -> ManifestRow:
+def _slide_in(
+    values: Mapping[str, str], columns: _Columns, where: str, folder: Path, known: Mapping[str, set[Path]]
+) -> SlideSource | BadRow:
+    """The slide of a row; one without a path is looked up in `known`, see `_by_name`."""
+    given, slide_id = _given(values, columns.path), columns.id_in(values)
+    named = given or values.get(columns.slide_id or "", "")
+    if not named:
+        return BadRow("", "", f"{where} names no slide")
+    try:
+        keys = [] if given else [normalize("NFC", name) for name in (named, slide_id)]
+        found = next(filter(None, map(known.get, keys)), None)
+        candidates = sorted(found or {_as_on_disk(slide_path(named, folder))})
+    except SlideError as error:
+        return _refused(values, columns, f"{where}: {error}")
+    if len(candidates) > 1:
+        some = ", ".join(map(str, candidates[:3]))
+        reason = f"{where}: {named} is the name of {len(candidates)} slides ({some}): add a column `path`"
+        return BadRow(slide_id, named, reason)
+    mpp, mask = _given(values, columns.mpp), _given(values, columns.mask)
+    try:
+        scale = _mpp(mpp) if mpp else None
+    except ValueError:
+        low, high = PLAUSIBLE
+        reason = f"{where}: mpp {mpp!r} is no number of microns from {low:g} to {high:g}"
+        return BadRow(slide_id, named, reason)
+    return SlideSource(candidates[0], slide_id, scale, _as_on_disk(folder / mask) if mask else None)
+
+
+def _refused(values: Mapping[str, str], columns: _Columns, reason: str) -> BadRow:
     """A row that may name an address with a login or query, which nothing must show."""
     shown = {name: without_secret(cell) for name, cell in values.items()}
-    slide_id = id_in(shown, id_name, path_name)
-    return slide_id, {}, BadRow(slide_id, _given(shown, path_name) or shown.get(id_name or "", ""), reason)
+    named = _given(shown, columns.path) or shown.get(columns.slide_id or "", "")
+    return BadRow(columns.id_in(shown), named, reason)
 
 
 _LEFT_OUT = ("0", "0.0", "false")  # CLAM's process_list works on the rows whose `process` is 1
@@ -313,12 +341,10 @@ def _as_on_disk(path: Path) -> Path:
     return path
 
 
-def _unread(columns: Sequence[str], used: Sequence[str | None]) -> Iterator[tuple[str, str]]:
+def _unread(columns: Sequence[str], used: _Columns) -> Iterator[tuple[str, str]]:
     """The columns that nothing reads though their names say the same as a known column's, and why."""
-    roles = (ID_COLUMNS, PATH_COLUMNS, MPP_COLUMNS, MASK_COLUMNS)
-    for names, found, hint in zip(
-        roles, used, (r"slide_?name", r"slide_?file", r"mpp|micron|spacing", "mask"), strict=True
-    ):
+    hints = (r"slide_?name", r"slide_?file", r"mpp|micron|spacing", "mask")
+    for names, found, hint in zip(_ROLES, used, hints, strict=True):
         for column in filter(None, columns):
             if column not in used and (column in names or re.search(hint, column)):
                 yield column, f"{found} is" if found else f"to have it read call it {names[0]}"
