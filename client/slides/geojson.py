@@ -91,6 +91,8 @@ def frame_doubt(path: Path, area: BaseGeometry, bounds: tuple[int, int, int, int
 def read_features(path: Path) -> list[Feature]:
     """The features of a FeatureCollection, of a bare list of them, of one alone, or of a bare geometry.
 
+    Those that QuPath nests in others, where it writes its hierarchy, come last.
+
     Raises:
         MaskError: not readable, or not GeoJSON.
     """
@@ -109,6 +111,10 @@ def read_features(path: Path) -> list[Feature]:
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
         raise MaskError(f"{path}: not GeoJSON: export annotations from QuPath as GeoJSON")
+    for feature in features:  # grows by what is nested
+        about = feature.get("properties")
+        nested = about.get("childObjects") if isinstance(about, dict) else None
+        features += [child for child in nested if isinstance(child, dict)] if isinstance(nested, list) else []
     return features
 
 
@@ -275,8 +281,8 @@ def _cross(one: Float64, other: Float64) -> Bool:
 
 
 def _class_name(feature: Feature) -> str:
-    """QuPath's class of an object; empty where it has none."""
+    """QuPath's class of an object, `Tumor: Positive` where it is derived; empty where it has none."""
     named = (feature.get("properties") or {}).get("classification") or {}
     if isinstance(named, dict):
         named = named.get("name") or named.get("names") or ""
-    return "/".join(map(str, named)) if isinstance(named, list) else str(named)
+    return ": ".join(map(str, named)) if isinstance(named, list) else str(named)

@@ -157,7 +157,7 @@ function* lines(geometry) {
 export function labelOf({ properties }) {
   const kind = properties?.classification;
   const names = kind?.name || kind?.names || kind || "";
-  return String(properties?.name || (Array.isArray(names) ? names.join("/") : typeof names === "string" ? names : ""));
+  return String(properties?.name || (Array.isArray(names) ? names.join(": ") : typeof names === "string" ? names : ""));
 }
 
 function shapes(ctx, view, file, colour) {

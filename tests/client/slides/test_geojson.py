@@ -76,8 +76,17 @@ def test_classes_and_ignored(tmp_path: Path) -> None:
         read_annotations(path, classes=frozenset({"Tumor"}))
     named = [{**SQUARE, "properties": {"classification": how}} for how in ("Tumor", ["Tumor", "CD8"])]
     path.write_text(json.dumps(named))
-    for name in ("Tumor", "Tumor/CD8"):
+    for name in ("Tumor", "Tumor: CD8"):  # as QuPath shows it, and wrote it before 0.4
         assert read_annotations(path, classes=frozenset({name})).equals(box(0, 0, 10, 10))
+
+
+def test_objects_in_qupath_s_hierarchy_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    inner = polygon((2, 2), (4, 2), (4, 4), (2, 4), name="Tumor")
+    outer = {**SQUARE, "properties": {"classification": {"name": "Tissue"}, "childObjects": [inner]}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [outer]}))
+    assert read_annotations(path).equals(box(0, 0, 10, 10))
+    assert read_annotations(path, classes=frozenset({"Tumor"})).equals(box(2, 2, 4, 4))
 
 
 @pytest.mark.parametrize(
