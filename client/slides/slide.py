@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,35 +14,20 @@ import numpy as np
 
 from gigapath_contract.slides import slide_id as id_of
 
-from ..arrays import Bool, Pixels
+from ..arrays import Pixels
 from ..errors import MppError, SlideError
-from .handles import RegionReader, RegionReaders, SlideHandle, check_slide
+from .handles import RegionReader, SlideHandle, check_slide
 from .levels import SPOT, misfit, spots
 from .mpp import Mpp, Properties, contradictions, find_mpp
+from .overview import Overview, OverviewReader
 from .regions import LevelRegions
 from .slide_file import SlideFile
 from .stored_tiles import OME_TIFF, StoredLevel, StoredTiles
 from .tiff import Page
 
-BLOCK = 2048  # side in pixels of what an overview reads at once ...
-FINEST_BLOCK = 256  # ... and of the smallest part that is tried where a block cannot be decoded
 MOST_OVERVIEW_PIXELS = 2e10  # of a level to look through: larger ones come with smaller ones
 MOST_DIFFERENT = 40  # grey values, of 255, by which the mean colour of a spot may differ between two levels
 ROUNDING = 1.001  # levels' sizes are whole pixels: 1/4.0004 still serves where 1/4 is wanted
-MOST_THREADS = 8  # that read an overview
-MAX_FAILURES = 300  # failed reads of an overview; beyond it the slide counts as damaged
-
-
-@dataclass(frozen=True, eq=False)
-class Overview:
-    """A whole slide made small: RGB uint8 [h, w, 3]; a pixel is `downsample` (x, y) level-0 pixels wide.
-
-    Where `unreadable` bool [h, w], the slide could not be decoded and the pixels are white.
-    """
-
-    pixels: Pixels
-    downsample: tuple[float, float]
-    unreadable: Bool
 
 
 class Slide:
@@ -188,59 +170,17 @@ class Slide:
         return LevelRegions(self._reader, level, self.level_downsamples[level], direct)
 
     def _downsample(self, level: int, factor: int) -> Overview:
-        """The slide at `level`, each `factor` x `factor` pixels averaged into one.
-
-        A block that cannot be decoded is bisected until its unreadable part is small.
-        """
+        """The slide at `level`, each `factor` x `factor` pixels averaged into one."""
         width, height = self.level_dimensions[level]
         if width * height > MOST_OVERVIEW_PIXELS:
             raise SlideError(
                 f"{self.path}: has no level small enough to find tissue on, only {width}x{height} px: "
                 "convert it to a pyramid"
             )
-        shape = (math.ceil(height / factor), math.ceil(width / factor))
-        pixels, unreadable = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
-        side = max(1, BLOCK // factor)
-        blocks = [
-            (top, left, min(side, shape[0] - top), min(side, shape[1] - left))
-            for top in range(0, shape[0], side)
-            for left in range(0, shape[1], side)
-        ]
-        failures: list[str] = []
-
-        def fill(block: tuple[int, int, int, int]) -> None:
-            top, left, rows, columns = block
-            part = slice(top, top + rows), slice(left, left + columns)
-            try:
-                region = regions.read((left * factor, top * factor), (columns * factor, rows * factor))
-            except SlideError as error:
-                regions.reader.handle()  # raises where it is the slide that cannot be opened
-                failures.append(str(error))
-                if len(failures) > MAX_FAILURES:
-                    raise SlideError(f"{self.path}: {error}: copy the slide again") from None
-                if max(rows, columns) * factor > FINEST_BLOCK and max(rows, columns) > 1:
-                    for half in _bisect_block(*block):  # the damage may be small
-                        fill(half)
-                else:
-                    unreadable[part] = True
-            else:
-                pixels[part] = cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA)
-
-        count = min(len(blocks), os.cpu_count() or 1, MOST_THREADS)
-        with ExitStack() as opened:
-            regions = opened.enter_context(closing(self._regions(level)))
+        with closing(self._regions(level)) as regions:
             regions.drop_other_pixels(interpolates=self.vendor != OME_TIFF)
-            if count == 1:
-                for block in blocks:
-                    fill(block)
-            else:
-                regions.reader = opened.enter_context(closing(RegionReaders(self.file)))
-                threads = ThreadPoolExecutor(count, "overview")
-                opened.callback(threads.shutdown, cancel_futures=True)
-                for _ in threads.map(fill, blocks):
-                    pass
-        downsample = self.level_downsamples[level]
-        return Overview(pixels, (factor * downsample, factor * downsample), unreadable)
+            reader = OverviewReader(self.file, regions, (width, height), factor)
+            return reader.read(self.level_downsamples[level])
 
 
 def open_slide(path: Path, mpp: float | tuple[float, float] | None = None) -> Slide:
@@ -289,15 +229,6 @@ def _properties(handle: SlideHandle, pages: Sequence[Page]) -> Properties:
             properties.pop(f"tiff.{'XY'[axis]}Resolution", None)
             properties[name] = str(level0.mpp[axis]) if level0.mpp else ""
     return properties
-
-
-def _bisect_block(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    """Two halves of a block (top, left, rows, columns), across its longer side."""
-    if rows >= columns:
-        half = rows // 2
-        return [(top, left, half, columns), (top + half, left, rows - half, columns)]
-    half = columns // 2
-    return [(top, left, rows, half), (top, left + half, rows, columns - half)]
 
 
 def _bounds(properties: Properties, dimensions: tuple[int, int]) -> tuple[int, int, int, int]:

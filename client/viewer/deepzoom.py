@@ -13,7 +13,8 @@ import simplejpeg
 from ..arrays import Pixels
 from ..reading.stream import resize
 from ..slides.address import RemotePath
-from ..slides.slide import ROUNDING, Overview, Slide
+from ..slides.overview import Overview
+from ..slides.slide import ROUNDING, Slide
 from ..slides.stored_tiles import StoredTiles
 
 TILE = 256

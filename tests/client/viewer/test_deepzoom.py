@@ -10,7 +10,8 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from client.slides.slide import Overview, open_slide
+from client.slides.overview import Overview
+from client.slides.slide import open_slide
 from client.viewer import deepzoom
 from client.viewer.deepzoom import DeepZoom
 from tests.support.pyramid import write_pyramid
