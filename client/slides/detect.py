@@ -49,6 +49,15 @@ def is_slide(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES or has_slide_content(path)
 
 
+def slide_format(path: Path) -> str:
+    """OpenSlide's name of a slide's format, empty where it is none.
+
+    OpenSlide 4.0.1 does not know TIFFs below 4 GB in big-endian order, as QuPath writes them.
+    """
+    found = openslide.OpenSlide.detect_format(path)
+    return found or ("generic-tiff" if first_bytes(path, 4) == b"MM\0*" else "")
+
+
 def has_slide_content(path: Path) -> bool:
     """Whether OpenSlide recognises a file; other files are told from slides by their first bytes."""
     head = first_bytes(path)

@@ -16,6 +16,7 @@ from gigapath_contract.errors import one_line
 
 from ..arrays import Pixels
 from ..errors import SlideError
+from .detect import slide_format
 from .levels import downsamples_of
 from .mpp import Properties
 from .stored_tiles import OME_TIFF, TileGrid
@@ -27,7 +28,7 @@ _UNITS = {int(RESUNIT.INCH): "inch", int(RESUNIT.CENTIMETER): "centimeter"}
 
 
 def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
-    """The levels in an OME-TIFF's SubIFDs; None where it has none, and may be OpenSlide's.
+    """The levels of an OME-TIFF, those in SubIFDs too; None where it has one that OpenSlide can read.
 
     `stream` is what the pixels are read through, by default the file itself.
 
@@ -35,7 +36,7 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
         SlideError: each of its pages is one channel, of which OpenSlide would show the first alone, or it
             holds more than one slide.
     """
-    if openslide.OpenSlide.detect_format(path) != "generic-tiff":
+    if slide_format(path) != "generic-tiff":
         return None
     try:
         file = tifffile.TiffFile(stream or path)
@@ -49,7 +50,11 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
             raise SlideError(f"{path}: an OME-TIFF of {len(areas)} large images: export the slide alone")
         below = (first.pages or ()) if first.is_ome else ()
         levels = [page for page in (first, *(page.aspage() for page in below)) if _is_rgb(page)]
-        if len(levels) > 1 and max(levels, key=lambda page: page.imagewidth) is first:
+        mislabelled = [page for page in levels if _is_planar(page) and page.photometric == PHOTOMETRIC.YCBCR]
+        for page in mislabelled:
+            page.photometric = PHOTOMETRIC.RGB
+        needed = len(levels) > 1 or mislabelled or openslide.OpenSlide.detect_format(path) is None
+        if needed and levels and max(levels, key=lambda page: page.imagewidth) is first:
             return OmeTiff(file, levels)
         single = first.is_ome and first.samplesperpixel == 1
     except DAMAGE:
@@ -61,12 +66,21 @@ def open_ome_tiff(path: Path, stream: BinaryIO | None = None) -> OmeTiff | None:
 
 
 def _is_rgb(page: tifffile.TiffPage) -> bool:
+    """Whether a page is a picture in RGB.
+
+    Bio-Formats calls JPEG of a plane per channel YCbCr, though its planes are red, green and blue.
+    """
+    ycbcr = not _is_planar(page) or page.software.startswith("OME Bio-Formats")
     return bool(
         page.is_tiled
         and page.dtype == np.uint8
         and page.samplesperpixel == 3
-        and page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+        and (page.photometric == PHOTOMETRIC.RGB or (ycbcr and page.photometric == PHOTOMETRIC.YCBCR))
     )
+
+
+def _is_planar(page: tifffile.TiffPage) -> bool:
+    return bool(page.planarconfig == PLANARCONFIG.SEPARATE)
 
 
 class OmeTiff:
@@ -112,7 +126,7 @@ class OmeTiff:
 
     def _decode(self, level: int, key: int) -> Pixels:
         page, (width, height) = self._pages[level], self._grids[level].tile
-        planes = 3 if page.planarconfig == PLANARCONFIG.SEPARATE else 1
+        planes = 3 if _is_planar(page) else 1
         out = np.full((height, width, 3), 255, np.uint8)
         for plane in range(planes):
             segment = self._segment(page, plane * (len(page.dataoffsets) // planes) + key)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openslide
 import tifffile
 from tifffile import PLANARCONFIG
 
@@ -19,7 +18,7 @@ from gigapath_contract.errors import one_line
 from ..arrays import Int64
 from ..errors import SlideError
 from .address import RemotePath
-from .detect import is_dicom
+from .detect import is_dicom, slide_format
 from .mirror import Mirror, open_mirror
 from .slide_file import SlideFile, check_content, library_of, open_file
 from .stored_tiles import VENDORS
@@ -129,7 +128,7 @@ def _fetch_directories(path: RemotePath, mirror: Mirror) -> dict[tuple[int, int]
             raise SlideError(f"{path}: damaged, copy it again (TIFF: {one_line(error)})") from None
     elif not head.startswith(b"ZISRAWFILE"):
         raise SlideError(f"{path}: of a kind that is not read from a server, or no slide: download it")
-    if openslide.OpenSlide.detect_format(mirror.path) not in VENDORS:
+    if slide_format(mirror.path) not in VENDORS:
         mirror.fetch_all()
         return {}
     return tiles

@@ -17,7 +17,7 @@ from ..errors import SlideError
 from .address import RemotePath
 from .czi import Czi, open_czi
 from .damage import check_claims, check_file, is_truncated_tiff
-from .detect import fault_of_frames, first_bytes, is_dicom
+from .detect import fault_of_frames, first_bytes, is_dicom, slide_format
 from .fingerprint import slide_files
 from .ome_tiff import OmeTiff, open_ome_tiff
 from .stored_tiles import VENDORS, StoredTiles
@@ -71,7 +71,7 @@ def check_content(path: Path) -> SlideFile:
     if faults:
         file, fault = faults[0]
         raise SlideError(f"{file}: {fault}")
-    return SlideFile(path, read_pages(path, openslide.OpenSlide.detect_format(path) or ""))
+    return SlideFile(path, read_pages(path, slide_format(path)))
 
 
 def open_file(file: SlideFile, stream: BinaryIO | None = None) -> openslide.OpenSlide | OmeTiff | Czi:

@@ -23,11 +23,13 @@ from tests.support.pyramid import shrink
 MPP = 0.25
 
 
-def write_ome(path: Path, levels: list[Pixels], *, planar: bool = False, **options: Any) -> Path:
+def write_ome(
+    path: Path, levels: list[Pixels], *, planar: bool = False, byteorder: Any = "<", **options: Any
+) -> Path:
     """An OME-TIFF as Bio-Formats and QuPath write it: the smaller levels in SubIFDs of the first."""
     size = {f"PhysicalSize{axis}": MPP for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
     axes = "SYX" if planar else "YXS"
-    with tifffile.TiffWriter(path, ome=True) as file:
+    with tifffile.TiffWriter(path, ome=True, byteorder=byteorder) as file:
         for number, pixels in enumerate(levels):
             file.write(
                 np.ascontiguousarray(pixels.transpose(2, 0, 1)) if planar else pixels,
@@ -42,6 +44,36 @@ def write_ome(path: Path, levels: list[Pixels], *, planar: bool = False, **optio
 
 def halvings(pixels: Pixels) -> list[Pixels]:
     return [pixels, *(shrink(pixels, factor) for factor in (2, 4))]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_big_endian_files_are_read(tmp_path: Path, picture: Pixels, levels: int) -> None:
+    """As QuPath writes them. OpenSlide 4.0.1 does not know those below 4 GB."""
+    pixels = picture[:555, 700:1120]
+    path = write_ome(tmp_path / "a.ome.tif", halvings(pixels)[:levels], byteorder=">")
+    assert openslide.OpenSlide.detect_format(path) is None
+    with open_slide(path) as slide:
+        assert (slide.vendor, slide.mpp, len(slide.level_dimensions)) == ("ome-tiff", (MPP, MPP), levels)
+        assert np.array_equal(slide.read(0, (0, 0), slide.dimensions), pixels)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_planes_of_rgb_that_bio_formats_calls_ycbcr_are_rgb(
+    tmp_path: Path, picture: Pixels, levels: int
+) -> None:
+    """As bfconvert writes JPEG; libtiff, and so OpenSlide, does not decode them."""
+    path = tmp_path / "a.ome.tif"
+    software = "OME Bio-Formats 7.3.1"
+    write_ome(
+        path, halvings(picture[:555, 700:1120])[:levels], planar=True, compression="jpeg", software=software
+    )
+    expected = tifffile.imread(path, level=0).transpose(1, 2, 0)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for page in all_pages(file):
+            page.tags["PhotometricInterpretation"].overwrite(6)
+    with open_slide(path) as slide:
+        assert len(slide.level_dimensions) == levels
+        assert np.array_equal(slide.read(0, (0, 0), slide.dimensions), expected)
 
 
 CODECS = ("jpeg", "jpeg2000", "lzw", "deflate", "zstd")
