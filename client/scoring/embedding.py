@@ -21,7 +21,7 @@ from ..slides.tiling import TilePlan
 from ..triton.connection import Connection, result_of
 from ..triton.contract import ExportGuard
 from ..triton.joined_requests import Answer
-from ..triton.statistics import available_statistics
+from ..triton.statistics import ModelStatistics, available_statistics
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
 
@@ -124,20 +124,26 @@ def embed_tiles(
             done = end
             progress(done, len(plan))
     elapsed = time.perf_counter() - began
+    request_timer.add("wait-server", elapsed - request_timer.seconds("wait-read"))
+    if before and (sent := int(valid[start:].sum())):
+        _add_server_times(request_timer, connection, model, version, before, sent)
     timer.merge(request_timer)
-    timer.add("wait-server", elapsed - request_timer.seconds("wait-read"))
-    sent = int(valid[start:].sum())
-    if before and sent and (after := available_statistics(connection, model, version)):
-        if (after - before).rows < sent:  # Triton counts an answer milliseconds after it is sent
-            time.sleep(0.05)
-            after = available_statistics(connection, model, version) or after
-        served = after - before
-        if served.rows >= sent:  # fewer: the server was restarted
-            share = sent / served.rows  # of all it did meanwhile, for any client
-            timer.add("queue", share * served.queue_s)
-            timer.add("compute", share * served.execution_s)
-            timer.add("send", -min(share * served.request_s, request_timer.seconds("send")))
     return Embedded(found[:, :dim], valid, found[:, dim:] if contract.tile_head else None)
+
+
+def _add_server_times(
+    timer: StageTimer, connection: Connection, model: str, version: int, before: ModelStatistics, sent: int
+) -> None:
+    """Add what the server did for the `sent` rows since `before`, and take it from the time of sending."""
+    after = available_statistics(connection, model, version)
+    if after and (after - before).rows < sent:  # Triton counts an answer milliseconds after it is sent
+        time.sleep(0.05)
+        after = available_statistics(connection, model, version) or after
+    if after and (served := after - before).rows >= sent:  # fewer: the server was restarted
+        share = sent / served.rows  # of all it did meanwhile, for any client
+        timer.add("queue", share * served.queue_s)
+        timer.add("compute", share * served.execution_s)
+        timer.add("send", -min(share * served.request_s, timer.seconds("send")))
 
 
 def row_outputs(contract: Contract) -> list[str]:
