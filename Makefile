@@ -25,7 +25,8 @@ else
 $(error ROOMS is all or client, not $(ROOMS))
 endif
 
-# The client's command in the checkout, as `pip install` makes it from the wheel.
+# The client's command in the checkout, as `pip install` makes it from the wheel. It and `python -m training` work in any
+# folder: a .pth names the checkout, and -P keeps what lies in that folder from being imported.
 LAUNCHER := $(BIN)/gigapath-client
 
 # What is fetched, from the package index only.
@@ -194,8 +195,9 @@ $(VIEWER): requirements/openseadragon.txt | $(READY)
 	    build/wheels/tissuumaps-*.whl $(@D)
 
 $(LAUNCHER): Makefile | $(READY)
-	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -m client "$$@"\n' \
-	    "$(CURDIR)" "$(abspath $(BIN))" > $@
+	@$(BIN)/python -c "import pathlib, sys, sysconfig; \
+	    pathlib.Path(sysconfig.get_path('purelib'), 'checkout.pth').write_text(sys.argv[1])" "$(CURDIR)"
+	@printf '#!/bin/sh\nexec "%s/python" -P -m client "$$@"\n' "$(abspath $(BIN))" > $@
 	@chmod +x $@
 
 # A real Aperio slide (CC0), out of a Python package that is not installed.

@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console()
+ROOT = Path(__file__).resolve().parent.parent
 RunFolder = Annotated[Path, typer.Option(help="Run folder; the same command resumes an interrupted run.")]
 Changes = Annotated[
     list[str] | None,
@@ -110,10 +111,10 @@ def finetune_command(
                 f"{len(folders)} models, one a fold, which the report measures together; export any of them",
                 soft_wrap=True,
             )
-        checkpoint = [f"CHECKPOINT={folders[0]}"]
-        if settings.preset != "demo":  # the run has the slide encoder alone
-            checkpoint.append(f"WEIGHTS={settings.slide_weights or 'FOLDER_OR_HUB'}")
-        _print_next("make", "export", *checkpoint)
+        weights = [
+            f"WEIGHTS={settings.slide_weights or 'FOLDER_OR_HUB'}"
+        ]  # the run has the slide encoder alone
+        _print_export(folders[0], *(weights if settings.preset != "demo" else []))
 
 
 @app.command("init-recipe")
@@ -142,6 +143,13 @@ def init_recipe_command(
     recipe.write(out)
     console.print(f"{out}: {recipe.data}", soft_wrap=True, highlight=False, markup=False)
     _print_next("python", "-m", "training", "finetune", "--config", str(out), "--out", f"runs/{out.stem}")
+
+
+def _print_export(run: Path, *settings: str) -> None:
+    """The export of a run as it is typed in this folder, which need not be the checkout."""
+    here = Path.cwd() == ROOT
+    checkout = [] if here else ["-C", str(ROOT)]
+    _print_next("make", *checkout, "export", f"CHECKPOINT={run if here else run.resolve()}", *settings)
 
 
 def _print_next(*command: str) -> None:
@@ -203,7 +211,7 @@ def tiles_command(
     make_folder(out)
     run_tiles(settings, list_tiles(data), out, bar=not quiet)
     _print_report(out)
-    _print_next("make", "export", f"CHECKPOINT={out}")
+    _print_export(out)
 
 
 @app.command("train-demo")
