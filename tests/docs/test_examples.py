@@ -13,13 +13,24 @@ from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES, MODELS = ROOT / "docs" / "examples", ROOT / "model_repository"
 
 
 def python_of(page: str) -> str:
-    """The one block of Python on a page of docs/examples."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (EXAMPLES / page).read_text(), re.MULTILINE | re.DOTALL)
-    return str(code)
+    """The Python on a page of docs/examples, whose blocks follow one another."""
+    text = (EXAMPLES / page).read_text()
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+def test_the_page_lists_the_inputs_and_outputs_of_every_model() -> None:
+    page = (EXAMPLES / "minimal_client.md").read_text()
+    for config in MODELS.glob("*/config.pbtxt"):
+        inputs, outputs = re.findall(r"^(?:in|out)put \[(.*?)\]\n", config.read_text() + "\n", re.M | re.S)
+        cells = re.search(rf"^\| `{config.parent.name}` \|(.*?)\|(.*?)\|", page, re.MULTILINE)
+        assert cells, config.parent.name
+        for written, configured in zip(cells.groups(), (inputs, outputs), strict=True):
+            assert re.findall(r"`(\w+)`", written) == re.findall(r'name: "(\w+)"', configured)
 
 
 def test_a_client_of_tritonclient_alone_gets_what_the_two_encoders_return(
@@ -37,9 +48,14 @@ def test_a_client_of_tritonclient_alone_gets_what_the_two_encoders_return(
         embeddings = connection.infer("tile_encoder", inputs, ["EMBEDDINGS"])["EMBEDDINGS"]
         inputs = {"EMBEDDINGS": embeddings, "COORDS": np.array(names["corners"], np.int64)}
         logits = connection.infer("slide_encoder", inputs, ["LOGITS"])["LOGITS"]
+        inputs["KEEP"] = np.arange(64)[None] != 5
+        without = connection.infer("slide_occlusion", inputs, ["LOGITS"])["LOGITS"]
     assert len(embeddings) == 64
     np.testing.assert_allclose(names["embeddings"], embeddings, atol=1e-5)
+    np.testing.assert_allclose(names["features"], embeddings, atol=1e-5)
     np.testing.assert_allclose(names["logits"], logits, atol=1e-5)
+    np.testing.assert_allclose(names["score"], logits, atol=1e-5)
+    np.testing.assert_allclose(names["without"][5], without[0], atol=1e-5)
     assert contract.head is not None
     printed = capsys.readouterr().out
     assert all(repr(name) in printed for name in contract.head.classes)
