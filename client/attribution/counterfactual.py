@@ -65,7 +65,7 @@ def counterfactual(
         ClientError: a region without tiles, `replace` without a bank, or the model fails.
     """
     if change == "replace" and (bank is None or bank.ndim != 2 or not len(bank)):
-        raise ClientError("to replace a region give a bank: embeddings [B, D] of benign tiles")
+        raise ClientError("to replace a region give a bank of benign tiles: --bank, a benign slide's H5 file")
     for name, inside in regions.items():
         if not inside.any():
             raise ClientError(f"region {name!r} holds no tile of this slide")

@@ -55,7 +55,8 @@ def command(
     bank: Annotated[
         Path | None,
         typer.Option(
-            callback=options.existing, help="H5 of benign tiles to replace them with (--change replace)."
+            callback=options.existing,
+            help="H5 file of a benign slide, whose tiles replace them (--change replace).",
         ),
     ] = None,
     n_samples: Annotated[int, typer.Option(min=2, help="Number of draws from the bank.")] = 16,
