@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -132,8 +133,11 @@ def command(
         typer.echo(shown.scores)
         if any(work_list.columns.values()) and not shown.patients.exists():
             typer.echo("no patients.csv: no column has a name of patients (pat_id, case_id, patient …)")
-        say_next("attribute", out, "--all", endpoint=endpoint)
-    labels = source if source.is_file() else "LABELS.csv"
-    typer.echo(f"to train on them, in a checkout: python -m training init-recipe {labels} --features {out}")
+    if counts[FAILED] < len(records):
+        if contract.head is not None:
+            say_next("attribute", out, "--all", endpoint=endpoint)
+        labels = source if source.is_file() else "LABELS.csv"
+        train = ("python", "-m", "training", "init-recipe", str(labels), "--features", str(out))
+        typer.echo(f"to train on them, in a checkout: {shlex.join(train)}")
     if counts[FAILED]:
         raise typer.Exit(1)

@@ -196,3 +196,15 @@ def test_gpu(overlay: str, container: dict[str, Any]) -> None:
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert ({"name": "GPU", "value": "required"} in container["env"]) is (overlay == "gpu")
     assert (container["image"] == image, gpus) == ((True, "1") if overlay == "gpu" else (False, None))
+
+
+def test_the_overlay_of_the_docs_turns_tls_on(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    (overlay,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    deploy = shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    mine = deploy / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(overlay)
+    built = subprocess.run([str(KUBECTL), "kustomize", str(mine)], check=True, capture_output=True, text=True)
+    (found,) = [one for one in yaml.safe_load_all(built.stdout) if one["kind"] == "Deployment"]
+    assert {"name": "TLS", "value": "mutual"} in found["spec"]["template"]["spec"]["containers"][0]["env"]

@@ -23,7 +23,10 @@ def test_commands_run_in_any_folder_whatever_lies_there(tmp_path: Path) -> None:
     subprocess.run(["make", "-s", *ready, f"VENV={environment}", str(launcher)], cwd=ROOT, check=True)
     (tmp_path / "client").mkdir()
     (tmp_path / "client" / "__init__.py").write_text("raise SystemExit('not ours')")
-    for command in ([launcher, "--version"], [environment / "bin" / "python", "-m", "training", "--help"]):
+    for command in (
+        [str(launcher), "--version"],
+        [str(environment / "bin" / "python"), "-m", "training", "--help"],
+    ):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "gigapath" in done.stdout or "finetune" in done.stdout
