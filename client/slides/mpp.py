@@ -26,7 +26,7 @@ class Mpp(NamedTuple):
 
 
 def find_mpp(properties: Properties, explicit: float | tuple[float, float] | None = None) -> Mpp:
-    """Look the scale up: `explicit`, then OpenSlide's property, the vendors' own, TIFF's resolution.
+    """Look the scale up: `explicit`, then OME-TIFF's, OpenSlide's property, the vendors' own, TIFF's tags.
 
     The objective's power is only a hint in the error message: scanners of "20x" range from 0.44 to 0.55 mpp.
 
@@ -50,16 +50,17 @@ def find_mpp(properties: Properties, explicit: float | tuple[float, float] | Non
 
 
 def contradictions(properties: Properties, mpp: tuple[float, float]) -> list[str]:
-    """One line if the file's own scale is another than `mpp`, which is used, by over 5 %."""
-    try:
-        own = find_mpp(properties)
-    except MppError:
-        return []
-    if max(abs(math.log(a / b)) for a, b in zip(mpp, own[:2], strict=True)) <= math.log(1.05):
-        return []
-    return [
-        f"{mpp[0]:g} mpp was given, the file says {own.x:g} ({own.source}): correct the one that is wrong"
-    ]
+    """One line if `mpp`, which is used, differs by over 5 % from what the file says.
+
+    That is its own scale, and of OME-TIFF also that of TIFF's tags, which other readers may use.
+    """
+    found = {source: pair for source, look in SOURCES.items() if (pair := look(properties))}
+    own = [source for source, pair in found.items() if _plausible(pair)]
+    for source in own if own[:1] == [_OME] else own[:1]:
+        if max(abs(math.log(a / b)) for a, b in zip(mpp, found[source], strict=True)) > math.log(1.05):
+            says = f"the file says {found[source][0]:g} ({source})"
+            return [f"{mpp[0]:g} mpp is used, {says}: correct the one that is wrong"]
+    return []
 
 
 def objective_power(properties: Properties) -> float | None:
@@ -127,11 +128,12 @@ def _ome(properties: Properties) -> tuple[float, float] | None:
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _MICRONS_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_OME = "ome.PhysicalSize"
 _MIRAX = "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_"
 
 SOURCES: dict[str, Look] = {
+    _OME: _ome,  # before TIFF's tags, which OpenSlide takes
     "openslide.mpp": _microns("openslide.mpp-x", "openslide.mpp-y"),
-    "ome.PhysicalSize": _ome,
     "aperio.MPP": _microns("aperio.MPP", "aperio.MPP"),
     "mirax": _microns(f"{_MIRAX}X", f"{_MIRAX}Y"),
     "openslide.mirax.MPP": _microns("openslide.mirax.MPP", "openslide.mirax.MPP"),

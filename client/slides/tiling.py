@@ -131,7 +131,7 @@ def plan_tiles(
     if min(scale) < 1 / (1 + upsample_tolerance):
         raise PlanError(
             f"{slide.path}: too coarse for this model: its finest level has {max(slide.mpp):g} mpp; tiles of "
-            f"{mpp:g} would be magnified {1 / min(scale):.2f} times (at most {1 + upsample_tolerance:g} "
+            f"{mpp:g} would be magnified {1 / min(scale):.4g} times (at most {1 + upsample_tolerance:g} "
             "allowed): scan it finer, or serve a model of coarser tiles"
         )
     whole = tuple(float(max(1, round(s))) for s in scale)

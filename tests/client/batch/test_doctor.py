@@ -66,7 +66,7 @@ def test_each_fault_is_listed(slides: Path, run_client: Run, tmp_path: Path) -> 
     assert "copy it again" in done.out
     done = run_client("doctor", tmp_path / "c.csv", "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "warn slide c: 1280 x 1024 px, mpp 0.25 x 0.25 (explicit)" in done.out
-    assert "0.25 mpp was given, the file says 0.5 (openslide.mpp)" in done.out
+    assert "0.25 mpp is used, the file says 0.5 (openslide.mpp)" in done.out
     done = run_client("doctor", tmp_path, "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "FAIL server: no answer from the Triton server at 127.0.0.1:1" in done.out
     assert "FAIL slide empty: " in done.out

@@ -364,7 +364,7 @@ class TestStamp:
         about = ("--slide", slides / "a.tif", "--mpp", 0.45, "--out", tmp_path / "out", "--url", triton_url)
         done = run_client("attribute", tmp_path / "s.h5", *about, *QUICKLY)
         assert done.code == 0, done.err
-        said = "0.45 mpp was given, the file says 0.5"
+        said = "0.45 mpp is used, the file says 0.5"
         assert said in " ".join(done.out.split())
         _, attributes = arrays_of(tmp_path / "out" / "attribution" / "s.h5")
         assert said in attributes["coords"]["assumed"]

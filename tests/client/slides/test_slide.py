@@ -297,6 +297,24 @@ def test_the_scale_of_an_ome_tiff(
         assert slide.mpp_source == "ome.PhysicalSize"
 
 
+@pytest.mark.parametrize("levels", [False, True])
+def test_the_scale_of_an_ome_tiff_goes_before_that_of_its_tags(
+    tmp_path: Path, picture: Pixels, levels: bool
+) -> None:
+    path = tmp_path / "a.ome.tif"
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (256, 256), "compression": "jpeg"}
+    scale = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    tags: dict[str, Any] = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(picture[:512, :512], subifds=1 if levels else None, metadata=scale, **options, **tags)
+        if levels:
+            file.write(picture[:512:2, :512:2], subfiletype=1, **options)
+    with open_slide(path) as slide:
+        assert (slide.mpp, slide.mpp_source) == ((0.25, 0.25), "ome.PhysicalSize")
+        [note] = slide.notes
+        assert note.startswith("0.25 mpp is used, the file says 0.5 (")
+
+
 def test_mpp_error_is_a_slide_error(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     _untold(tmp_path / "a.tif", picture)
     with pytest.raises(MppError) as error:
