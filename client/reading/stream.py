@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,36 +56,36 @@ def read_tiles(plan: TilePlan, *, workers: int = 2, batch: int = 64, start: int 
             embed(batch.pixels[batch.valid])
     """
     stop = threading.Event()
-    starts = iter(range(start, len(plan), batch))
-    pending: deque[tuple[TileBatch, list[Future[tuple[float, float]]]]] = deque()
     with closing(open_reader(plan, start)) as reader:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-
-        def submit() -> None:
-            if (first := next(starts, None)) is None:
-                return
-            count = min(batch, len(plan) - first)
-            pixels = np.empty((count, plan.crop_px, plan.crop_px, 3), np.uint8)
-            valid = np.zeros(count, np.bool_)
-            parts = [slice(low, low + TILES_PER_TASK) for low in range(0, count, TILES_PER_TASK)]
-            jobs = [
-                pool.submit(_read, reader, plan, first + part.start, pixels[part], valid[part], stop)
-                for part in parts
-            ]
-            pending.append((TileBatch(first, pixels, valid, 0.0, 0.0, reader.name), jobs))
-
+        begun = _begin(plan, reader, pool, range(start, len(plan), batch), stop)
         try:
-            for _ in range(2 + math.ceil(workers * TILES_PER_TASK / batch)):
-                submit()
+            pending = deque(itertools.islice(begun, 2 + math.ceil(workers * TILES_PER_TASK / batch)))
             while pending:
-                done, jobs = pending.popleft()
+                first, pixels, valid, jobs = pending.popleft()
                 spent = [job.result() for job in jobs]
-                submit()
+                pending.extend(itertools.islice(begun, 1))
                 read, resized = (sum(seconds) for seconds in zip(*spent, strict=True))
-                yield TileBatch(done.start, done.pixels, done.valid, read, resized, done.reader)
+                yield TileBatch(first, pixels, valid, read, resized, reader.name)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(
+    plan: TilePlan, reader: TileReader, pool: ThreadPoolExecutor, starts: range, stop: threading.Event
+) -> Iterator[tuple[int, Pixels, Bool, list[Future[tuple[float, float]]]]]:
+    """Begin a batch when it is taken: its first tile, its arrays, and the jobs that fill them."""
+    for first in starts:
+        count = min(starts.step, len(plan) - first)
+        pixels = np.empty((count, plan.crop_px, plan.crop_px, 3), np.uint8)
+        valid = np.zeros(count, np.bool_)
+        parts = [slice(low, low + TILES_PER_TASK) for low in range(0, count, TILES_PER_TASK)]
+        jobs = [
+            pool.submit(_read, reader, plan, first + part.start, pixels[part], valid[part], stop)
+            for part in parts
+        ]
+        yield first, pixels, valid, jobs
 
 
 def _read(

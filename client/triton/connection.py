@@ -317,14 +317,7 @@ class Connection:
             try:
                 return request(self._clients[server])
             except InferenceServerException as error:
-                if self._shared:
-                    self._shared.forget(self._clients[server], self._headers)
-                stopped = missed_deadline(error) and not self._is_live(server)
-                if stopped or is_transient(error):
-                    self.interruptions = next(self._failures)
-                if stopped or error.status() == "StatusCode.UNAVAILABLE":
-                    self._failed_at[server] = time.monotonic()
-                if stopped:
+                if self._note_failure(server, error):
                     raise InferenceServerException(
                         "it stopped answering", "StatusCode.UNAVAILABLE"
                     ) from error
@@ -348,6 +341,17 @@ class Connection:
             if self._cancelled.is_set():
                 raise Cancelled("cancelled") from error
             raise
+
+    def _note_failure(self, server: str, error: InferenceServerException) -> bool:
+        """Note that a server failed; whether it stopped answering at all."""
+        if self._shared:
+            self._shared.forget(self._clients[server], self._headers)
+        stopped = missed_deadline(error) and not self._is_live(server)
+        if stopped or is_transient(error):
+            self.interruptions = next(self._failures)
+        if stopped or error.status() == "StatusCode.UNAVAILABLE":
+            self._failed_at[server] = time.monotonic()
+        return stopped
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         """Whether the time for retries is over. A request that missed its deadline is sent twice at least."""
