@@ -139,7 +139,9 @@ def run_triton(
             pid = process.stdout.readline()
             if not pid:
                 raise ServerError(diagnose(log, process.wait()))
-            wait_for_port(process, host, ports["grpc"], log, START_TIMEOUT)
+            for name, port in ports.items():  # gRPC is the first to listen
+                if f"--allow-{name}=false" not in flags:
+                    wait_for_port(process, host, port, log, START_TIMEOUT)
             url = f"{host}:{ports['grpc']}"
             with triton.InferenceServerClient(url) as client:
                 models = tuple(check_models(client, START_TIMEOUT, {"triton-grpc-protocol-admin": token}))

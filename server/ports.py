@@ -11,14 +11,16 @@ from server.errors import ServerError
 
 # Below the range from which the kernel takes ports for outgoing connections: a port found free stays free.
 FREE_PORTS = range(20_000, 32_000)
+_GIVEN: set[int] = set()
 
 
 def free_port(host: str) -> int:
-    """A port of `FREE_PORTS` that nothing listens on."""
-    for port in random.sample(FREE_PORTS, 100):
-        if _bind_error(host, port) is None:
+    """A port of `FREE_PORTS` that nothing listens on and that this process was not given before."""
+    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
+        if port not in _GIVEN and _bind_error(host, port) is None:
+            _GIVEN.add(port)
             return port
-    raise ServerError(f"no free port on {host} between {FREE_PORTS.start} and {FREE_PORTS.stop}")
+    raise ServerError(f"no free port on {host} between {FREE_PORTS[0]} and {FREE_PORTS[-1]}")
 
 
 def check_port(host: str, port: int, option: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from server import ports
+from server.local import RunningServer, run_triton
 from tests.support.kept import copy_of_kept
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +37,9 @@ def pytest_report_header() -> str | None:
 # The same examples in every run, however busy the machine is.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
+
+# Each of eight workers takes its ports from a part of the range: none is found free by two of them at once.
+ports.FREE_PORTS = ports.FREE_PORTS[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8 :: 8]
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -123,10 +129,14 @@ def tile_head_repository(
 
 
 @pytest.fixture(scope="session")
-def triton_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real Triton that serves `demo_repository` over gRPC."""
-    from server.local import run_triton
-
+def triton_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real Triton that serves `demo_repository`."""
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with run_triton(demo_repository, log=log, client_shared_memory=True) as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="session")
+def triton_url(triton_server: RunningServer) -> str:
+    """Its host:port of gRPC."""
+    return triton_server.url
