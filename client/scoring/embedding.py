@@ -21,7 +21,7 @@ from ..slides.tiling import TilePlan
 from ..triton.connection import Connection, result_of
 from ..triton.contract import ExportGuard
 from ..triton.joined_requests import Answer
-from ..triton.statistics import ModelStatistics, available_statistics
+from ..triton.statistics import ModelStatistics, available_statistics, wait_for_rows
 from .resume import EmbeddingCheckpoint
 from .timings import StageTimer
 
@@ -96,6 +96,7 @@ def embed_tiles(
         return connection.infer_rows(model, "TILES", pixels, outputs, version=version, most_rows=most_rows)
 
     before, began = available_statistics(connection, model, version), time.perf_counter()
+    interruptions = connection.interruptions
     with (
         connection.room(math.ceil((len(plan) - start) / most_rows)),
         # Closed here: an error keeps this frame, and the reader's threads, until the interpreter ends.
@@ -126,20 +127,17 @@ def embed_tiles(
     elapsed = time.perf_counter() - began
     request_timer.add("wait-server", elapsed - request_timer.seconds("wait-read"))
     if before and (sent := int(valid[start:].sum())):
-        _add_server_times(request_timer, connection, model, version, before, sent)
+        # Triton counts an answer milliseconds after it is sent; one that was started again has counted fewer.
+        expected = before.rows + sent if connection.interruptions == interruptions else 0
+        if after := wait_for_rows(connection, model, version, expected):
+            _add_server_times(request_timer, after - before, sent)
     timer.merge(request_timer)
     return Embedded(found[:, :dim], valid, found[:, dim:] if contract.tile_head else None)
 
 
-def _add_server_times(
-    timer: StageTimer, connection: Connection, model: str, version: int, before: ModelStatistics, sent: int
-) -> None:
-    """Add what the server did for the `sent` rows since `before`, and take it from the time of sending."""
-    after = available_statistics(connection, model, version)
-    if after and (after - before).rows < sent:  # Triton counts an answer milliseconds after it is sent
-        time.sleep(0.05)
-        after = available_statistics(connection, model, version) or after
-    if after and (served := after - before).rows >= sent:  # fewer: the server was restarted
+def _add_server_times(timer: StageTimer, served: ModelStatistics, sent: int) -> None:
+    """Add what the server did for the `sent` rows, and take it from the time of sending."""
+    if served.rows >= sent:
         share = sent / served.rows  # of all it did meanwhile, for any client
         timer.add("queue", share * served.queue_s)
         timer.add("compute", share * served.execution_s)

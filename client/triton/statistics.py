@@ -91,6 +91,21 @@ def available_statistics(
         return None
 
 
+def wait_for_rows(
+    connection: Connection, model: str, version: int | None, rows: int
+) -> ModelStatistics | None:
+    """The model's statistics once they count `rows` rows, or as they are after `STATISTICS_TIMEOUT`.
+
+    None where they can't be read.
+    """
+    deadline = time.monotonic() + STATISTICS_TIMEOUT
+    while statistics := available_statistics(connection, model, version):
+        if statistics.rows >= rows or time.monotonic() > deadline:
+            return statistics
+        time.sleep(0.002)
+    return None
+
+
 def wait_for_statistics(
     connection: Connection, models: Sequence[str], since: Mapping[str, ModelStatistics], requests: int
 ) -> dict[str, ModelStatistics]:
