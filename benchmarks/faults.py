@@ -111,7 +111,8 @@ class Supervised:
             with run_triton(self._repository, log=log, grpc_port=self.port, grace=10) as self._running:
                 self.starts += 1
                 self._up.set()
-                self._running.wait()
+                if not self._stopping.is_set():  # `stop` may have come while the server started
+                    self._running.wait()
                 self._up.clear()
 
 
