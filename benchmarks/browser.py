@@ -11,12 +11,14 @@ SETTLED = """
 const done = arguments[arguments.length - 1];
 const look = (quiet) => {
   const panes = globalThis.viewer?.panes || [];
-  const still = panes.length && panes.every((p) => p.viewer.world.getItemAt(0)?.getFullyLoaded());
+  const still = panes.length && panes.every(({ viewer: { viewport: v, world } }) =>
+    world.getItemAt(0)?.getFullyLoaded() &&
+    [v.centerSpringX, v.centerSpringY, v.zoomSpring, v.degreesSpring].every((one) => one.isAtTargetValue()));
   quiet >= 3 ? done(true) : requestAnimationFrame(() => look(still ? quiet + 1 : 0));
 };
 look(0);
 """
-"""Waits until OpenSeadragon says of every pane that all of it is loaded."""
+"""Waits until OpenSeadragon says of every pane that all of it is loaded and nothing moves any more."""
 
 
 def open_browser(size: tuple[int, int] = (1400, 900)) -> Any:
@@ -38,5 +40,5 @@ def open_browser(size: tuple[int, int] = (1400, 900)) -> Any:
         options.add_argument(argument)
     browser = Chrome(options=options, service=Service(str(paths[1])))
     browser.set_window_size(*size)
-    browser.set_script_timeout(60)
+    browser.set_script_timeout(120)
     return browser

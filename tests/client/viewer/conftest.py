@@ -150,7 +150,7 @@ def serve() -> Callable[..., AbstractContextManager[str]]:
                 yield line.split(" at ")[1].split(" until")[0]
             finally:
                 process.send_signal(signal.SIGINT)
-                _, errors = process.communicate(timeout=30)
+                _, errors = process.communicate(timeout=120)
             assert process.returncode == 130
             assert "Traceback" not in errors
 

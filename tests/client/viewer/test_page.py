@@ -24,6 +24,7 @@ from client.outputs.records import read_record, write_record
 from client.slides.mirror import CACHE
 from tests.client.conftest import Run
 from tests.client.viewer.conftest import BLACK, TILE
+from tests.support.served import wait_until
 from tests.support.web import serve_files
 
 NAME = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
@@ -56,6 +57,13 @@ def show(browser: Any, url: str) -> None:
     browser.get("about:blank")
     browser.get(url)
     assert browser.execute_async_script(SETTLED)
+    wait_until(lambda: "looking for the server" not in text(browser, "body"))
+
+
+def text(browser: Any, selector: str) -> str:
+    """What an element shows, read in one step as the page may replace the element; "" where there is none."""
+    script = "return document.querySelector(arguments[0])?.innerText ?? ''"
+    return str(browser.execute_script(script, selector))
 
 
 def draw(browser: Any, **change: Any) -> str:
@@ -111,7 +119,7 @@ def test_what_is_drawn_follows_class_threshold_scale_and_layers(browser: Any, ad
 
 def test_texts_of_files_are_never_html(browser: Any, address: str) -> None:
     show(browser, f"{address}#slide=CMU-1-Small-Region")
-    assert browser.find_element("css selector", "#annotations button").text == NAME
+    assert text(browser, "#annotations button") == NAME
     assert (
         browser.execute_script("return document.querySelectorAll('#annotations img, body script').length")
         == 0
@@ -124,14 +132,14 @@ def test_a_click_shows_the_tile_and_the_keyboard_moves_on(browser: Any, address:
 
     show(browser, f"{address}#slide=CMU-1-Small-Region")
     ActionChains(browser).send_keys("n").perform()
-    strongest = browser.find_element("css selector", "#tile").text
+    strongest = text(browser, "#tile")
     assert "rank 1 of 54" in strongest
     browser.execute_async_script(SETTLED)
     ActionChains(browser).move_to_element(browser.find_element("css selector", ".pane")).click().perform()
-    assert browser.find_element("css selector", "#tile").text == strongest
-    assert "rank 1 of 54" in browser.find_element("css selector", ".tip").text
+    assert text(browser, "#tile") == strongest
+    assert "rank 1 of 54" in text(browser, ".tip")
     ActionChains(browser).send_keys("t").perform()
-    assert "noise floor" in browser.find_element("css selector", "dialog").text
+    assert "noise floor" in text(browser, "dialog")
     ActionChains(browser).send_keys("\ue00c").perform()
 
 
@@ -147,7 +155,6 @@ def test_the_answer_about_a_drawn_area_is_that_of_the_command(
     from selenium.webdriver import ActionChains
 
     show(browser, f"{address}#slide=CMU-1-Small-Region&class=benign")
-    browser.implicitly_wait(20)
     browser.find_element("css selector", "#ask option[value=coarse]").click()
     browser.find_element("id", "draw").click()
     pen = ActionChains(browser).move_to_element(browser.find_element("css selector", ".pane"))
@@ -155,7 +162,8 @@ def test_the_answer_about_a_drawn_area_is_that_of_the_command(
     for step in ((180, 10), (0, 150), (-90, 30), (-80, -20), (-10, -100)):
         pen.move_by_offset(*step)
     pen.release().perform()
-    shown = browser.find_element("css selector", "#answer").text
+    wait_until(lambda: bool(text(browser, "#answer")))
+    shown = text(browser, "#answer")
     area, answer = browser.execute_script("return [viewer.panes[0].question.area, viewer.panes[0].answer]")
     drawn = tmp_path / "area.geojson"
     drawn.write_text(json.dumps({"geometry": {"type": "Polygon", "coordinates": [[*area, area[0]]]}}))
@@ -175,12 +183,13 @@ def test_the_answer_about_a_drawn_area_is_that_of_the_command(
 def test_the_list_sorts_filters_and_opens(browser: Any, address: str) -> None:
     browser.get("about:blank")
     browser.get(address)
-    browser.implicitly_wait(10)
     names = "#list tbody td:nth-child(2)"
 
     def listed() -> list[str]:
-        return [cell.text for cell in browser.find_elements("css selector", names)]
+        script = "return [...document.querySelectorAll(arguments[0])].map((cell) => cell.innerText)"
+        return list(browser.execute_script(script, names))
 
+    wait_until(lambda: bool(listed()))
     assert listed() == ["CMU-1-Small-Region", "coarse"]
     browser.find_element("css selector", "#list th button").click()
     assert listed() == ["coarse", "CMU-1-Small-Region"]
@@ -188,7 +197,7 @@ def test_the_list_sorts_filters_and_opens(browser: Any, address: str) -> None:
     assert listed() == ["coarse"]
     browser.find_element("css selector", names).click()
     assert browser.execute_async_script(SETTLED)
-    assert browser.find_element("css selector", "#bar strong").text == "coarse"
+    assert text(browser, "#bar strong") == "coarse"
 
 
 def test_two_maps_stay_in_step(browser: Any, address: str) -> None:
