@@ -24,7 +24,7 @@ from client.triton.connection import Connection
 from client.triton.contract import read_contract
 from client.triton.endpoint import Endpoint
 from gigapath_contract.schema import Contract
-from server.local import run_triton
+from server.local import RunningServer, run_triton
 from tests.support.pyramid import write_pyramid
 
 
@@ -172,14 +172,20 @@ OTHER_EXPORT = "0123456789abcdef"
 
 
 @pytest.fixture(scope="session")
-def other_export(
+def other_server(
     demo_repository: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """host:port of a Triton that serves the demo's models as another export with the same tile encoder."""
+) -> Iterator[RunningServer]:
+    """A Triton that serves the demo's models as another export with the same tile encoder."""
     folder = tmp_path_factory.mktemp("other")
     shutil.copytree(demo_repository, folder / "repository")
     for path in (folder / "repository").rglob("*"):
         if path.suffix in (".json", ".pbtxt"):
             path.write_text(path.read_text().replace(contract.export_id, OTHER_EXPORT))
     with run_triton(folder / "repository", log=folder / "triton.log") as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="session")
+def other_export(other_server: RunningServer) -> str:
+    """Its host:port."""
+    return other_server.url

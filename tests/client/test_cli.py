@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from client import __version__
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +27,38 @@ def level_kept() -> Any:
     logging.getLogger("client").setLevel(logging.NOTSET)
 
 
-@pytest.mark.parametrize("loaded", ["_multiarray_umath", "cygrpc", "openslide"])
+HOLD = """
+import sys, time
+
+def hold(event, _):
+    if event == "import" and "{loaded}" in sys.modules:
+        print("held", flush=True)
+        time.sleep(600)
+
+sys.addaudithook(hold)
+"""
+
+
+@pytest.mark.parametrize(
+    "loaded", ["numpy._core._multiarray_umath", "grpc._cython.cygrpc", "openslide._convert"]
+)
 def test_ctrl_c_while_starting_leaves_no_traceback(loaded: str, tmp_path: Path) -> None:
+    """It is held at its next import: else it may be past its start when the signal comes."""
+    (tmp_path / "sitecustomize.py").write_text(HOLD.format(loaded=loaded))
     command = [sys.executable, "-m", "client", "timings", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
-        while process.poll() is None and loaded not in maps.read_text():
-            time.sleep(0.001)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (-signal.SIGINT, "")
 
 

@@ -39,7 +39,7 @@ def request(model: str, tensors: Tensors) -> service_pb2.ModelInferRequest:
 def infer(url: str, built: service_pb2.ModelInferRequest) -> grpc.StatusCode:
     with grpc.insecure_channel(url) as channel:
         try:
-            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(built, timeout=30)
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(built, timeout=120)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
             return code
@@ -84,13 +84,10 @@ def test_a_shape_whose_bytes_wrap_is_refused_or_ends_the_server_with_a_line(
 ) -> None:
     """CVE-2026-24173, -24210. Triton 2.51 ends: the stub builds the array before our backend is called."""
     with run_triton(demo_repository, log=tmp_path / "log", grace=30) as server:
-        process = psutil.Process(server.pid)
-        code = infer(server.url, request(model, tensors))
-        gone, alive = psutil.wait_procs([process], timeout=5)
-        if alive:
-            assert code == grpc.StatusCode.INVALID_ARGUMENT
+        if infer(server.url, request(model, tensors)) == grpc.StatusCode.INVALID_ARGUMENT:
+            assert infer(server.url, request("slide_encoder", slide())) == grpc.StatusCode.OK
         else:
-            assert gone
+            server.process.wait(timeout=120)
             assert f"model '{model}': its process" in server.log.read_text()
 
 
@@ -147,7 +144,7 @@ def test_streams_that_are_cancelled_before_they_are_processed_do_no_harm(unharme
 @pytest.mark.parametrize("length", ["-1", "999999999999999999999", "abc", "4294967297"])
 def test_a_header_that_is_no_length_is_refused(unharmed: Any, length: str) -> None:
     """CVE-2026-24175; HTTP is reached from inside the container alone."""
-    connection = http.client.HTTPConnection(unharmed.http_url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(unharmed.http_url.removeprefix("http://"), timeout=120)
     path = "/v2/models/slide_encoder/infer"
     connection.request("POST", path, b"{}", {"Inference-Header-Content-Length": length})
     assert connection.getresponse().status in (400, 500)
@@ -200,7 +197,7 @@ def test_clients_that_never_finish_a_call_block_nobody(unharmed: Any) -> None:
     stop = threading.Event()
 
     def never() -> Iterator[service_pb2.ModelInferRequest]:
-        stop.wait(30)
+        stop.wait(120)
         yield from ()
 
     channels = [

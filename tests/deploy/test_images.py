@@ -39,7 +39,10 @@ SYSTEM_LIBRARIES = {
 
 
 pytestmark = pytest.mark.timeout(900)  # the first build fetches and unpacks some hundred MB
-NO_NETWORK = ("Failed to fetch", "name resolution", "Failed to establish a new connection")
+NO_NETWORK = (
+    *("Failed to fetch", "Failed to download", "name resolution", "Failed to establish a new connection"),
+    *("Max retries exceeded", "Read timed out"),
+)
 
 
 def test_the_dockerfile_passes_the_linter() -> None:

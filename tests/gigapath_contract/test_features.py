@@ -136,13 +136,13 @@ def test_a_strange_file_is_one_line_everywhere_and_costs_nothing(case: str, tmp_
     with h5py.File(path, "w") as file:
         write(file, secret)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     for read in (read_features, read_embedded, read_bag):
         with pytest.raises((ClientError, TrainingError), match=message) as caught:
             read(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import tritonclient.grpc as triton
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from server.local import RunningServer, run_triton
 
@@ -66,14 +67,36 @@ def infer() -> Infer:
 
     def send(url: str, model: str, **inputs: np.ndarray) -> Arrays:
         with triton.InferenceServerClient(url) as client:
-            result = client.infer(model, [tensor(name, array) for name, array in inputs.items()])
-        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
-
-    def tensor(name: str, array: np.ndarray) -> triton.InferInput:
-        value = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-        return value.set_data_from_numpy(array)
+            return outputs(client.infer(model, tensors(inputs)))
 
     return send
+
+
+@pytest.fixture(scope="session")
+def infer_later() -> Callable[..., Future[Arrays]]:
+    """`infer_later(client, model, **inputs)`: the same, without waiting; requests arrive in their order."""
+
+    def send(client: triton.InferenceServerClient, model: str, **inputs: np.ndarray) -> Future[Arrays]:
+        answer: Future[Arrays] = Future()
+
+        def take(result: triton.InferResult, error: InferenceServerException | None) -> None:
+            answer.set_exception(error) if error else answer.set_result(outputs(result))
+
+        client.async_infer(model, tensors(inputs), take)
+        return answer
+
+    return send
+
+
+def tensors(inputs: Arrays) -> list[triton.InferInput]:
+    return [
+        triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+        for name, array in inputs.items()
+    ]
+
+
+def outputs(result: triton.InferResult) -> Arrays:
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from server.local import RunningServer, run_triton
+from tests.support.served import stub_of, suspended, wait_until, waiting
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]
+InferLater = Callable[..., Future[Arrays]]
 
 
 def tiles(count: int, seed: int = 0) -> np.ndarray:
@@ -59,21 +62,26 @@ def test_whole_tensors_equal_the_bare_session_even_empty_ones(
 
 
 def test_an_error_reaches_its_request_alone(
-    toy_server: RunningServer, toy_repository: Path, infer: Infer
+    toy_server: RunningServer, toy_repository: Path, infer_later: InferLater
 ) -> None:
     good, bad, other = tiles(30, seed=1), tiles(30, seed=2), tiles(4, seed=3)
     bad[7, 0, 0, 0] = 255
     before = stubs(toy_server)
-    with ThreadPoolExecutor(3) as pool:  # 30 + 30 + 4 fill one batch
-        answers = [
-            pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in (good, bad, other)
-        ]
-    with pytest.raises(InferenceServerException, match="out of data bounds") as error:
-        answers[1].result()
-    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
-    for answer, batch in ((answers[0], good), (answers[2], other)):
-        expected = bare(toy_repository, "tile_encoder", TILES=batch)
-        np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
+    with triton.InferenceServerClient(toy_server.url) as client:
+        with suspended(toy_server.pid, "tile_encoder"):
+            # 30 + 30 + 4 wait for the one that runs and the one that is to run next: they fill one batch.
+            batches = (tiles(64), tiles(64), good, bad, other)
+            *_, good_answer, bad_answer, other_answer = (
+                infer_later(client, "tile_encoder", TILES=batch) for batch in batches
+            )
+            wait_until(lambda: waiting(toy_server, "tile_encoder") == 4)
+        with pytest.raises(InferenceServerException, match="out of data bounds") as error:
+            bad_answer.result(60)
+        assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+        for answer, batch in ((good_answer, good), (other_answer, other)):
+            expected = bare(toy_repository, "tile_encoder", TILES=batch)
+            served = answer.result(60)["EMBEDDINGS"]
+            np.testing.assert_array_equal(served, expected["EMBEDDINGS"], strict=True)
     assert "a batch failed, its requests are run one by one" in toy_server.log.read_text()
     assert stubs(toy_server) == before
 
@@ -107,6 +115,7 @@ def test_the_log_names_each_session_s_providers(toy_server: RunningServer) -> No
 
 
 def test_the_log_stays_quiet_over_answers(toy_server: RunningServer, infer: Infer) -> None:
+    wait_until(lambda: "Started Metrics Service" in toy_server.log.read_text())  # the last line of the start
     before = toy_server.log.read_text()
     infer(toy_server.url, "slide_occlusion", **slide(5, 3))
     assert toy_server.log.read_text() == before
@@ -116,14 +125,11 @@ def test_a_stub_that_stalls_for_seconds_answers_late_but_right(
     toy_server: RunningServer, toy_repository: Path, infer: Infer
 ) -> None:
     """Triton by itself gives it up after a second, and crashes over what the stub still does."""
-    stub, batches = stub_of(toy_server, "tile_encoder"), [tiles(64, seed) for seed in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        stub.suspend()
-        try:
-            answers = [pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in batches]
-            time.sleep(2.5)
-        finally:
-            stub.resume()
+    batches = [tiles(64, seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool, suspended(toy_server.pid, "tile_encoder"):
+        answers = [pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in batches]
+        wait_until(lambda: waiting(toy_server, "tile_encoder") == 2)
+        time.sleep(2.5)
     for answer, batch in zip(answers, batches, strict=True):
         expected = bare(toy_repository, "tile_encoder", TILES=batch)
         np.testing.assert_array_equal(answer.result()["EMBEDDINGS"], expected["EMBEDDINGS"], strict=True)
@@ -134,15 +140,15 @@ def test_a_stub_that_dies_ends_the_server_at_once(toy_repository: Path, tmp_path
     with run_triton(toy_repository, log=tmp_path / "log", grace=30) as server:
         regions = set(regions_of(server))
         assert len(regions) == 3
-        stub, triton = stub_of(server, "tile_encoder"), psutil.Process(server.pid)
-        began = time.monotonic()
+        stub = stub_of(server.pid, "tile_encoder")
         stub.kill()
-        psutil.wait_procs([triton], timeout=20)
-        assert time.monotonic() - began < 5, "it waits neither for requests nor for models to unload"
-    lines = [line for line in server.log.read_text().splitlines() if "died" in line]
-    assert lines == [
+        # Asked to end, it would finish: killed, it waits neither for requests nor for models to unload.
+        assert server.process.wait(timeout=120) == 128 + signal.SIGKILL
+    lines = server.log.read_text().splitlines()
+    assert [line for line in lines if "died" in line] == [
         f"model 'tile_encoder': its process {stub.pid} died, so the server ends, to be started again"
     ]
+    assert not any("successfully unloaded" in line for line in lines)
     assert not any(region.exists() for region in regions)
 
 
@@ -162,8 +168,3 @@ def regions_of(server: RunningServer) -> list[Path]:
 
 def stubs(server: RunningServer) -> set[int]:
     return {process.pid for process in psutil.Process(server.pid).children()}
-
-
-def stub_of(server: RunningServer, model: str) -> psutil.Process:
-    (stub,) = (p for p in psutil.Process(server.pid).children() if f"{model}_0_0" in p.cmdline())
-    return stub

@@ -43,10 +43,10 @@ def slide(tiles: int, width: int, *, coords: int | None = None, masks: int = 0, 
 def refusal(infer: Infer, url: str, inputs: Arrays) -> str:
     """Why the server refuses the request: one line, at once, as the client's fault."""
     model = "slide_occlusion" if "KEEP" in inputs else "slide_encoder"
-    began = time.monotonic()
+    began = time.monotonic()  # to compute what is refused here takes minutes, or more memory than there is
     with pytest.raises(InferenceServerException) as error:
         infer(url, model, **inputs)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
     message = str(error.value.message())
     assert "\n" not in message

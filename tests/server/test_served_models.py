@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,12 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from server.backends.onnxruntime.onnx_session import open_session
+from server.local import RunningServer
+from tests.support.served import suspended, wait_until, waiting
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]
+InferLater = Callable[..., Future[Arrays]]
 Json = dict[str, Any]
 MODELS = ("tile_encoder", "slide_encoder", "slide_occlusion", "slide_pipeline")
 
@@ -116,41 +118,24 @@ def test_the_ensemble_refuses_65_tiles_in_tritons_words(triton_url: str, infer: 
 
 
 def test_requests_that_wait_are_merged_into_one_exact_batch(
-    triton_url: str, infer: Infer, bare: Infer
+    triton_server: RunningServer, infer_later: InferLater, bare: Infer
 ) -> None:
-    """Two requests of 4 tiles queue up behind one of 64: two executions for three requests."""
-    first, second = tiles(4, seed=1), tiles(4, seed=2)
-    merged = bare("tile_encoder", TILES=np.concatenate([first, second]))["EMBEDDINGS"]
-    for pause in (0.05, 0.1, 0.2, 0.4, 0.8):  # until the large request has arrived before the small ones
-        executions, (_, *served) = run_in_order(triton_url, infer, [tiles(64), first, second], pause)
-        if executions == 2:
-            np.testing.assert_array_equal(np.concatenate(served), merged, strict=True)
-            return
-    pytest.fail("requests that waited together were never merged")
+    """Two requests of 4 tiles queue up behind two of 64, one that runs and one that is to run next."""
+    batches = [tiles(64), tiles(64), tiles(4, seed=1), tiles(4, seed=2)]
+    merged = bare("tile_encoder", TILES=np.concatenate(batches[2:]))["EMBEDDINGS"]
+    with triton.InferenceServerClient(triton_server.url) as client:
 
+        def counts() -> np.ndarray:
+            (stats,) = client.get_inference_statistics("tile_encoder").model_stats
+            return np.array([stats.inference_count, stats.execution_count])
 
-def run_in_order(
-    url: str, infer: Infer, batches: list[np.ndarray], pause: float
-) -> tuple[int, list[np.ndarray]]:
-    """Send the first batch, the others together `pause` seconds later; executions taken and embeddings."""
-
-    def send(batch: np.ndarray) -> np.ndarray:
-        return infer(url, "tile_encoder", TILES=batch)["EMBEDDINGS"]
-
-    with triton.InferenceServerClient(url) as client, ThreadPoolExecutor(len(batches)) as pool:
-
-        def counts() -> tuple[int, int]:
-            stats = client.get_inference_statistics("tile_encoder").model_stats[0]
-            return stats.inference_count, stats.execution_count
-
-        rows, before = counts()
-        answers = [pool.submit(send, batches[0])]
-        time.sleep(pause)
-        answers += [pool.submit(send, batch) for batch in batches[1:]]
-        embeddings = [answer.result() for answer in answers]
-        while counts()[0] < rows + sum(map(len, batches)):  # Triton counts shortly after it has answered
-            time.sleep(0.002)
-        return counts()[1] - before, embeddings
+        with suspended(triton_server.pid, "tile_encoder"):
+            answers = [infer_later(client, "tile_encoder", TILES=batch) for batch in batches]
+            wait_until(lambda: waiting(triton_server, "tile_encoder") == 3)
+            before = counts()  # with all earlier requests: Triton counts them before it runs the next one
+        served = [answer.result(60)["EMBEDDINGS"] for answer in answers[2:]]
+        wait_until(lambda: (counts() - before).tolist() == [64 + 64 + 4 + 4, 3])
+    np.testing.assert_array_equal(np.concatenate(served), merged, strict=True)
 
 
 def test_no_model_has_a_queue_policy(configs: dict[str, Json]) -> None:

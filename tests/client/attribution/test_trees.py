@@ -116,9 +116,9 @@ def test_a_hundred_thousand_tiles_cost_their_splits(kind: str) -> None:
         return Scores(np.stack([value, 0 * value], axis=1), np.ones((len(keep), 1), np.float32))
 
     game = CoalitionGame(scorer, ModelOutputs(("a", "b")), np.arange(100_000))
-    started = time.perf_counter()
+    started = time.process_time()
     tree = by_look(embeddings) if kind == "look" else by_place(np.stack([columns, rows], axis=1))
     result = partition_shap(game, tree, max_evals=256)
-    assert time.perf_counter() - started < 60  # seconds on an idle core; a whole tree takes minutes
+    assert time.process_time() - started < 60  # it takes seconds, and a whole tree minutes
     assert result.evaluations == 256
     assert result.completeness_gap.max() < 1e-9

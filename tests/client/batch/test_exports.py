@@ -19,13 +19,12 @@ from client.commands.view import counted
 from client.outputs.layout import Layout, features_files, stored_layouts
 from client.scoring.result_key import SlideContent, find_keys
 from client.scoring.score import DEFAULT_TILING, SlideSource, TilingOptions
-from client.triton.connection import Connection
-from client.triton.endpoint import Endpoint
-from client.triton.statistics import read_statistics
 from client.viewer.contents import describe
 from client.viewer.library import Library
 from gigapath_contract.schema import Contract
+from server.local import RunningServer
 from tests.support.pyramid import write_pyramid
+from tests.support.served import suspended
 
 Run = Callable[..., Any]
 MORE = ("--layout", "clam", "--pt", "--geojson")
@@ -39,11 +38,6 @@ def contents(out: Path) -> dict[str, bytes]:
 def tiles_in(path: Path) -> int:
     with h5py.File(path) as file:
         return len(file["coords"])
-
-
-def embedded_by(url: str) -> int:
-    with Connection(Endpoint(url)) as connection:
-        return read_statistics(connection, "tile_encoder").rows
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -81,21 +75,26 @@ def test_what_is_made_from_features_is_never_older_than_they_are(
 
 
 def test_another_export_takes_the_tile_embeddings_and_leaves_the_results(
-    slides: Path, triton_url: str, other_export: str, contract: Contract, run_client: Run, tmp_path: Path
+    slides: Path,
+    triton_url: str,
+    other_server: RunningServer,
+    contract: Contract,
+    run_client: Run,
+    tmp_path: Path,
 ) -> None:
-    first = Layout(tmp_path, contract)
+    first, other_export = Layout(tmp_path, contract), other_server.url
     assert run_client("batch", slides, "--out", tmp_path, "--url", triton_url).code == 0
     assert run_client("attribute", tmp_path, "--slide-id", "a", "--url", triton_url, *QUICKLY).code == 0
-    kept, embedded = contents(tmp_path), embedded_by(other_export)
+    kept = contents(tmp_path)
     refused = run_client("attribute", tmp_path, "--slide-id", "a", "--url", other_export, *QUICKLY)
     assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
     assert "has not scored a" in refused.err
-    done = run_client("batch", slides, "--out", tmp_path, "--url", other_export)
+    with suspended(other_server.pid, "tile_encoder"):
+        done = run_client("batch", slides, "--out", tmp_path, "--url", other_export)
     assert done.code == 0, done.err
     refused = run_client("attribute", first.slide_features("a"), "--url", other_export, *QUICKLY)
     assert (refused.code, refused.err.count("\n")) == (1, 1), refused.err
     assert "is of another export than the served 0123456789abcdef" in refused.err
-    assert embedded_by(other_export) == embedded
     assert f"holds results of {first.export.name} too" in " ".join(done.err.split())
     assert done.out.startswith("served: export demo-01234567, classes benign, lesion\n")
     second = next(layout for layout in stored_layouts(tmp_path) if layout.export != first.export)
@@ -229,7 +228,12 @@ def test_the_scores_have_every_slide_with_its_status_and_every_patient(
 
 
 def test_a_tile_that_was_not_decoded_is_a_row_for_nobody(
-    slides: Path, triton_url: str, other_export: str, contract: Contract, run_client: Run, tmp_path: Path
+    slides: Path,
+    triton_url: str,
+    other_server: RunningServer,
+    contract: Contract,
+    run_client: Run,
+    tmp_path: Path,
 ) -> None:
     damaged, out = tmp_path / "d.tif", tmp_path / "out"
     pixels = np.random.default_rng(0).integers(60, 200, (768, 1024, 3), dtype=np.uint8)
@@ -254,9 +258,8 @@ def test_a_tile_that_was_not_decoded_is_a_row_for_nobody(
         assert file["invalid_coords"][:].tolist() == [[256, 0]]
         assert [256, 0] not in file["coords"][:].tolist()
     # Another export takes up the embeddings of the tiles that were decoded, and says the same of the other.
-    embedded = embedded_by(other_export)
-    assert run_client(*batch, "--url", other_export).code == 0
-    assert embedded_by(other_export) == embedded
+    with suspended(other_server.pid, "tile_encoder"):
+        assert run_client(*batch, "--url", other_server.url).code == 0
     second = next(one for one in stored_layouts(out) if one.export != layout.export)
     assert rows_of(second.status)[0]["reason"] == "1 of 12 tiles could not be decoded"
     assert run_client("attribute", out, "--url", triton_url, *QUICKLY).code == 0

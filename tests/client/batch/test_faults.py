@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import shutil
@@ -11,12 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -31,6 +29,7 @@ from client.triton.statistics import read_statistics
 from gigapath_contract.schema import Contract
 from server.local import RunningServer, run_triton
 from tests.support.pyramid import write_pyramid
+from tests.support.served import suspended
 
 Run = Callable[..., Any]
 
@@ -56,18 +55,6 @@ def status(out: Path) -> dict[str, dict[str, str]]:
     [table] = out.glob("*/status.csv")
     with table.open() as file:
         return {row["slide_id"]: row for row in csv.DictReader(file)}
-
-
-@contextmanager
-def suspended(server: RunningServer, model: str) -> Iterator[None]:
-    """Stop the process that computes a model; the server itself continues to answer."""
-    (stub,) = (p for p in psutil.Process(server.pid).children() if f"{model}_0_0" in p.cmdline())
-    stub.suspend()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stub.resume()
 
 
 def leave_a_slow_request(server: RunningServer, contract: Contract) -> None:
@@ -102,7 +89,7 @@ def test_a_slide_that_is_too_slow_fails_alone_with_the_cause(
     server: RunningServer, three: Path, run_client: Run, tmp_path: Path
 ) -> None:
     command = ("batch", three, "--out", tmp_path, "--url", server.url, "--slides", 1)
-    with suspended(server, "slide_encoder"):
+    with suspended(server.pid, "slide_encoder"):
         done = run_client(*command, "--timeout", 1, "--retry-for", 0)
     assert done.code == 1
     ended = status(tmp_path)
@@ -130,7 +117,7 @@ def test_a_batch_waits_for_its_server_and_continues(
             time.sleep(3)
             stack.enter_context(run_triton(demo_repository, log=tmp_path / "second.log", grpc_port=port))
 
-        restarter = threading.Thread(target=restart_late)
+        restarter = threading.Thread(target=restart_late, daemon=True)
         restarter.start()
         slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--retry-for", 0.2)
         done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)
@@ -164,7 +151,7 @@ def test_an_orderly_restart_fails_no_slide(
                     time.sleep(0.05)
             stack.enter_context(run_triton(demo_repository, log=tmp_path / "second.log", grpc_port=port))
 
-        restarter = threading.Thread(target=restart)
+        restarter = threading.Thread(target=restart, daemon=True)
         restarter.start()
         slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1)
         done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)
@@ -185,7 +172,7 @@ def test_a_server_that_stays_away_is_reported_once(
                 time.sleep(0.005)
             server.kill()
 
-        killer = threading.Thread(target=kill_once_busy)
+        killer = threading.Thread(target=kill_once_busy, daemon=True)
         killer.start()
         slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--retry-for", 0.2, "--slides", 1)
         done = run_client("batch", three, "--out", out, "--url", server.url, *slowly, "--wait-for", 1)
@@ -211,13 +198,13 @@ def test_a_model_swapped_meanwhile_is_refused_before_the_work_and_once(
         port = int(first.url.rpartition(":")[2])
 
         def swap() -> None:
-            with suspended(first, "slide_encoder"):  # so that the first slide does not end before
+            with suspended(first.pid, "slide_encoder"):  # so that the first slide does not end before
                 while not list(out.glob(".partial/*")):
                     time.sleep(0.005)
                 first.kill()
             stack.enter_context(run_triton(other, log=tmp_path / "second.log", grpc_port=port))
 
-        swapper = threading.Thread(target=swap)
+        swapper = threading.Thread(target=swap, daemon=True)
         swapper.start()
         slowly = ("--chunk", 1, "--in-flight", 1, "--workers", 1, "--slides", 1)
         done = run_client("batch", three, "--out", out, "--url", first.url, *slowly)

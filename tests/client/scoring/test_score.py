@@ -225,7 +225,7 @@ def test_a_server_killed_meanwhile_is_named_and_leaves_nothing(
                     time.sleep(0.005)
             server.kill()
 
-        killer = threading.Thread(target=kill_once_busy)
+        killer = threading.Thread(target=kill_once_busy, daemon=True)
         killer.start()
         throughput = ["--chunk", 1, "--in-flight", 1, "--retry-for", 0.5]
         done = run_client("score", real_slide, "--out", tmp_path / "out", "--url", server.url, *throughput)

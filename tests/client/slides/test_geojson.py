@@ -132,10 +132,10 @@ def test_outlines_that_cross_too_often_are_refused_at_once(tmp_path: Path) -> No
     assert read_annotations(path).area > 0
     for tangled in ([drawn(3_000)], [drawn(8) for _ in range(200)]):
         path.write_text(json.dumps(tangled))
-        began = time.monotonic()
+        began = time.process_time()
         with pytest.raises(MaskError, match="cross too often"):
             read_annotations(path)
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 10
 
 
 def test_a_compressed_file_is_refused_by_what_it_unpacks_to(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as triton
 import trustme
@@ -25,6 +22,7 @@ from server.front.proxy import INFER
 from server.local import LOOPBACK, RunningServer, run_triton
 from server.ports import free_port
 from tests.support.fronted import fronted
+from tests.support.served import counted, suspended, wait_until, waiting
 
 ROOT = Path(__file__).resolve().parents[3]
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -74,25 +72,6 @@ def infers(channel: grpc.Channel) -> Any:
     """`ModelInfer` of a channel that is connected: calls arrive in the order in which they are made."""
     channel.unary_unary(HEALTH)(b"", timeout=30)
     return channel.unary_unary(INFER)
-
-
-@contextmanager
-def stopped(server: RunningServer, model: str) -> Iterator[None]:
-    """A model that computes nothing meanwhile."""
-    stubs = psutil.Process(server.pid).children(recursive=True)
-    (stub,) = (one for one in stubs if f"{model}_0_0" in one.cmdline())
-    stub.suspend()
-    try:
-        yield
-    finally:
-        stub.resume()
-
-
-def counted(server: RunningServer, what: str) -> int:
-    """The sum of a counter of Triton over its models and versions."""
-    with urllib.request.urlopen(server.metrics_url) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if re.match(what, line))
 
 
 def test_an_answer_is_the_servers_to_the_byte(server: RunningServer, url: str) -> None:
@@ -262,7 +241,7 @@ def test_one_client_can_hold_only_so_many_requests(server: RunningServer, tmp_pa
         channel("other") as other,
     ):
         infer = infers(one)
-        with stopped(server, "slide_encoder"):
+        with suspended(server.pid, "slide_encoder"):
             held = [infer.future(data, timeout=60) for _ in range(2)]
             with pytest.raises(grpc.RpcError) as error:
                 infer(data, timeout=30)
@@ -275,15 +254,16 @@ def test_one_client_can_hold_only_so_many_requests(server: RunningServer, tmp_pa
 
 
 def test_one_client_can_hold_only_so_many_bytes(server: RunningServer) -> None:
-    data = message(slide(1200))  # 0.6 MiB
+    data = message(slide(800))  # 0.4 MiB
     with fronted(server.url, mebibytes=1) as url, grpc.insecure_channel(url) as channel:
         infer = infers(channel)
-        with stopped(server, "slide_encoder"):
-            held = infer.future(data, timeout=60)
+        with suspended(server.pid, "slide_encoder"):
+            held = [infer.future(data, timeout=60) for _ in range(2)]
+            wait_until(lambda: waiting(server, "slide_encoder") == 1)  # and the other one is computed
             with pytest.raises(grpc.RpcError, match="has 0 MiB in flight and sends 0 MiB") as error:
                 infer(data, timeout=30)
             assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert held.result()
+        assert all(answer.result() for answer in held)
         assert infer(data, timeout=30)
         code, said = refusal(url, message(slide(3000)))
         assert (code, "larger than max" in said) == ("RESOURCE_EXHAUSTED", True)
@@ -293,9 +273,9 @@ def test_one_client_can_hold_only_so_many_bytes(server: RunningServer) -> None:
 def test_a_call_that_its_client_gave_up_ends_at_the_server_too(
     server: RunningServer, caplog: pytest.LogCaptureFixture, end: str
 ) -> None:
-    data = message({"TILES": np.zeros((64, 224, 224, 3), np.uint8)}, "tile_encoder")
+    # Two of them don't fit into one batch.
+    data = message({"TILES": np.zeros((33, 224, 224, 3), np.uint8)}, "tile_encoder")
     ended = r'nv_inference_request_failure\{model="tile_encoder",reason="CANCELED"'
-    waiting = r'nv_inference_pending_request_count\{model="tile_encoder"'
     before = counted(server, ended)
     with (
         caplog.at_level("INFO"),
@@ -303,10 +283,11 @@ def test_a_call_that_its_client_gave_up_ends_at_the_server_too(
         grpc.insecure_channel(url) as channel,
     ):
         infer = infers(channel)
-        with stopped(server, "tile_encoder"):
+        with suspended(server.pid, "tile_encoder"):
             held = [infer.future(data, timeout=60) for _ in range(7)]
-            queued = infer.future(data, timeout=60 if end == "cancelled" else 5)
-            wait_until(lambda: counted(server, waiting) == 7)
+            wait_until(lambda: waiting(server, "tile_encoder") == 6)
+            queued = infer.future(data, timeout=60 if end == "cancelled" else 8)
+            wait_until(lambda: waiting(server, "tile_encoder") == 7)
             with pytest.raises(grpc.RpcError, match="has 8 requests in flight"):
                 infer(data, timeout=30)
             if end == "cancelled":
@@ -381,11 +362,4 @@ def test_the_command_line_logs_every_inference_and_ends_in_order(server: Running
             r"ipv4:127\.0\.0\.1 slide_encoder EMBEDDINGS\[3, 128\] COORDS\[3, 2\] OK \d+ ms$", line
         )
         process.terminate()
-        assert process.wait(timeout=20) == 0
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        assert process.wait(timeout=120) == 0

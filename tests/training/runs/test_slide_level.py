@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_ends_like_an_undisturbed_one(
 ) -> None:
     config, out = config_of(config_text, tmp_path), tmp_path / "run"
     process = start(tmp_path / "config.yaml", out)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 500
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
@@ -134,7 +134,7 @@ def test_two_processes_learn_what_one_learns(config_text: str, tmp_path: Path) -
     changes = ("optim.accumulate=2", "optim.dropout=0.0", "optim.epochs=2", "resources.devices=2")
     process = start(tmp_path / "config.yaml", tmp_path / "both", *changes, "resources.strategy=ddp")
     run(plan_runs(alone), tmp_path / "alone")
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
     start_state = published_state(build_models(alone.build_preset()).slide_model)
