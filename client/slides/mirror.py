@@ -44,6 +44,7 @@ _CACHE_GB = 20.0
 _BLOCK = 1 << 16  # what is fetched at least: some stored tiles that follow each other in the file
 _BLOCKS = ".blocks"
 _MIRRORS = re.compile(rf"[0-9a-f]{{64}}{re.escape(_BLOCKS)}")  # in a folder that may hold other things
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 _STATUS = re.compile(r"status code: (\d{3})")
 _REQUEST = 1 << 22  # ... and at most in one request
 _ROOM = 1 << 26  # bytes that are fetched at most, before the cache's size is looked at again
@@ -216,19 +217,30 @@ def _write(file: int, data: bytes, place: int) -> None:
 
 
 def _store(path: RemotePath) -> HTTPStore | S3Store:
+    endpoints = (os.environ.get(name) for name in _ENDPOINTS)
+    endpoint = next(filter(None, endpoints), "") if path.scheme == "s3" else ""
+    if endpoint and not re.match("https?://" if _allows_http() else "https://", endpoint):
+        raise SlideServerError(
+            f"{path}: the endpoint {endpoint} is not https://: correct {_ENDPOINTS[0]}, or for http:// in a "
+            "closed network set AWS_ALLOW_HTTP=true"
+        )
     return _opened(path.scheme, path.host, path.login())
+
+
+def _allows_http() -> bool:
+    return os.environ.get("AWS_ALLOW_HTTP") == "true"
 
 
 @lru_cache(64)
 def _opened(scheme: str, host: str, login: tuple[str, str] | str | None) -> HTTPStore | S3Store:
     if scheme == "s3":
-        plain = os.environ.get("AWS_ALLOW_HTTP") == "true"  # for a store in a closed network
-        return S3Store(host, client_options={**_TIMEOUTS, "allow_http": plain}, retry_config=_RETRIES)
+        options: ClientConfig = {**_TIMEOUTS, "allow_http": _allows_http()}
+        return S3Store(host, client_options=options, retry_config=_RETRIES)
     headers = {}
     if login:
         basic = "Basic " + base64.b64encode(":".join(login).encode()).decode()
         headers["Authorization"] = f"Bearer {login}" if isinstance(login, str) else basic
-    options: ClientConfig = {**_TIMEOUTS, "allow_http": scheme == "http", "default_headers": headers}
+    options = {**_TIMEOUTS, "allow_http": scheme == "http", "default_headers": headers}
     return HTTPStore.from_url(f"{scheme}://{host}", client_options=options, retry_config=_RETRIES)
 
 
@@ -255,11 +267,6 @@ def _explained(path: RemotePath, message: str) -> SlideServerError:
         return path.refusal("no credentials found")
     if path.scheme == "s3" and "<Code>ExpiredToken" in message:
         return path.refusal("expired token")
-    if path.scheme == "s3" and "builder error" in message:
-        return SlideServerError(
-            f"{path}: an endpoint of http:// would show slides on the network: set it to https://, or in a "
-            "closed network AWS_ALLOW_HTTP=true"
-        )
     status = _STATUS.search(message)
     return path.unreachable(f"answer {status[1]}" if status else message.partition("\n")[0].strip())
 
