@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { el, select, signed } from "./dom.js";
+import { choices } from "./list.js";
 
 const CHANGES = [
   ["remove", "without it"],
@@ -72,7 +73,7 @@ function tools(page) {
       el("button", { type: "button", id: "draw", onclick: page.draw }, "Draw an area"),
       pane.question ? el("button", { type: "button", onclick: page.clear }, "Clear") : null,
     ),
-    select("Benign tiles from", [["", "no slide"], ...others.map(({ key }) => key)], page.bank ?? "", page.setBank),
+    select("Benign tiles from", [["", "no slide"], ...choices(others)], page.bank ?? "", page.setBank),
     hint,
   ].filter(Boolean);
 }

@@ -13,7 +13,7 @@ function columns(slides) {
   const classes = [...new Set(slides.flatMap((slide) => Object.keys(slide.scores)))];
   const folders = new Set(slides.map((slide) => slide.folder)).size > 1;
   return [
-    { name: "slide", value: (s) => s.slide_id, show: (s) => s.key },
+    { name: "slide", value: (s) => s.slide_id, show: (s) => s.slide_id },
     { name: "status", value: (s) => s.status, show: (s) => status(s) },
     ...classes.map((name) => ({
       name,
@@ -25,7 +25,7 @@ function columns(slides) {
     { name: "failed tiles", value: (s) => s.invalid_tiles ?? -1, show: (s) => count(s.invalid_tiles), number: true },
     { name: "mpp", value: (s) => s.mpp ?? -1, show: (s) => (s.mpp ? s.mpp.toPrecision(4) : "–"), number: true },
     { name: "maps", value: (s) => s.maps.length, show: (s) => s.maps.join(", ") || "–" },
-    { name: "warnings", value: (s) => s.warnings.length, show: (s) => s.warnings.map((text) => el("div", {}, text)) },
+    { name: "warnings", wide: true, value: (s) => s.warnings.length, show: (s) => s.warnings.map((text) => el("div", {}, text)) },
     ...(folders ? [{ name: "folder", value: (s) => s.folder, show: (s) => s.folder }] : []),
   ];
 }
@@ -38,11 +38,19 @@ function score(value) {
   return el("span", { className: "score" }, el("meter", { min: 0, max: 1, value }), value.toFixed(3));
 }
 
+/** Slides to choose from: key and name, with the folder where there are several. */
+export function choices(slides) {
+  const several = new Set(slides.map(({ folder }) => folder)).size > 1;
+  return slides.map(({ key, slide_id, folder }) => [key, several ? `${slide_id} (${folder})` : slide_id]);
+}
+
 /** Fill `parent` with the list; `open(key)` shows a slide. */
 export function showList(parent, slides, open) {
   let [sorted, ascending, wanted] = ["slide", true, ""];
   const body = el("tbody");
   const shown = el("span", { className: "quiet" });
+  const different = new Set(slides.map((slide) => slide.slide_id)).size;
+  const noun = different < slides.length ? `results of ${different} slide${different > 1 ? "s" : ""}` : "slides"; // of several exports
   const cells = columns(slides);
   const heads = cells.map((cell) =>
     el("th", { scope: "col" }, el("button", { type: "button", onclick: () => sort(cell.name) }, cell.name)),
@@ -71,7 +79,7 @@ export function showList(parent, slides, open) {
     );
     matching.sort((a, b) => (ascending ? 1 : -1) * (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0));
     body.replaceChildren(...matching.map((slide) => line(slide, cells, open)));
-    shown.textContent = `${matching.length} of ${slides.length} slides`;
+    shown.textContent = `${matching.length} of ${slides.length} ${noun}`;
   }
   fill();
   parent.replaceChildren(
@@ -96,6 +104,6 @@ function line(slide, cells, open) {
       onkeydown: ({ key }) => key === "Enter" && show(),
     },
     el("td", { className: "thumbnail" }, thumbnail),
-    cells.map((cell) => el("td", { className: cell.number ? "number" : "" }, cell.show(slide))),
+    cells.map((cell) => el("td", { className: cell.number ? "number" : cell.wide && slide.warnings.length ? "wide" : "" }, cell.show(slide))),
   );
 }

@@ -8,7 +8,7 @@ import { showDetails } from "./details.js";
 import { el, select } from "./dom.js";
 import { listen, showKeys } from "./keys.js";
 import { LAYERS } from "./layers.js";
-import { showList } from "./list.js";
+import { choices, showList } from "./list.js";
 import { Pane } from "./pane.js";
 import { column, corner, findMap, loadSlide, ordered } from "./slide.js";
 import { format, parse } from "./state.js";
@@ -204,8 +204,7 @@ function header() {
   if (!panes.length) return bar.replaceChildren(el("strong", {}, "GigaPath viewer"));
   const found = panes.flatMap((pane) => warnings(pane.slide, look(pane).map));
   const scores = Object.entries(panes[0].slide.scores).map(([cls, value]) => `${cls} ${value.toFixed(3)}`);
-  const several = new Set(slides.map(({ folder }) => folder)).size > 1;
-  const others = [["", "nothing"], ...slides.map(({ key, folder }) => [key, several ? `${key} (${folder})` : key])];
+  const others = [["", "nothing"], ...choices(slides)];
   bar.replaceChildren(
     name,
     el("strong", {}, panes[0].slide.slide_id),

@@ -200,6 +200,26 @@ def test_the_list_sorts_filters_and_opens(browser: Any, address: str) -> None:
     assert text(browser, "#bar strong") == "coarse"
 
 
+def test_a_slide_that_several_exports_scored_has_one_name(
+    browser: Any, serve: Callable[..., AbstractContextManager[str]], explained: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(explained, tmp_path / "other")
+    with serve(explained, other) as url:
+        browser.get("about:blank")
+        browser.get(url)
+        browser.implicitly_wait(10)
+        names = browser.find_elements("css selector", "#list tbody td:nth-child(2)")
+        assert [cell.text for cell in names] == ["CMU-1-Small-Region"] * 2
+        assert browser.find_element("css selector", "#list .tools .quiet").text == "2 of 2 results of 1 slide"
+        names[1].click()
+        assert browser.execute_async_script(SETTLED)
+        beside = browser.find_element("css selector", "#bar select").text.split("\n")
+        assert [name.strip() for name in beside[1:]] == [
+            f"CMU-1-Small-Region ({explained})",
+            f"CMU-1-Small-Region ({other})",
+        ]
+
+
 def test_two_maps_stay_in_step(browser: Any, address: str) -> None:
     show(browser, f"{address}#slide=CMU-1-Small-Region&beside=coarse")
     browser.execute_script("viewer.panes[0].goTo({centre: [1000, 900], zoom: 0.5})")
