@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigapath_contract.coordinates import LevelZeroScale
-from gigapath_contract.errors import FeatureFileError, one_line
+from gigapath_contract.errors import ContractError, FeatureFileError, one_line
 from gigapath_contract.positions import level0_positions
 
 MOST_BYTES = 16 << 30
@@ -61,7 +61,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn what h5py and NumPy raise over a damaged or hostile file into a FeatureFileError."""
     try:
         yield
-    except FeatureFileError:
+    except ContractError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise FeatureFileError(f"not a readable HDF5 file ({one_line(error)})") from error

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from gigapath_contract.command_line import explain
-from gigapath_contract.errors import ContractError, FeatureFileError
+from gigapath_contract.errors import ContractError, FeatureFileError, MppMissing
 from gigapath_contract.features import (
     TileFeatures,
     check_self_contained,
@@ -61,7 +61,8 @@ def describe(library: Library, entry: Entry) -> Json:
     if entry.record:
         problems += filter(None, [entry.record.reason, *entry.record.notes])
     try:
-        found |= _stored(entry.stored) if entry.stored else {"tiles": None, "maps": [], "sets": []}
+        mpp = slide.slide.mpp if slide else None
+        found |= _stored(entry.stored, mpp) if entry.stored else {"tiles": None, "maps": [], "sets": []}
     except (ClientError, ContractError, OSError) as error:
         problems.append(f"{entry.stored.results if entry.stored else entry.key}: {error}")
         found |= {"tiles": None, "maps": [], "sets": []}
@@ -79,7 +80,8 @@ def describe(library: Library, entry: Entry) -> Json:
             "deep_zoom": {"tile": slide.tile, "levels": slide.levels},
         }
     problems += filter(None, [found.get("assumed", "")])
-    annotations, unreadable = _annotations(library, entry, found.get("origin", (0, 0)))
+    found["origin"] = found.get("origin") or (slide.slide.bounds[:2] if slide else (0, 0))
+    annotations, unreadable = _annotations(library, entry, found["origin"])
     for problem in problems + unreadable:
         logger.warning("%s: %s", entry.slide_id, problem)
     return {
@@ -126,10 +128,15 @@ def summary(entry: Entry) -> Json:
     }
 
 
-def _stored(files: StoredSlide) -> Json:
-    """The tiles, maps and provenance in a slide's HDF5 files."""
+def _stored(files: StoredSlide, mpp: tuple[float, float] | None = None) -> Json:
+    """The tiles, maps and provenance in a slide's HDF5 files; `mpp`: the slide's, for coordinates in µm."""
     with one_line_errors(), h5py.File(files.features) as features, h5py.File(files.results) as file:
-        stored = read_tile_features(features, embeddings=False)
+        try:
+            stored = read_tile_features(features, embeddings=False)
+        except MppMissing as error:
+            if mpp is None:
+                raise ClientError(f"{error}: give the slide (--slide or --wsi-dir)") from error
+            stored = read_tile_features(features, embeddings=False, mpp=mpp[0])
         check_self_contained(file)
         one_file = files.results == files.features
         # In a batch's folder another export may have embedded the tiles.
@@ -140,10 +147,12 @@ def _stored(files: StoredSlide) -> Json:
             )
         about = {**stored.attributes, **of_export, **stored.coords_attributes}
         if stored.scale.tile_size is None:
-            raise ClientError("`coords` has no attribute patch_size_level0, so tiles have no size")
+            raise ClientError(
+                "does not say how large its tiles are: view what `attribute` with --tile-size makes of it"
+            )
         undecoded = stored.invalid_coords
         sides = [int(about.get(f"level0_{side}", 0)) for side in ("width", "height")]
-        x, y = (int(start) for start in about.get("bounds_origin", (0, 0)))
+        origin = tuple(int(start) for start in about.get("bounds_origin", ()))
         return {
             "tiles": {
                 "coords": packed(np.concatenate([stored.coords, undecoded]), np.int32),
@@ -153,7 +162,7 @@ def _stored(files: StoredSlide) -> Json:
             },
             "dimensions": sides if min(sides) > 0 else None,
             "mpp": stored.scale.mpp,
-            "origin": (x, y),
+            "origin": origin,
             "maps": [*_maps(file, len(stored.coords)), *_tile_head(stored)],
             "sets": list(_sets(file, len(stored.coords))),
             "assumed": stored.assumed,

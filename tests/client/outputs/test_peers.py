@@ -369,6 +369,22 @@ class TestStamp:
         _, attributes = arrays_of(tmp_path / "out" / "attribution" / "s.h5")
         assert said in attributes["coords"]["assumed"]
 
+    def test_the_viewer_takes_the_mpp_from_the_slide(
+        self, layout: Layout, slides: Path, tmp_path: Path
+    ) -> None:
+        arrays, _ = arrays_of(layout.features("whole"))
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            stamp(file, arrays["features"], arrays["coords"])
+        for slide, tiles, said in (
+            (slides / "a.tif", len(arrays["coords"]), "in µm were converted to level-0 pixels of 0.5 µm"),
+            (None, None, "need the slide's mpp: give the slide (--slide or --wsi-dir)"),
+        ):
+            library = Library((tmp_path,), slide=slide)
+            [entry] = library.entries().values()
+            shown = describe(library, entry)
+            assert (shown["tiles"] and shown["tiles"]["valid"]["shape"][0]) == tiles
+            assert said in " ".join(shown["problems"])
+
     def test_its_table_of_slides_is_a_manifest(self, slides: Path, run_client: Run, tmp_path: Path) -> None:
         table = tmp_path / "slide_table.csv"
         table.write_text("PATIENT,FILENAME\np,a.h5\np,c.h5\n")
