@@ -114,9 +114,7 @@ def read_records(out: Path) -> list[SlideRecord]:
     Raises:
         ClientError: there is none, or several exports have scored into the folder.
     """
-    folders = sorted(
-        {path.parent.parent for place in ("", "*/") for path in out.glob(f"{place}records/*.json")}
-    )
+    folders = record_folders(out)
     if len(folders) > 1:
         some = ", ".join(map(str, folders))
         raise ClientError(f"{out}: holds results of several exports: give one of {some}")
@@ -124,6 +122,11 @@ def read_records(out: Path) -> list[SlideRecord]:
     if not found:
         raise ClientError(f"{out}: holds no records: score slides into it first, or name their --out folder")
     return found
+
+
+def record_folders(out: Path) -> list[Path]:
+    """The folders with records: `out` itself, or those of exports in a batch's."""
+    return sorted({path.parent.parent for place in ("", "*/") for path in out.glob(f"{place}records/*.json")})
 
 
 def find_records(out: Path) -> list[SlideRecord]:

@@ -18,7 +18,7 @@ from gigapath_contract.slides import SLIDE_SUFFIXES, is_file_name
 
 from ..errors import ClientError, SlideError
 from ..outputs.layout import StoredSlide, stored_slides
-from ..outputs.records import FAILED, OK, SlideRecord, find_records
+from ..outputs.records import FAILED, OK, SlideRecord, find_records, record_folders
 from ..slides.address import RemotePath, slide_path
 from ..slides.geojson import SUFFIXES
 from ..slides.slide import open_slide
@@ -168,10 +168,9 @@ def _slides_of(folder: Path) -> Iterator[tuple[str, Path, StoredSlide | None, Sl
 
     Where `attribute` explained another tool's file, its copy with the maps is taken.
     """
-    places = {path.parent.parent for place in ("", "*/") for path in folder.glob(f"{place}records/*.json")}
     records = {
         (place, one.slide_id): one
-        for place in sorted(places)
+        for place in record_folders(folder)
         for one in find_records(place)
         if _is_sound(one)
     }

@@ -75,13 +75,7 @@ def write_arrays(path: Path, explanation: Explanation) -> None:
     if (groups := explanation.look_groups) is not None:
         datasets[f"look_group_{target}"] = (
             _rows(explanation, (groups.labels + 1).astype(np.float64)),
-            {
-                "class": explanation.target_class,
-                **brief,
-                "values": groups.values,
-                "stderr": groups.stderr,
-                "tissue": groups.tissue,
-            },
+            {**named, "values": groups.values, "stderr": groups.stderr, "tissue": groups.tissue},
         )
     if explanation.keep_one is not None:
         datasets |= _datasets(explanation, explanation.keep_one, brief)
