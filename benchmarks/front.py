@@ -98,7 +98,7 @@ def main(
             rates = [statistics.median(measured[name]) for name in ways]
             ratio = median_ratio(measured["behind"], measured["direct"])
             rows.append(
-                f"{kind} | {size} | {rates[0]:.3g} {workload.unit} | {rates[1]:.3g} | {ratio:.3f} "
+                f"{kind} | {size} | {rates[0]:,.4g} {workload.unit} | {rates[1]:,.4g} | {ratio:.3f} "
                 f"| {1e3 * spent:.1f}"
             )
     header = (

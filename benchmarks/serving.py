@@ -213,7 +213,7 @@ def write_serving(repository: Path, seconds: float, pages: Path) -> None:
     report.write_csv(pages / "serving.csv", results)
     report.write_plot(pages / "serving.png", results)
     request_rows = (
-        f"{r.kind} | {r.tiles_per_request} | {r.concurrency} | {r.rate:.3g} {r.unit} "
+        f"{r.kind} | {r.tiles_per_request} | {r.concurrency} | {r.rate:,.4g} {r.unit} "
         f"| {r.rate / (r.baseline or 1):.2f} | {r.p50_us / 1e3:.0f} | {r.p95_us / 1e3:.0f} "
         f"| {r.queue_us / 1e3:.0f} | {r.compute_infer_us / 1e3:.0f} | {r.batch:.0f}"
         for r in results
