@@ -214,7 +214,8 @@ def served(plan: Plan, repositories: Repositories) -> Tables:
             )
             if not scored:
                 scored = [score(plan, connection, contract, n) for n in sorted({max(1, CORES // 2), CORES})]
-    tables = {"`client verify`": verified, f"`client score` of {plan.scored:,} tiles": scored}
+    of_slide = f"`gigapath-client score` of {plan.scored:,} tiles"
+    tables = {"`gigapath-client verify`": verified, of_slide: scored}
     return {title: rows for title, rows in tables.items() if rows}
 
 

@@ -187,7 +187,7 @@ def stages(repository: Path) -> list[tuple[str, float, float]]:
                 "reading the slide": rate(read),
                 "tile encoder through Triton": rate(lambda: send(tiles)),
                 f"ensemble through Triton, a slide of each {CHUNK} tiles": rate(lambda: send(ensemble)),
-                "`client score`: reading, encoding, slide encoder, writing": rate(score),
+                "`gigapath-client score`: reading, encoding, slide encoder, writing": rate(score),
             },
             TRIALS,
         )
