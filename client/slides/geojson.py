@@ -79,9 +79,16 @@ def read_annotations(
 def frame_doubt(path: Path, area: BaseGeometry, bounds: tuple[int, int, int, int], frame: Frame) -> str:
     """What speaks against the frame in which a file's `area` was read, for a slide's `bounds`; else empty."""
     left, top, width, height = bounds
-    inside = box(left, top, left + width, top + height).buffer(1).covers(area)
-    if frame == "level0" or (left, top) == (0, 0) or inside:
+    scanned = box(left, top, left + width, top + height).buffer(1)
+    if scanned.covers(area):
         return ""
+    if frame == "level0" or (left, top) == (0, 0):
+        outside = area.difference(scanned).area / area.area
+        return (
+            f"{outside:.0%} of {path.name} lies outside the slide: is it of this one?"
+            if outside > 0.05
+            else ""
+        )
     return (
         f"{path.name} reaches beyond the slide's bounds, where QuPath's (0, 0) lies: if it is in level-0 "
         "pixels, give --mask-frame level0"

@@ -294,6 +294,17 @@ def test_annotations(real_slide: Path, tmp_path: Path) -> None:
     assert everything.source == "annotations a.geojson.gz"
 
 
+def test_annotations_that_lie_outside_the_slide_in_part_are_noted(real_slide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    with open_slide(real_slide) as slide:  # 2220x2967 px
+        path.write_text(json.dumps(square(1600, 0, 625)))  # by hand, a little too far
+        mask_from_file(path, slide)
+        assert not slide.notes
+        path.write_text(json.dumps(square(1720, 0, 1000)))
+        mask_from_file(path, slide)
+        assert slide.notes == ["50% of a.geojson lies outside the slide: is it of this one?"]
+
+
 def test_annotations_start_at_the_bounds(leica_slide: Path, tmp_path: Path) -> None:
     """QuPath crops a slide to its bounds: its (0, 0) is not level 0's."""
     path = tmp_path / "a.geojson"
