@@ -16,6 +16,7 @@ from ..errors import MaskError
 from .detect import first_bytes
 from .tiff import DAMAGE, SIGNATURES, orientation_of, upright
 
+Image.MAX_IMAGE_PIXELS = None  # `_check_size` has a limit of its own
 LARGEST = 1 << 28  # pixels of an image that is decoded as a whole
 _CMYK = "in CMYK, whose 0 is white"
 
@@ -40,7 +41,7 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
         values, alpha = _read_tiff(path, size) if is_tiff else _read_picture(path)
         if not values.size or values.ndim not in (2, 3):
             raise ValueError(f"it is of shape {values.shape}")
-    except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
+    except (*DAMAGE, SyntaxError) as error:
         raise MaskError(
             f"{path}: no readable mask image ({one_line(error)}): "
             "give a PNG or TIFF of the whole slide, made small"
@@ -57,8 +58,14 @@ def read_mask_image(path: Path, size: tuple[int, int], longest: int) -> BinaryMa
     return drawn
 
 
+def _check_size(width: int, height: int) -> None:
+    if width * height > LARGEST:
+        raise ValueError(f"{width}x{height} px are too many")
+
+
 def _read_picture(path: Path) -> tuple[Array, Array | None]:
     with Image.open(path) as stored:
+        _check_size(*stored.size)
         if stored.mode == "CMYK":
             raise ValueError(_CMYK)
         image = ImageOps.exif_transpose(stored)  # as viewers show it
@@ -75,8 +82,7 @@ def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
         pages = [page.aspage() for level in file.series[0].levels if (page := level.pages[0])]
         enough = [page for page in pages if page.imagewidth >= size[0] and page.imagelength >= size[1]]
         page = min(enough or pages[:1], key=lambda page: page.imagewidth)
-        if page.imagewidth * page.imagelength > LARGEST:
-            raise ValueError(f"{page.imagewidth}x{page.imagelength} px are too many")
+        _check_size(page.imagewidth, page.imagelength)
         if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
             raise ValueError(_CMYK)
         pixels = page.asarray()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,19 @@ def test_a_mask_of_a_slides_bounds_lies_in_them(tmp_path: Path, leica_slide: Pat
         Image.new("L", (10, 7), 1).save(tmp_path / "either.png")
         mask_from_image(tmp_path / "either.png", slide)
         assert "mask either.png is taken for one of the whole slide, not of its bounds" in slide.notes
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_of_a_mask_is_ours(tmp_path: Path) -> None:
+    """Pillow warns from 90 million pixels on, and calls twice as many an attack."""
+    Image.new("1", (1000, 300)).save(tmp_path / "a.png")
+    header = bytearray((tmp_path / "a.png").read_bytes())
+    for size, message in (((12_000, 12_000), "truncated"), ((30_000, 9_000), "30000x9000 px are too many")):
+        header[16:24] = struct.pack(">II", *size)
+        header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+        (tmp_path / "b.png").write_bytes(header)
+        with pytest.raises(MaskError, match=message):
+            read_mask_image(tmp_path / "b.png", (1000, 300), 1000)
 
 
 def test_a_tiff_that_is_damaged_is_one_line(tmp_path: Path) -> None:
