@@ -122,7 +122,8 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the outputs [default: that of SOURCE; for a slide or another tool's file out]."
+            help="Folder for the outputs [default: the H5 file's; in a batch EXPORT/attribution; for a slide "
+            "or another tool's file out]."
         ),
     ] = None,
     slide: Annotated[

@@ -73,7 +73,10 @@ def command(
     mpp: options.Mpp = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the table [default: that of SOURCE; for another tool's file out]."),
+        typer.Option(
+            help="Folder for the table [default: the H5 file's, EXPORT/attribution in a batch's; for another "
+            "tool's file out]."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
