@@ -27,7 +27,7 @@ from gigapath_contract.errors import one_line
 
 from ..arrays import Pixels
 from ..errors import SlideError, SlideServerError
-from .address import RemotePath
+from .address import TOKENS, RemotePath
 from .damage import check_claims
 from .levels import downsamples_of
 from .mpp import Properties
@@ -224,15 +224,26 @@ class _AsStored(WsiDicomWebClient):  # type: ignore[misc]
         parts = self._parts[instance]
         for (offset, part), some in itertools.groupby(numbers, lambda number: _part_of(number, parts)):
             local = [number - offset for number in some]
+            missing = len(local)
             for frame in super().get_frames(study, series, part, local, syntax):
                 if syntax.is_encapsulated and syntax != RLELossless:  # else decoders go by the header's size
                     width, height = _claimed(frame)
                     if not 0 < 4 * width * height <= LARGEST_TILE:
                         raise ValueError(f"a frame claims {width}x{height} px")
+                missing -= 1
                 yield frame
+            if missing > 0:  # their tiles would count as damaged
+                raise SlideServerError(
+                    f"{self._path}: the server leaves out {missing} of {len(local)} frames: try again"
+                )
 
     def _bound(self, answer: requests.Response, **_options: Any) -> None:
-        """Have an answer end with an error where it is too long."""
+        """Refuse a page for people, and have an answer end with an error where it is too long."""
+        if answer.ok and answer.headers.get("Content-Type", "").startswith("text/"):
+            raise SlideServerError(
+                f"{self._path}: the server sends a page of text, as for a login, in place of DICOM: check "
+                f"the address and what {TOKENS} holds"
+            )
         read: Any = answer.iter_content
 
         def bounded(chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:

@@ -286,6 +286,34 @@ def test_an_answer_that_is_too_long_or_too_slow_is_not_asked_for_again(
     assert len(asked) == 6  # three answers, and the type of each
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((rb"^multipart/related.*", b"text/html"), "sends a page of text, as for a login, in place of DICOM"),
+        ((rb"(?s)^--.*", b""), "the server leaves out 1 of 1 frames: try again"),
+    ],
+)
+def test_a_server_that_stops_to_serve_is_no_damaged_tile(
+    change: tuple[bytes, bytes],
+    said: str,
+    series: dict[str, tuple[str, Path]],
+    orthanc: Orthanc,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a login expires."""
+    begun = threading.Event()
+
+    def stop(data: bytes) -> bytes:
+        return re.sub(*change, data) if begun.is_set() else data
+
+    with tampered(orthanc, stop) as host:
+        monkeypatch.setenv(TOKENS, f"{host}={':'.join(LOGIN)}")
+        with open_slide(slide_path(series["jpeg"][0].replace(orthanc.host, host))) as slide:
+            begun.set()
+            with pytest.raises(SlideServerError, match=said):
+                slide.read(0, (0, 0), (50, 50))
+
+
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(
     series: dict[str, tuple[str, Path]], orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
