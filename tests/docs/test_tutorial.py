@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,8 +55,10 @@ def fresh_checkout(target: Path, repository: Path) -> None:
     here = Path(sys.prefix)
     environment = target / ".venv"
     (environment / "bin").mkdir(parents=True)
-    for path in [here / "lib", here / "pyvenv.cfg", *(here / "bin").iterdir()]:
-        if path.name not in ("gigapath-client", "activate"):
+    packages = Path(sysconfig.get_path("purelib"))  # linked one by one, as make adds a file
+    (environment / packages.relative_to(here)).mkdir(parents=True)
+    for path in [here / "pyvenv.cfg", *(here / "bin").iterdir(), *packages.iterdir()]:
+        if path.name not in ("gigapath-client", "activate", "checkout.pth"):
             (environment / path.relative_to(here)).symlink_to(path)
     activate = (here / "bin" / "activate").read_text()
     activate = re.sub(r"VIRTUAL_ENV=\S+", f"VIRTUAL_ENV='{environment}'", activate)
