@@ -85,7 +85,11 @@ class Connection:
             client.close()
 
     def close(self) -> None:
-        """Close the channels; requests that are still in flight end with `Cancelled`."""
+        """Close the channels; requests that are still in flight end with `Cancelled`.
+
+        With shared memory, what a server computes at the moment is waited for: it looks into the regions.
+        """
+        self._cancelled.set()  # ends waiting for a retry
         self._pool.shutdown(wait=self._shared is not None, cancel_futures=True)
         if self._shared:
             self._shared.close(next(iter(self._clients.values())), self._headers)

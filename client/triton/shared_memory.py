@@ -14,6 +14,8 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ..arrays import Array
 
+_TIMEOUT_S = 5
+
 
 def is_lost_region(error: InferenceServerException) -> bool:
     """Whether the server doesn't know a region (any more), as after its restart."""
@@ -34,7 +36,7 @@ def unregister(client: InferenceServerClient, name: str, headers: Mapping[str, s
     Raises:
         InferenceServerException: the server is gone, or still uses the region after 5 s.
     """
-    client.unregister_system_shared_memory(name, headers=headers, client_timeout=5)
+    client.unregister_system_shared_memory(name, headers=headers, client_timeout=_TIMEOUT_S)
 
 
 class SharedInputs:
@@ -80,7 +82,9 @@ class SharedInputs:
             self.forget(client, headers)
             region = SharedMemory(create=True, size=size)
             self._mine.region = self._all[region.name] = region
-            client.register_system_shared_memory(region.name, f"/{region.name}", size, headers=headers)
+            client.register_system_shared_memory(
+                region.name, f"/{region.name}", size, headers=headers, client_timeout=_TIMEOUT_S
+            )
         return region
 
     def _release(

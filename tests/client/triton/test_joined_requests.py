@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from threading import Event
@@ -82,9 +83,11 @@ def test_a_lost_server_is_every_callers_error_and_is_not_asked_for_each() -> Non
     assert all(isinstance(answer.exception(), ServerUnavailable) for answer in answers)
 
 
-def test_closing_a_connection_cancels_what_waits_for_it() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_closing_a_connection_cancels_what_waits_for_it(shared: bool) -> None:
     """Else who waits for it in another thread would do so for ever."""
-    with Connection(Endpoint("127.0.0.1:1", retry_for=60), in_flight=1) as lost:
+    began = time.monotonic()
+    with Connection(Endpoint("127.0.0.1:1", retry_for=60, shared_memory=shared), in_flight=1) as lost:
         sent = [
             lost.infer_rows("tile_encoder", "TILES", CALLERS[3], ["EMBEDDINGS"], most_rows=1) for _ in "ab"
         ]
@@ -92,6 +95,7 @@ def test_closing_a_connection_cancels_what_waits_for_it() -> None:
     for answer in sent:
         with pytest.raises(Cancelled):
             result_of(answer)
+    assert time.monotonic() - began < 30  # not until the time for retries is over
 
 
 def test_rows_that_would_be_sent_again_end_with_their_threads() -> None:
