@@ -1,4 +1,4 @@
-"""Readers of strangers' files stand damaged ones: `make fuzz` tries ten minutes, the tests seconds."""
+"""Readers of strangers' files stand damaged ones: `make fuzz` tries ten minutes, the tests the same few."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from tests.fuzz.readers import FEWEST, KEPT, READERS, ROOT
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "11"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 SEED = int(time.time()) if "FUZZ_SECONDS" in os.environ else 0
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_refused_in_one_line(name: str) -> None:
     """No traceback, at most 10 seconds a file, at most 1 GB."""
