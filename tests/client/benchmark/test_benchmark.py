@@ -21,9 +21,10 @@ from client.benchmark.workloads import WORKLOADS
 from client.cli import app
 from client.errors import ClientError
 from client.triton.connection import Connection
-from client.triton.statistics import ModelStatistics, wait_for_statistics
+from client.triton.statistics import ModelStatistics, read_statistics, wait_for_statistics
 from gigapath_contract.schema import Contract
 from server.local import run_triton
+from tests.support.served import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 PERF_ANALYZER = (
@@ -40,11 +41,28 @@ def second_url(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield server.url
 
 
+@pytest.fixture
+def settled(connection: Connection) -> None:
+    """Triton counts an answer only after it was sent: wait until it has counted those of earlier tests."""
+
+    def counts() -> list[ModelStatistics]:
+        models = ("tile_encoder", "slide_encoder", "slide_occlusion")
+        return [read_statistics(connection, model) for model in models]
+
+    def steady() -> bool:
+        before = counts()
+        time.sleep(0.2)
+        return counts() == before
+
+    wait_until(steady)
+
+
 def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "client", "benchmark", *arguments, "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("kind", WORKLOADS)
 def test_a_trial_is_what_the_server_counted(connection: Connection, contract: Contract, kind: str) -> None:
     workload = WORKLOADS[kind](contract, 3)
@@ -60,6 +78,7 @@ def test_a_trial_is_what_the_server_counted(connection: Connection, contract: Co
     assert measured.seconds >= max(measured.latencies)
 
 
+@pytest.mark.usefixtures("settled")
 def test_every_execution_is_of_the_trial_that_it_belongs_to(
     connection: Connection, contract: Contract
 ) -> None:
@@ -96,6 +115,7 @@ def test_a_result_is_computed_from_its_trials(contract: Contract) -> None:
     assert (result.batch, result.requests) == (8.0, 12)
 
 
+@pytest.mark.usefixtures("settled")
 def test_requests_are_in_flight_together(connection: Connection, contract: Contract) -> None:
     """At concurrency 8 the batcher joins what it never sees together at 1."""
     workload = WORKLOADS["tiles"](contract, 2)
