@@ -90,7 +90,7 @@ def serve_orthanc(folder: Path) -> Iterator[Orthanc | None]:
 
 
 def _wait(server: Orthanc, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
+    for _ in range(1200):
         assert process.poll() is None, log.read_text()
         try:
             server.ask("/system")

@@ -89,7 +89,7 @@ def _deployed(repository: Path, log: Path, settings: dict[str, str]) -> Iterator
         models=Path(environment["MODELS"]),
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while deployment.probe("infer").returncode:
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < deadline, log.read_text()[-4000:]

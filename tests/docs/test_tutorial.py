@@ -29,7 +29,7 @@ LONG_AGO = 10**9  # of the copied files, so that make finds what they lead to up
 READY = {"make serve": "serving ", "gigapath-client view": " at http"}
 """Commands that run until Ctrl-C, and what their output has when they are ready."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def blocks() -> list[str]:
@@ -88,7 +88,7 @@ def running(script: str, ready: str, folder: Path, environment: dict[str, str]) 
             yield shown
         finally:
             os.killpg(process.pid, signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

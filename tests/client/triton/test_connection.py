@@ -88,7 +88,7 @@ def guarded(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=server_environment(TRITON), stdout=log, stderr=log)
     try:
-        with Connection(replace(endpoint, retry_for=120)) as connection:
+        with Connection(replace(endpoint, retry_for=300)) as connection:
             connection.reachable_configs("tile_encoder")
         yield endpoint
     finally:

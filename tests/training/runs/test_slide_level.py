@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from server.ports import free_port
 from training.config import ResourceSection, SelectSection, TrainingConfig, read_config
 from training.data.h5_features import read_bag
 from training.errors import TrainingError
@@ -57,7 +58,7 @@ def start(config: Path, out: Path, *changes: str) -> subprocess.Popen[str]:
     ]
     for change in changes:
         command += ["--set", change]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port("127.0.0.1"))}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
 
 
