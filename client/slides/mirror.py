@@ -267,6 +267,8 @@ def _explained(path: RemotePath, message: str) -> SlideServerError:
         return path.refusal("no credentials found")
     if path.scheme == "s3" and "<Code>ExpiredToken" in message:
         return path.refusal("expired token")
+    if path.scheme == "s3" and "configured region" in message:
+        return SlideServerError(f"{path}: its bucket lies in another region: set AWS_REGION to that")
     status = _STATUS.search(message)
     return path.unreachable(f"answer {status[1]}" if status else message.partition("\n")[0].strip())
 

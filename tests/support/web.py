@@ -19,7 +19,7 @@ class Files:
     content: dict[str, bytes] = field(default_factory=dict)
     authorization: str = ""  # that is asked for
     etag: str = '"first"'
-    elsewhere: dict[str, str] = field(default_factory=dict)  # paths that another address is given for
+    elsewhere: dict[str, str] = field(default_factory=dict)  # paths that another address, or "", is given for
     ranges: bool = True
     failure: bytes = b""  # the body of an answer of 400 to whoever asks for content
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -57,7 +57,7 @@ def serve_files(content: Mapping[str, bytes], tls: ssl.SSLContext | None = None)
         def answer(self, status: int, data: bytes, part: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
-            if status == 302:
+            if status == 302 and files.elsewhere[self.path]:
                 self.send_header("Location", files.elsewhere[self.path])
             if files.etag:
                 self.send_header("ETag", files.etag)

@@ -423,6 +423,9 @@ def test_s3_is_read_with_the_credentials_of_the_environment(
             assert "hush" not in str(caught.value)
         with pytest.raises(SlideServerError, match="no such file on the server"):
             open_slide(slide_path("s3://bucket/lab/T.svs"))
+        files.elsewhere["/bucket/lab/T.svs"] = ""  # as S3 answers where the region is another
+        with pytest.raises(SlideServerError, match="its bucket lies in another region: set AWS_REGION"):
+            open_slide(slide_path("s3://bucket/lab/T.svs"))
 
 
 def test_s3_without_credentials_or_https_says_what_to_set(
