@@ -210,7 +210,7 @@ function header() {
     el("strong", {}, panes[0].slide.slide_id),
     el("span", { className: "quiet" }, scores.join(" · ")),
     el("span", { className: "gap" }),
-    select("Beside it", others, state.beside || "", (beside) => visitSlide({ beside: beside || null, besideMap: null })),
+    select("Compare with", others, state.beside || "", (beside) => visitSlide({ beside: beside || null, besideMap: null })),
     button(found.length ? `Trust: ${found.length} warning${found.length > 1 ? "s" : ""}` : "Trust", () => showTrust(drawer, panes, look), found.length ? "warned" : ""),
     button("Copy link", () => navigator.clipboard?.writeText(location.href)),
     button("Keys", () => showKeys(drawer)),
