@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,13 @@ class WorkList:
     left_out: list[Path] = dataclasses.field(default_factory=list)
 
     def omission(self) -> str:
-        """How many files are left out, and some of their names; empty where none is."""
+        """How many files are left out, and the names of three, or of more how many of each suffix."""
         names = [_shown(path.name) for path in self.left_out]
-        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        return f"{len(names)} files that are no slides ({some})" if names else ""
+        if len(names) > 3:
+            suffixes = Counter(_shown(path.suffix.lower()) or "without a suffix" for path in self.left_out)
+            names = [f"{count} {suffix}" for suffix, count in suffixes.most_common()]
+        some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        return f"{len(self.left_out)} files that are no slides ({some})" if names else ""
 
 
 def read_work_list(source: Path, slides: Path | None = None) -> WorkList:

@@ -61,7 +61,11 @@ def test_a_folder_with_its_subfolders(folder: Path) -> None:
     assert [slide.slide_id for slide in work_list.slides] == ["s1", "s2", "1", "s3"]
     assert not work_list.bad
     assert read_work_list(folder / "s1.svs").slides[0].path == folder / "s1.svs"
-    assert [path.name for path in work_list.left_out] == ["note.txt"]
+    assert work_list.omission() == "1 files that are no slides (note.txt)"
+    for name in ("a.isyntax", "b.JPG", "c.jpg", "README"):
+        (folder / name).touch()
+    kinds = "2 .jpg, 1 without a suffix, 1 .isyntax, 1 .txt"
+    assert read_work_list(folder).omission() == f"5 files that are no slides ({kinds})"
 
 
 def test_every_dicom_series_of_a_folder_is_a_slide(tmp_path: Path, picture: Pixels) -> None:
