@@ -47,6 +47,7 @@ def command(
             callback=options.existing, help="Your own GeoJSON: a file, or a folder with SLIDE_ID.geojson."
         ),
     ] = None,
+    mask_frame: options.MaskFrame = "qupath",
     export: Annotated[
         Path | None,
         typer.Option(help="Write a static page into this folder instead, for a web host or a disk."),
@@ -74,7 +75,7 @@ def command(
             f"OpenSeadragon is missing ({OPENSEADRAGON}): in a checkout run `make viewer`; elsewhere install "
             "a wheel that `make wheel` built"
         )
-    library = Library(tuple(out), slide, wsi_dir, annotations)
+    library = Library(tuple(out), slide, wsi_dir, annotations, mask_frame)
     entries = library.entries()
     if slide is not None and len(entries) != 1:
         raise ClientError(f"--slide is the file of one slide, but there are {len(entries)}: give --wsi-dir")

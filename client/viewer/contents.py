@@ -277,9 +277,14 @@ def limits(library: Library) -> Json:
 def _annotations(library: Library, entry: Entry, origin: tuple[int, int]) -> tuple[list[Json], list[str]]:
     """The features of a slide's GeoJSON files, with where (0, 0) lies, and what could not be read."""
     found, unreadable = [], []
-    for path in library.geojson(entry):
+    of_own = origin if library.frame == "qupath" else (0, 0)
+    places = [
+        *((path, of_own) for path in library.own_geojson(entry)),
+        *((path, origin) for path in library.found_geojson(entry)),
+    ]
+    for path, place in places:
         try:
-            found.append({"name": path.name, "origin": origin, "features": read_features(path)})
+            found.append({"name": path.name, "origin": place, "features": read_features(path)})
         except ClientError as error:
             unreadable.append(str(error))
     return found, unreadable

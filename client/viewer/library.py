@@ -20,7 +20,7 @@ from ..errors import ClientError, SlideError
 from ..outputs.layout import StoredSlide, stored_slides
 from ..outputs.records import FAILED, OK, SlideRecord, find_records, record_folders
 from ..slides.address import RemotePath, slide_path
-from ..slides.geojson import SUFFIXES
+from ..slides.geojson import SUFFIXES, Frame
 from ..slides.slide import open_slide
 from .deepzoom import DeepZoom
 
@@ -61,12 +61,14 @@ class Library:
         slide: the file of the only slide, in place of the recorded one.
         wsi_dir: where slides are looked for, by the recorded file name, before their recorded path.
         annotations: a GeoJSON file, or a folder with SLIDE_ID.geojson.
+        frame: where those annotations have their (0, 0).
     """
 
     folders: tuple[Path, ...]
     slide: Path | None = None
     wsi_dir: Path | None = None
     annotations: Path | None = None
+    frame: Frame = "qupath"
 
     def entries(self) -> dict[str, Entry]:
         """Every slide by key; reads the folders anew, as a batch may be writing to them.
@@ -125,14 +127,17 @@ class Library:
             reason = error.strerror or str(error)
             raise SlideError(f"{path}: {reason}: name the slides' folder with --wsi-dir") from None
 
-    def geojson(self, entry: Entry) -> list[Path]:
-        """A slide's annotations: the user's own, the evidence that `attribute` found, the tissue."""
+    def own_geojson(self, entry: Entry) -> list[Path]:
+        """The user's own annotations of a slide."""
         own = self.annotations
         if own is not None and own.is_dir():
             named = [own / f"{entry.slide_id}{suffix}" for suffix in SUFFIXES]
-            found = [path for path in named if path.is_file()]
-        else:
-            found = [own] if own else []
+            return [path for path in named if path.is_file()]
+        return [own] if own else []
+
+    def found_geojson(self, entry: Entry) -> list[Path]:
+        """A slide's evidence that `attribute` found, and its tissue."""
+        found: list[Path] = []
         name = glob.escape(entry.slide_id)
         for folder in self._near(entry):
             near = [

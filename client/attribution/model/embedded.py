@@ -130,7 +130,7 @@ class EmbeddedSlide:
             found = replace(self, mpp_level0=self.mpp_level0 or slide.mpp, bounds_origin=slide.bounds[:2])
         elif self.bounds_origin is None:
             odd = ["QuPath's (0, 0) is taken for level 0's: give --slide if the slide has bounds"]
-            found = self
+            found = replace(self, bounds_origin=(0, 0))
         else:
             return self
         return replace(found, assumed="; ".join(filter(None, (self.assumed, *odd))))

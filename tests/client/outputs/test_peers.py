@@ -28,6 +28,7 @@ from PIL import Image
 from shapely.geometry import shape
 
 from client.outputs.layout import Layout
+from client.slides.geojson import Frame
 from client.viewer.contents import describe
 from client.viewer.library import Library
 from gigapath_contract.schema import Contract
@@ -286,6 +287,17 @@ class TestQuPath:
         wrong = changed(contours, *slide)
         assert int(wrong["tiles"]) < int(right["tiles"])
         assert "give --mask-frame level0" in wrong["embeddings_doubt"]
+
+    def test_the_viewer_places_both(self, layout: Layout, leica_slide: Path) -> None:
+        frames: dict[str, Frame] = {"tissue_geojson": "qupath", "contours_geojson": "level0"}
+        for folder, frame in frames.items():
+            library = Library((layout.out,), annotations=layout.out / folder, frame=frame)
+            [entry] = [one for one in library.entries().values() if one.slide_id == "bounded"]
+            own, *near = describe(library, entry)["annotations"]
+            corners = np.array(shape(own["features"][0]["geometry"]).bounds[:2]) + own["origin"]
+            tissue = next(one for one in near if one["features"][0]["id"] == own["features"][0]["id"])
+            placed = np.array(shape(tissue["features"][0]["geometry"]).bounds[:2]) + tissue["origin"]
+            np.testing.assert_array_equal(corners, placed)
 
     def test_maps_lie_where_the_slide_was_read(
         self, layout: Layout, leica_slide: Path, triton_url: str, run_client: Run, tmp_path: Path
