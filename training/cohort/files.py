@@ -53,6 +53,7 @@ def make_cohort(
     mark = out / MARK
     if mark.exists():
         if {k: v for k, v in read_json(mark).items() if k in inputs} == inputs:
+            _write_tables(plans, out)  # an earlier version may have named columns otherwise
             return plans
         raise TrainingError(f"{out} holds another cohort: remove it or choose another --out")
     if out.exists() and (not out.is_dir() or any(p.name != "slides" for p in out.iterdir())):

@@ -135,8 +135,11 @@ def test_files_are_the_same_bytes_again_and_openslide_reads_them(real_slide: Pat
 def test_a_complete_cohort_is_kept_and_another_is_not_overwritten(real_slide: Path, tmp_path: Path) -> None:
     make_cohort(real_slide, tmp_path / "c", only=("test-24A",))
     mark = (tmp_path / "c" / "cohort.json").stat().st_mtime_ns
+    labels = (tmp_path / "c" / "labels.csv").read_text()
+    (tmp_path / "c" / "labels.csv").write_text("columns of an earlier version\n")
     make_cohort(real_slide, tmp_path / "c", only=("test-24A",))
     assert (tmp_path / "c" / "cohort.json").stat().st_mtime_ns == mark
+    assert (tmp_path / "c" / "labels.csv").read_text() == labels
     with pytest.raises(TrainingError, match="holds another cohort: remove it or choose another --out"):
         make_cohort(real_slide, tmp_path / "c", only=("test-24A",), seed=1)
     (tmp_path / "d").mkdir()
