@@ -149,6 +149,10 @@ def mask_from_image(path: Path, slide: Slide) -> TissueMask:
     if _has_shape(drawn, slide.dimensions):
         if fits_bounds:
             slide.notes.append(f"mask {path.name} is taken for one of the whole slide, not of its bounds")
+        if (stretch := _stretch(drawn, slide.dimensions)) > 1.5 * (1 / width + 1 / height):
+            slide.notes.append(
+                f"mask {path.name} is not quite of the slide's shape: stretched by {stretch:.1%}"
+            )
     elif fits_bounds:
         placed = np.zeros(wanted[::-1], np.bool_)
         scale = [size / side for size, side in zip(wanted, slide.dimensions, strict=True)]
@@ -205,7 +209,13 @@ def _mask_size(slide: Slide) -> tuple[int, int]:
 def _has_shape(mask: BinaryMask, size: Sequence[int]) -> bool:
     """Whether a mask is a picture of `size` (w, h) made smaller, to within a pixel or 2 %."""
     height, width = mask.shape
-    return bool(abs(size[0] / width / (size[1] / height) - 1) <= max(0.02, 1 / width + 1 / height))
+    return bool(_stretch(mask, size) <= max(0.02, 1 / width + 1 / height))
+
+
+def _stretch(mask: BinaryMask, size: Sequence[int]) -> float:
+    """By which part one side of a mask is stretched more than the other to cover `size` (w, h)."""
+    height, width = mask.shape
+    return float(abs(size[0] / width / (size[1] / height) - 1))
 
 
 def _background(rgb: Pixels) -> Float32:

@@ -294,6 +294,16 @@ def test_annotations(real_slide: Path, tmp_path: Path) -> None:
     assert everything.source == "annotations a.geojson.gz"
 
 
+@pytest.mark.parametrize(("size", "noted"), [((222, 297), False), ((223, 296), False), ((2240, 2967), True)])
+def test_a_mask_that_is_padded_by_a_little_is_noted(
+    real_slide: Path, tmp_path: Path, size: tuple[int, int], noted: bool
+) -> None:
+    Image.new("L", size).save(tmp_path / "m.png")
+    with open_slide(real_slide) as slide:  # 2220x2967 px
+        mask_from_image(tmp_path / "m.png", slide)
+        assert slide.notes == ["mask m.png is not quite of the slide's shape: stretched by 0.9%"] * noted
+
+
 def test_annotations_that_lie_outside_the_slide_in_part_are_noted(real_slide: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     with open_slide(real_slide) as slide:  # 2220x2967 px
