@@ -68,7 +68,7 @@ class RemotePath(PosixPath):
     def login(self) -> tuple[str, str] | str | None:
         """User and password, or a bearer token, that the environment holds for this host; None without."""
         entries = (entry.partition("=") for entry in os.environ.get(TOKENS, "").split())
-        secret = {host: secret for host, _, secret in entries}.get(self.host)
+        secret = {host.lower(): secret for host, _, secret in entries}.get(self.host.lower())
         user, colon, password = (secret or "").partition(":")
         return (user, password) if colon else secret
 
