@@ -94,7 +94,8 @@ class _OneLine(logging.Handler):
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, Ctrl-C is 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped pod cleans up as Ctrl-C does
-    logging.basicConfig(format="{asctime} {levelname} {message}", style="{", handlers=[_OneLine()])
+    line = "{asctime} {levelname} {message}"
+    logging.basicConfig(format=line, datefmt="%Y-%m-%d %H:%M:%S", style="{", handlers=[_OneLine()])
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong
     try:
         call(app, PROGRAM)
