@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -88,7 +87,7 @@ def read_work_list(source: Path, slides: Path | None = None) -> WorkList:
         return _checked([_row(source)], source)
     if source.is_dir():
         found = _find(source)
-        ids = collections.Counter(id_of(path.name) for path in found.slides)
+        ids = Counter(id_of(path.name) for path in found.slides)
         rows = [_row(path, _folder_name(path) if ids[id_of(path.name)] > 1 else "") for path in found.slides]
         rows += [(p.stem, {}, BadRow(_shown(p.stem), _shown(p), _dead_link(p))) for p in found.dead]
         return dataclasses.replace(_checked(rows, source), left_out=found.others)
