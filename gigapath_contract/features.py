@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gigapath_contract.coordinates import LevelZeroScale
 from gigapath_contract.errors import ContractError, FeatureFileError, one_line
-from gigapath_contract.positions import level0_positions
+from gigapath_contract.positions import TilePositions, level0_positions
 
 MOST_BYTES = 16 << 30
 """Of one dataset: ten times the largest slide that a contract allows, in float32."""
@@ -68,7 +68,12 @@ def one_line_errors() -> Iterator[None]:
 
 
 def read_tile_features(
-    file: Any, *, tile_size: int | None = None, mpp: float | None = None, embeddings: bool = True
+    file: Any,
+    *,
+    tile_size: int | None = None,
+    mpp: float | None = None,
+    embeddings: bool = True,
+    positions: bool = True,
 ) -> TileFeatures:
     """Check an open `h5py.File`, then read its tile embeddings.
 
@@ -77,6 +82,7 @@ def read_tile_features(
     Args:
         tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
         embeddings: False leaves them unread, [N, 0], which takes a thousandth of the memory.
+        positions: False leaves `coords` as they are stored, in whatever unit, without a scale.
 
     Raises:
         FeatureFileError: `features` [N, D] or `coords` [N, 2] are missing or of another kind, a valid tile's
@@ -117,7 +123,9 @@ def read_tile_features(
         about, attributes = dict(coords.attrs), dict(features.attrs)
         if name == "feats":
             about = {**dict(file.attrs), **about}
-    found = level0_positions(places, {**attributes, **about}, tile_size=tile_size, mpp=mpp)
+    found = TilePositions(places, LevelZeroScale(), "")
+    if positions:
+        found = level0_positions(places, {**attributes, **about}, tile_size=tile_size, mpp=mpp)
     return TileFeatures(
         read, found.coords, found.scale, found.assumed, valid, invalid, tissue, scores, about, attributes
     )

@@ -101,17 +101,20 @@ def write_slide_features_h5(path: Path, scored: ScoredSlide, provenance: Provena
 StoredFeatures = TileFeatures
 
 
-def read_features(path: Path, tile_size: int | None = None, mpp: float | None = None) -> StoredFeatures:
+def read_features(
+    path: Path, tile_size: int | None = None, mpp: float | None = None, *, positions: bool = True
+) -> StoredFeatures:
     """Read a feature file; in one of another tool `tissue` is NaN.
 
     tile_size, mpp: the tiles' side in level-0 px and the slide's mpp, where the file does not say.
+    positions: whether it matters where the tiles lie.
 
     Raises:
         ClientError: no such file, not HDF5, or not what `gigapath_contract.features` lets pass.
     """
     try:
         with h5py.File(path, "r") as file:
-            return read_tile_features(file, tile_size=tile_size, mpp=mpp)
+            return read_tile_features(file, tile_size=tile_size, mpp=mpp, positions=positions)
     except OSError as error:
         raise ClientError(f"{path}: cannot be read as HDF5 ({error})") from error
     except MppMissing as error:

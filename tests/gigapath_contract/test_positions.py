@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from client.attribution.model.embedded import own_copy, read_embedded
+from client.attribution.model.embedded import own_copy, read_bank, read_embedded
 from client.errors import ClientError
 from gigapath_contract.errors import CoordinateError
 from gigapath_contract.positions import level0_positions
+from gigapath_contract.schema import Contract
 from training.data.h5_features import read_bag
 from training.errors import TrainingError
 
@@ -138,6 +139,15 @@ def test_training_reads_them_too(write: Callable[[h5py.File], None], tmp_path: P
     bag = read_bag(written(write, tmp_path))
     np.testing.assert_array_equal(bag.features, FEATURES)
     np.testing.assert_array_equal(bag.coords, COORDS)
+
+
+@pytest.mark.parametrize("write", [clam_features, stamp, first_stamp])
+def test_of_a_bank_no_scale_is_asked(
+    write: Callable[[h5py.File], None], contract: Contract, tmp_path: Path
+) -> None:
+    bank, unknown = read_bank(written(write, tmp_path), contract)
+    np.testing.assert_array_equal(bank, FEATURES)
+    assert "does not say which tile encoder" in unknown
 
 
 @pytest.mark.parametrize("write", [stamp, first_stamp])

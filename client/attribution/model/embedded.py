@@ -165,7 +165,7 @@ def read_bank(path: Path, contract: Contract) -> tuple[Float32, str]:
         ClientError: no such file, not HDF5, or no valid tile.
         ContractMismatch: another tile encoder than the contract's made them.
     """
-    stored = read_features(path)
+    stored = read_features(path, positions=False)
     if not stored.valid.any():
         raise ClientError(f"{path}: holds no valid tile to draw from")
     encoder = stored.attributes.get("encoder_sha256")
