@@ -228,6 +228,9 @@ class Square:
 
     dimensions, mpp, bounds = (1024, 1024), (0.5, 0.5), (0, 0, 1024, 1024)
 
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
 
 numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 2**31, 2**63, 10**400, 1e308]))
 values = st.recursive(
