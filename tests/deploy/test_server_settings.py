@@ -206,19 +206,15 @@ def test_the_probe_takes_a_busy_server_for_one_that_serves(
     one = time.perf_counter() - began
     answers: queue.Queue[Exception | None] = queue.Queue()
     # The machine may be a few times as fast or as slow by now.
-    queued = [
+    for _ in range(16):
         client.async_infer("slide_encoder", inputs, lambda result, error: answers.put(error))
-        for _ in range(24)
-    ]
     began = time.perf_counter()
-    busy = deployment.probe("infer", "--timeout", f"{5 * one}")
-    took, waiting = time.perf_counter() - began, 24 - answers.qsize()
-    for call in queued:
-        call.cancel()
+    busy = deployment.probe("infer", "--timeout", f"{3 * one}")
+    took, waiting = time.perf_counter() - began, 16 - answers.qsize()
+    assert [answers.get(timeout=300) for _ in range(16)] == [None] * 16  # they would keep other tests waiting
     assert busy.returncode == 0, busy.stderr
-    assert took > 5 * one
+    assert took > 3 * one
     assert waiting > 0, "the queue was empty before the probe gave up"
-    assert None in [answers.get(timeout=120) for _ in range(24)]
 
 
 @pytest.mark.parametrize(("model", "output"), [("tile_encoder", "EMBEDDINGS"), ("slide_encoder", "SLIDE")])

@@ -153,7 +153,7 @@ def test_a_stub_that_dies_ends_the_server_at_once(toy_repository: Path, tmp_path
 
 
 def test_a_server_that_is_stopped_says_nothing_of_dead_stubs(toy_repository: Path, tmp_path: Path) -> None:
-    with run_triton(toy_repository, log=tmp_path / "log", grace=30) as server:
+    with run_triton(toy_repository, log=tmp_path / "log", grace=120) as server:
         pass
     log = server.log.read_text()
     assert "died" not in log
