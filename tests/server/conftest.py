@@ -74,7 +74,7 @@ def infer() -> Infer:
 
 @pytest.fixture(scope="session")
 def infer_later() -> Callable[..., Future[Arrays]]:
-    """`infer_later(client, model, **inputs)`: the same, without waiting; requests arrive in their order."""
+    """`infer_later(client, model, **inputs)`: without waiting; a small request may overtake a large one."""
 
     def send(client: triton.InferenceServerClient, model: str, **inputs: np.ndarray) -> Future[Arrays]:
         answer: Future[Arrays] = Future()

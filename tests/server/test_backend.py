@@ -16,7 +16,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from server.local import RunningServer, run_triton
-from tests.support.served import stub_of, suspended, wait_until, waiting
+from tests.support.served import stub_of, suspended, wait_for_queue, wait_until
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]
@@ -69,12 +69,14 @@ def test_an_error_reaches_its_request_alone(
     before = stubs(toy_server)
     with triton.InferenceServerClient(toy_server.url) as client:
         with suspended(toy_server.pid, "tile_encoder"):
-            # 30 + 30 + 4 wait for the one that runs and the one that is to run next: they fill one batch.
-            batches = (tiles(64), tiles(64), good, bad, other)
-            *_, good_answer, bad_answer, other_answer = (
-                infer_later(client, "tile_encoder", TILES=batch) for batch in batches
+            # 30 + 30 + 4 wait for one that runs and one that is to run next: they fill one batch.
+            for _ in range(2):
+                infer_later(client, "tile_encoder", TILES=tiles(64))
+            wait_for_queue(toy_server, "tile_encoder", 1)
+            good_answer, bad_answer, other_answer = (
+                infer_later(client, "tile_encoder", TILES=batch) for batch in (good, bad, other)
             )
-            wait_until(lambda: waiting(toy_server, "tile_encoder") == 4)
+            wait_for_queue(toy_server, "tile_encoder", 4)
         with pytest.raises(InferenceServerException, match="out of data bounds") as error:
             bad_answer.result(60)
         assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -128,7 +130,7 @@ def test_a_stub_that_stalls_for_seconds_answers_late_but_right(
     batches = [tiles(64, seed) for seed in range(3)]
     with ThreadPoolExecutor(3) as pool, suspended(toy_server.pid, "tile_encoder"):
         answers = [pool.submit(infer, toy_server.url, "tile_encoder", TILES=batch) for batch in batches]
-        wait_until(lambda: waiting(toy_server, "tile_encoder") == 2)
+        wait_for_queue(toy_server, "tile_encoder", 2)
         time.sleep(2.5)
     for answer, batch in zip(answers, batches, strict=True):
         expected = bare(toy_repository, "tile_encoder", TILES=batch)

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.backends.onnxruntime.onnx_session import open_session
 from server.local import RunningServer
-from tests.support.served import suspended, wait_until, waiting
+from tests.support.served import suspended, wait_for_queue, wait_until
 
 Arrays = dict[str, np.ndarray]
 Infer = Callable[..., Arrays]
@@ -121,8 +121,8 @@ def test_requests_that_wait_are_merged_into_one_exact_batch(
     triton_server: RunningServer, infer_later: InferLater, bare: Infer
 ) -> None:
     """Two requests of 4 tiles queue up behind two of 64, one that runs and one that is to run next."""
-    batches = [tiles(64), tiles(64), tiles(4, seed=1), tiles(4, seed=2)]
-    merged = bare("tile_encoder", TILES=np.concatenate(batches[2:]))["EMBEDDINGS"]
+    batches = [tiles(4, seed=1), tiles(4, seed=2)]
+    merged = bare("tile_encoder", TILES=np.concatenate(batches))["EMBEDDINGS"]
     with triton.InferenceServerClient(triton_server.url) as client:
 
         def counts() -> np.ndarray:
@@ -130,10 +130,13 @@ def test_requests_that_wait_are_merged_into_one_exact_batch(
             return np.array([stats.inference_count, stats.execution_count])
 
         with suspended(triton_server.pid, "tile_encoder"):
-            answers = [infer_later(client, "tile_encoder", TILES=batch) for batch in batches]
-            wait_until(lambda: waiting(triton_server, "tile_encoder") == 3)
+            for _ in range(2):
+                infer_later(client, "tile_encoder", TILES=tiles(64))
+            wait_for_queue(triton_server, "tile_encoder", 1)
             before = counts()  # with all earlier requests: Triton counts them before it runs the next one
-        served = [answer.result(60)["EMBEDDINGS"] for answer in answers[2:]]
+            answers = [infer_later(client, "tile_encoder", TILES=batch) for batch in batches]
+            wait_for_queue(triton_server, "tile_encoder", 3)
+        served = [answer.result(60)["EMBEDDINGS"] for answer in answers]
         wait_until(lambda: (counts() - before).tolist() == [64 + 64 + 4 + 4, 3])
     np.testing.assert_array_equal(np.concatenate(served), merged, strict=True)
 

@@ -43,6 +43,18 @@ def waiting(server: RunningServer, model: str) -> int:
     return counted(server, rf'nv_inference_pending_request_count\{{model="{model}"')
 
 
+def wait_for_queue(server: RunningServer, model: str, requests: int) -> None:
+    """Wait until `requests` wait for a model, not for a moment only, as also the first does, which is run."""
+
+    def steady() -> bool:
+        if waiting(server, model) != requests:
+            return False
+        time.sleep(0.2)
+        return waiting(server, model) == requests
+
+    wait_until(steady)
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     """Wait for what comes soon, however busy the machine is."""
     deadline = time.monotonic() + 120

@@ -39,7 +39,7 @@ from gigapath_contract.schema import Contract
 from server.assemble import BACKENDS, TRITON, assemble_backends, tritonserver
 from server.local import RunningServer, run_triton, server_environment
 from server.ports import free_port
-from tests.support.served import suspended, wait_until, waiting
+from tests.support.served import suspended, wait_for_queue
 
 TILES = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), np.uint8)
 DEAD = "127.0.0.1:1"
@@ -194,7 +194,7 @@ def test_a_region_in_use_is_let_go_of_with_the_answer(
     with suspended(triton_server.pid, "slide_encoder"):
         for _ in range(2):
             client.async_infer("slide_encoder", tensors, lambda result, error: answers.put(error))
-        wait_until(lambda: waiting(triton_server, "slide_encoder") == 1)  # the other one is in work
+        wait_for_queue(triton_server, "slide_encoder", 1)  # the other one is in work
         with pytest.raises(InferenceServerException, match="in use"):
             client.unregister_system_shared_memory(name)
         assert answers.empty()

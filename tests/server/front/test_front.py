@@ -22,7 +22,7 @@ from server.front.proxy import INFER
 from server.local import LOOPBACK, RunningServer, run_triton
 from server.ports import free_port
 from tests.support.fronted import fronted
-from tests.support.served import counted, suspended, wait_until, waiting
+from tests.support.served import counted, suspended, wait_for_queue, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -259,7 +259,7 @@ def test_one_client_can_hold_only_so_many_bytes(server: RunningServer) -> None:
         infer = infers(channel)
         with suspended(server.pid, "slide_encoder"):
             held = [infer.future(data, timeout=60) for _ in range(2)]
-            wait_until(lambda: waiting(server, "slide_encoder") == 1)  # and the other one is computed
+            wait_for_queue(server, "slide_encoder", 1)  # and the other one is computed
             with pytest.raises(grpc.RpcError, match="has 0 MiB in flight and sends 0 MiB") as error:
                 infer(data, timeout=30)
             assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -285,9 +285,9 @@ def test_a_call_that_its_client_gave_up_ends_at_the_server_too(
         infer = infers(channel)
         with suspended(server.pid, "tile_encoder"):
             held = [infer.future(data, timeout=60) for _ in range(7)]
-            wait_until(lambda: waiting(server, "tile_encoder") == 6)
+            wait_for_queue(server, "tile_encoder", 6)
             queued = infer.future(data, timeout=60 if end == "cancelled" else 8)
-            wait_until(lambda: waiting(server, "tile_encoder") == 7)
+            wait_for_queue(server, "tile_encoder", 7)
             with pytest.raises(grpc.RpcError, match="has 8 requests in flight"):
                 infer(data, timeout=30)
             if end == "cancelled":
