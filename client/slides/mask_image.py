@@ -14,7 +14,7 @@ from gigapath_contract.errors import one_line
 from ..arrays import Array, BinaryMask
 from ..errors import MaskError
 from .detect import first_bytes
-from .tiff import DAMAGE, SIGNATURES, orientation_of, upright
+from .tiff import DAMAGE, SIGNATURES, all_pages, orientation_of, upright
 
 Image.MAX_IMAGE_PIXELS = None  # `_check_size` has a limit of its own
 LARGEST = 1 << 28  # pixels of an image that is decoded as a whole
@@ -79,6 +79,7 @@ def _read_picture(path: Path) -> tuple[Array, Array | None]:
 
 def _read_tiff(path: Path, size: tuple[int, int]) -> tuple[Array, Array | None]:
     with tifffile.TiffFile(path) as file:
+        all_pages(file)  # before `series`, which would never end where the pages do not
         pages = [page.aspage() for level in file.series[0].levels if (page := level.pages[0])]
         enough = [page for page in pages if page.imagewidth >= size[0] and page.imagelength >= size[1]]
         page = min(enough or pages[:1], key=lambda page: page.imagewidth)

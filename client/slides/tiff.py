@@ -59,10 +59,19 @@ def read_pages(path: Path, vendor: str) -> list[Page]:
 
 
 def all_pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The pages of a TIFF, and those in the first one's SubIFDs, where OME-TIFF has its smaller levels."""
+    """The pages of a TIFF, and those in the first one's SubIFDs, where OME-TIFF has its smaller levels.
+
+    Raises:
+        TiffFileError: a page is followed by an earlier one, so that there is no last one.
+    """
+    pages: dict[int, tifffile.TiffPage] = {}
+    for page in file.pages:
+        if page.offset in pages:
+            raise tifffile.TiffFileError("its directories lead back to an earlier one")
+        pages[page.offset] = page.aspage()
     first = file.pages.first
     below = (first.pages or ()) if first.is_ome else ()
-    return [page.aspage() for page in (*file.pages, *below)]
+    return [*pages.values(), *(page.aspage() for page in below)]
 
 
 def _checked(path: Path, file_size: int, page: tifffile.TiffPage) -> Page:

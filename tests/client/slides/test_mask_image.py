@@ -159,3 +159,14 @@ def test_a_tiff_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.tif").write_bytes(b"II*\0\x08\0\0\0\xff\xff" + bytes(50))
     with pytest.raises(MaskError, match="no readable mask image"):
         read_mask_image(tmp_path / "m.tif", (80, 60), 4096)
+    with tifffile.TiffWriter(tmp_path / "circle.tif") as file:
+        for _ in range(3):
+            file.write(DRAWN.astype(np.uint8), metadata=None)
+    with tifffile.TiffFile(tmp_path / "circle.tif") as file:
+        offsets = [page.offset for page in file.pages]
+    data = bytearray((tmp_path / "circle.tif").read_bytes())
+    end = data.index(struct.pack("<I", offsets[2]), offsets[1])  # where the second page names the third
+    data[end : end + 4] = struct.pack("<I", offsets[0])
+    (tmp_path / "circle.tif").write_bytes(data)
+    with pytest.raises(MaskError, match="lead back to an earlier one"):
+        read_mask_image(tmp_path / "circle.tif", (80, 60), 4096)
