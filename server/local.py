@@ -139,9 +139,10 @@ def run_triton(
             pid = process.stdout.readline()
             if not pid:
                 raise ServerError(diagnose(log, process.wait()))
-            for name, port in ports.items():  # gRPC is the first to listen
-                if f"--allow-{name}=false" not in flags:
-                    wait_for_port(process, host, port, log, START_TIMEOUT)
+            wait_for_port(process, host, ports["grpc"], log, START_TIMEOUT)
+            for name in ports.keys() - {"grpc"}:  # these listen a moment later, unless `flags` say otherwise
+                if not any(flag.startswith((f"--allow-{name}", f"--{name}-")) for flag in flags):
+                    wait_for_port(process, host, ports[name], log, START_TIMEOUT)
             url = f"{host}:{ports['grpc']}"
             with triton.InferenceServerClient(url) as client:
                 models = tuple(check_models(client, START_TIMEOUT, {"triton-grpc-protocol-admin": token}))
