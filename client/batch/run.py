@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..outputs.records import FAILED, Fault, SlideRecord
 from .job import BatchJob
 from .manifest import WorkList
 from .pools import Pool
-from .schedule import BatchReport, Watch, run
+from .schedule import MOST_LOSSES, BatchReport, Watch, run
 from .tables import write_scores, write_status
 
 
@@ -30,7 +30,7 @@ def run_batch(
         Cancelled: the pool was cancelled. KeyboardInterrupt passes through.
     """
     watch = Watch(job, wait_for, report)
-    _begin(job, watch)
+    _once_it_fits(job.layout.write_contract, watch)
     records = [SlideRecord(bad.slide_id, bad.path, FAILED, bad.reason) for bad in work_list.bad]
     for record in records:
         report.end(record)
@@ -39,6 +39,9 @@ def run_batch(
     def end(record: SlideRecord) -> None:
         records.append(record)
         report.end(record)
+
+    def in_order() -> list[SlideRecord]:
+        return sorted(records, key=lambda record: order.get(record.slide_id, -1))
 
     try:
         suspects = {slide.slide_id for slide in work_list.slides if job.begun(slide.slide_id).exists()}
@@ -49,21 +52,24 @@ def run_batch(
             SlideRecord(slide.slide_id, str(slide.path), FAILED, f"not started: {left.reason}")
             for slide in left.slides
         ]
-    finally:
-        records.sort(key=lambda record: order.get(record.slide_id, -1))
-        write_status(job.layout.status, records)
-    write_scores(job.layout, records, work_list.columns)
-    return records
+    except BaseException:
+        write_status(job.layout.status, in_order())
+        raise
+    _once_it_fits(lambda: write_status(job.layout.status, in_order()), watch)
+    _once_it_fits(lambda: write_scores(job.layout, in_order(), work_list.columns), watch)
+    return in_order()
 
 
-def _begin(job: BatchJob, watch: Watch) -> None:
-    """Write the contract, once there is space for it. Raises OutputError."""
-    while True:
+def _once_it_fits(write: Callable[[], object], watch: Watch) -> None:
+    """Write a small file or some, and again where there is space once more. Raises OutputError."""
+    for _ in range(MOST_LOSSES):
         try:
-            return job.layout.write_contract()
+            write()
+            return
         except DiskFull as error:
             if watch.wait(Fault.DISK_FULL, str(error)):
                 raise
+    write()
 
 
 @contextmanager

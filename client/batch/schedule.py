@@ -20,7 +20,7 @@ from .pools import Pool
 
 logger = logging.getLogger(__name__)
 
-_MOST_LOSSES = 3  # a slide during which this happens more often may be what brings the server down
+MOST_LOSSES = 3  # a slide during which this happens more often may be what brings the server down
 _POLL_S = 5.0
 _ANSWER_WITHIN_S = 10.0
 
@@ -147,7 +147,7 @@ def run(
                     watch.answered()
                 if given_up or record.fault == Fault.NONE:
                     end(record)
-                elif lost and losses[source.slide_id] <= _MOST_LOSSES:
+                elif lost and losses[source.slide_id] <= MOST_LOSSES:
                     (late if source.slide_id in alone else waiting).appendleft(source)
                 elif source.slide_id not in alone:
                     late.append(source)

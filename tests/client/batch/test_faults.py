@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from client.batch.job import BatchJob
+from client.batch.manifest import BadRow, WorkList
+from client.batch.run import run_batch
 from client.batch.schedule import Watch, run
 from client.errors import DeadlineExceeded
 from client.outputs.records import FAILED, OK, Fault, SlideRecord
-from client.scoring.score import SlideSource
+from client.scoring.embedding import Throughput
+from client.scoring.score import SlideSource, TilingOptions
 from client.triton.connection import Connection
 from client.triton.endpoint import Endpoint
 from client.triton.statistics import read_statistics
@@ -32,6 +38,7 @@ from tests.support.pyramid import write_pyramid
 from tests.support.served import suspended, wait_until
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).parents[3]
 SLOWLY = ("--chunk", 1, "--in-flight", 1, "--workers", 1)
 
 
@@ -359,3 +366,41 @@ def test_what_is_tried_again_and_when(script: dict[str, list[Fault]], started: s
     assert sorted(record.slide_id for record in ended) == list("abcd")
     assert "".join(record.slide_id for record in ended if record.status == FAILED) == failed
     assert pool.closed
+
+
+class Ballast(Silent):
+    """Fills a folder's disk when a slide ends, and makes room once a batch waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "ballast"
+
+    def end(self, record: SlideRecord) -> None:
+        with suppress(OSError), self._file.open("ab", buffering=0) as file:
+            while file.write(bytes(1 << 12)):
+                pass
+
+    def wait(self, what: str, reason: str, seconds: float) -> None:
+        assert "status.csv" in reason
+        self._file.unlink()
+
+
+def run_on_full_disk(out: Path) -> None:
+    """A batch after whose only slide, which failed, the disk is full."""
+    contract = Contract.parse((ROOT / "tests" / "gigapath_contract" / "contract.json").read_text())
+    job = BatchJob(out, Endpoint("127.0.0.1:1"), contract, TilingOptions(), Throughput())
+    bad = WorkList([], [BadRow("a", "a.tif", "no such file")])
+    run_batch(bad, job, Scripted({}), Ballast(out), wait_for=60)
+
+
+def test_tables_wait_for_space_on_the_disk(tmp_path: Path) -> None:
+    """On a file system of 16 MB, in a mount namespace that ends with the batch."""
+    out = tmp_path / "out"
+    out.mkdir()
+    script = f'mount -t tmpfs -o size=16m full "$0"; "$@"; code=$?; cp -a "$0" {tmp_path}/kept; exit $code'
+    body = "import sys; from pathlib import Path; from tests.client.batch import test_faults as one; "
+    python = [sys.executable, "-c", body + "one.run_on_full_disk(Path(sys.argv[1]))", str(out)]
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(out), *python]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "kept").rglob("status.csv"))) == 1
+    assert len(list((tmp_path / "kept").rglob("scores.csv"))) == 1
