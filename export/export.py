@@ -83,6 +83,8 @@ def export_preset(
             f"no folder {weights}: give one with pytorch_model.bin and slide_encoder.pth, "
             f"or {HUB}OWNER/REPOSITORY"
         )
+    if slide is not None and not slide.is_file():
+        raise ExportError(f"no slide {slide}: give another with --slide, or none")
     slide = slide or DEFAULT_SLIDE
     for checkpoint in checkpoints:
         warn_misplaced(checkpoint)

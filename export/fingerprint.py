@@ -35,12 +35,13 @@ def input_key(
 ) -> str:
     """SHA-256 over everything that decides the graphs: equal keys mean equal exports.
 
-    The arguments are those of `export.export.export_preset`. A hub repository counts by its name alone.
+    The arguments are those of `export.export.export_preset`. A hub repository counts by its name alone. A
+    folder that lacks its files counts as well: it is not the export that was made without it.
     """
     digest = hashlib.sha256()
     hub = weights if weights is not None and weights.startswith(HUB) else None
     settings: list[str | int | None] = [preset or "demo", precision, occlusion_precision, hub, gpu_memory]
-    settings.append(patch_tokens)
+    settings += [patch_tokens, weights is not None, len(checkpoints)]
     settings += [importlib.metadata.version(name) for name in LIBRARIES]
     digest.update(json.dumps(settings).encode())
     digest.update(_code_digest_at_start().encode())

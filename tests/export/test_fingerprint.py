@@ -121,3 +121,9 @@ def test_settings_and_weights_count(tmp_path: Path) -> None:
     assert len({input_key("demo"), dense, *other}) == 6
     (tmp_path / "pytorch_model.bin").write_bytes(b"other weights")
     assert input_key("demo", weights=str(tmp_path)) != given
+
+
+def test_a_folder_without_its_files_is_not_the_export_without_it(tmp_path: Path) -> None:
+    missing = tmp_path / "typo"
+    keys = [input_key(None), input_key(None, weights=str(missing)), input_key(None, checkpoints=[missing])]
+    assert len({*keys, input_key(None, checkpoints=[missing] * 2)}) == 4
