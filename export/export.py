@@ -84,7 +84,7 @@ def export_preset(
             f"or {HUB}OWNER/REPOSITORY"
         )
     if slide is not None and not slide.is_file():
-        raise ExportError(f"no slide {slide}: give another with --slide, or none")
+        raise ExportError(f"{slide} cannot be read: no such file; give another slide with --slide")
     slide = slide or DEFAULT_SLIDE
     for checkpoint in checkpoints:
         warn_misplaced(checkpoint)
