@@ -61,7 +61,7 @@ def run_batch(
 
 
 def _once_it_fits(write: Callable[[], object], watch: Watch) -> None:
-    """Write a small file or some, and again where there is space once more. Raises OutputError."""
+    """Write small files; where the disk is full, again once there is space. Raises OutputError."""
     for _ in range(MOST_LOSSES):
         try:
             write()

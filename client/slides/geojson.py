@@ -84,11 +84,9 @@ def frame_doubt(path: Path, area: BaseGeometry, bounds: tuple[int, int, int, int
         return ""
     if frame == "level0" or (left, top) == (0, 0):
         outside = area.difference(scanned).area / area.area
-        return (
-            f"{outside:.0%} of {path.name} lies outside the slide: is it of this one?"
-            if outside > 0.05
-            else ""
-        )
+        if outside <= 0.05:
+            return ""
+        return f"{outside:.0%} of {path.name} lies outside the slide: is it of this one?"
     return (
         f"{path.name} reaches beyond the slide's bounds, where QuPath's (0, 0) lies: if it is in level-0 "
         "pixels, give --mask-frame level0"
